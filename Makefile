@@ -1,0 +1,44 @@
+# Everything sets itself up: `make demo` and `make test` work on a fresh machine with Python >= 3.11 and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: demo test test-faults check format ui clean help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP) ## set up, then run studies/rank_alpha.yaml on the embedded base model (minutes on a CPU)
+	$(BIN)/python -m lora_lab.sweep studies/rank_alpha.yaml
+
+ui: $(STAMP) ## browse the finished study in MLflow
+	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
+
+test: $(STAMP) ## set up, then run the tests
+	$(BIN)/python -m pytest -q -m "not faults and not gpu"
+
+test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moments, ...)
+	$(BIN)/python -m pytest -q -m "faults"
+
+check: $(STAMP) ## lint, format, types, import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## apply the formatter and the safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove build products, never runs/ or mlflow.db
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,67 @@
+"""What a training engine tells about its trials: a stream of these values, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialEvent:
+    """Something that happened to one trial; `step` counts its finished optimizer steps."""
+
+    number: int
+    step: int
+    epoch: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logged(TrialEvent):
+    """One optimizer step: mean loss per label token (nats), gradient norm before clipping, learning rate."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated(TrialEvent):
+    """An evaluation: token-mean negative log-likelihood (nats) on held-out and on general text."""
+
+    eval_loss: float
+    forgetting_loss: float | None = None
+    """On `data.forgetting`; None where there is none, or where it is measured only at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished(TrialEvent):
+    """The trial reached its last step; its adapter lies in `adapter_folder`."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Final figures by their MLflow names (eval_loss, trainable_params, peak_memory_bytes, ...)."""
+    adapter_folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diverged(TrialEvent):
+    """A loss or gradient of this trial is not finite."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfMemory(TrialEvent):
+    """The trial does not fit on the device, even alone."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(TrialEvent):
+    """The trial raised an error that is its own."""
+
+    reason: str

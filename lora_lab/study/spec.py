@@ -1,0 +1,77 @@
+"""A whole study: one question, a model, data, fixed settings, and a sweep over the rest."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, Settings, TrainingSettings, TrialConfig
+from lora_lab.study.sweep import SEARCHABLE, Parameter, SweepSettings, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class StudySpec(Settings):
+    """A validated study file."""
+
+    study_name: str
+    question: str = ""
+    storage: str | None = None
+    """Any Optuna RDB URL; by default `sqlite:///runs/<study_name>/study.db`."""
+    model: ModelSettings
+    data: DataSettings
+    training: TrainingSettings = TrainingSettings()
+    lora: LoraSettings = LoraSettings()
+    sweep: SweepSettings
+
+    @field_validator("study_name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if not STUDY_NAME.fullmatch(name) or ".." in name:
+            raise ValueError(
+                "must be 1 to 100 letters, digits, '.', '_' or '-', begin with a letter or digit and "
+                f"not contain '..' (it names a folder), but is {name[:120]!r}"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _parameters_exist_and_fit(self) -> StudySpec:
+        for name, parameter in self.sweep.parameters.items():
+            for other in parameter.when:
+                if other not in self.sweep.parameters:
+                    raise ValueError(f"sweep.parameters.{name}.when: {other} is not a searched parameter")
+                if list(self.sweep.parameters).index(other) >= list(self.sweep.parameters).index(name):
+                    raise ValueError(f"sweep.parameters.{name}.when: {other} must stand above {name}")
+        if any(metric.name == "forgetting" for metric in self.sweep.metric) and self.data.forgetting is None:
+            raise ValueError("metric forgetting needs data.forgetting: a dataset of general text")
+        return self
+
+    def active(self, name: str, chosen: Mapping[str, Value]) -> bool:
+        """Whether parameter `name` is searched, given the values chosen for those above it."""
+        conditions = self.sweep.parameters[name].when
+        return all(other in chosen and condition.holds(chosen[other]) for other, condition in conditions.items())
+
+    def trial_config(self, chosen: Mapping[str, Value]) -> TrialConfig:
+        """The configuration of a trial: the fixed settings with the chosen parameter values put in.
+
+        Raises:
+            pydantic.ValidationError: a combination of values that no trial can have.
+        """
+        sections: dict[str, dict[str, Any]] = {
+            section: getattr(self, section).model_dump() for section in ("model", "data", "training", "lora")
+        }
+        for name, value in chosen.items():
+            sections[SEARCHABLE[name]][name] = value
+        lora = sections["lora"]
+        if "alpha_ratio" in chosen and "lora_alpha" not in chosen:
+            lora["lora_alpha"] = None
+        if "lora_alpha" in chosen and "alpha_ratio" not in chosen:
+            lora["alpha_ratio"] = None
+        return TrialConfig.model_validate(sections)
+
+

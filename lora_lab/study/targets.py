@@ -1,0 +1,137 @@
+"""Which linear modules an adapter sits on, and how many parameters it trains: arithmetic on names and shapes.
+
+A `LinearMap` is all that is needed of an architecture; `lora_lab.training.architecture` makes one from a
+config alone, without weights.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_lab.study.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_lab.study.settings import LoraSettings
+
+LAYER_INDEX = re.compile(r"\.(\d+)\.")
+ATTENTION_PARENTS = re.compile(r"\.(self_attn|attn|attention|self_attention|mixer_attn)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """A linear module's input and output width."""
+
+    d_in: int
+    d_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinearMap:
+    """The linear modules of a base model by name, in the order of `named_modules`."""
+
+    shapes: Mapping[str, LinearShape]
+    head: str | None
+    """Name of the output head (`lm_head`), None where the model has none."""
+    num_layers: int
+    total_parameters: int
+    """Parameters of the bare base, tied weights counted once."""
+
+    def layer_of(self, name: str) -> int | None:
+        """Index of the decoder layer that a module belongs to, None for one outside the layers."""
+        match = LAYER_INDEX.search(name)
+        return int(match.group(1)) if match else None
+
+
+def _preset(linears: LinearMap, preset: str) -> list[str]:
+    body = [name for name in linears.shapes if name != linears.head]
+    match preset:
+        case "all-linear":
+            return body
+        case "all-linear+head":
+            if linears.head is None:
+                raise InputError("lora.target_modules: all-linear+head needs an output head; this model has none")
+            return [*body, linears.head]
+        case "attention":
+            return [name for name in body if ATTENTION_PARENTS.search(f".{name}.")]
+        case "mlp":
+            return [
+                name
+                for name in body
+                if linears.layer_of(name) is not None and not ATTENTION_PARENTS.search(f".{name}.")
+            ]
+    raise AssertionError(preset)
+
+
+def _by_name(linears: LinearMap, targets: str | tuple[str, ...]) -> list[str]:
+    """PEFT's own rule: a string is a regex for the full name, a list matches names or their endings."""
+    if isinstance(targets, str):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise InputError(f"lora.target_modules: {targets!r} is no preset and no valid regex ({error})") from None
+        return [name for name in linears.shapes if pattern.fullmatch(name)]
+    return [name for name in linears.shapes if any(name == t or name.endswith(f".{t}") for t in targets)]
+
+
+def _layer_indices(linears: LinearMap, layers: str | tuple[int, ...]) -> set[int]:
+    count = linears.num_layers
+    match layers:
+        case "all":
+            return set(range(count))
+        case "first_half":
+            return set(range((count + 1) // 2))
+        case "last_half":
+            return set(range((count + 1) // 2, count)) or {count - 1}
+        case "every_2nd":
+            return set(range(0, count, 2))
+        case _:
+            beyond = [index for index in layers if int(index) >= count]
+            if beyond:
+                raise InputError(f"lora.layers: the model has layers 0 to {count - 1}, but got {beyond[0]}")
+            return {int(index) for index in layers}
+
+
+def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
+    """Full names of the modules that the adapter sits on, in the model's order.
+
+    The head is outside the layers: `layers` does not take it away.
+
+    Raises:
+        InputError: nothing matches, or a layer index is beyond the model's depth.
+    """
+    targets = lora.target_modules
+    presets = ("attention", "mlp", "all-linear", "all-linear+head")
+    named = _preset(linears, targets) if targets in presets else _by_name(linears, targets)  # type: ignore[arg-type]
+    layers = _layer_indices(linears, lora.layers)
+    chosen = {
+        name
+        for name in named
+        if (linears.layer_of(name) in layers if linears.layer_of(name) is not None else True)
+    }
+    if lora.layers != "all" and not any(linears.layer_of(name) is not None for name in chosen):
+        chosen = set()
+    if not chosen:
+        known = sorted({name.rsplit(".", 1)[-1] for name in linears.shapes})
+        raise InputError(
+            f"lora.target_modules: {targets!r} with layers {lora.layers!r} matches no linear module; "
+            f"the model has {', '.join(known)}"
+        )
+    return tuple(name for name in linears.shapes if name in chosen)
+
+
+def trainable_parameters(linears: LinearMap, lora: LoraSettings) -> int:
+    """Exact number of trained parameters: the sum of r (d_in + d_out) over the adapted modules."""
+    shapes = [linears.shapes[name] for name in resolve_targets(linears, lora)]
+    return sum(lora.r * (shape.d_in + shape.d_out) for shape in shapes)
+
+
+def full_rank_excess(linears: LinearMap, lora: LoraSettings) -> dict[str, int]:
+    """Modules whose smaller side is below r, by that side: there the adapter has more rank than the matrix."""
+    sides = {
+        name: min(linears.shapes[name].d_in, linears.shapes[name].d_out) for name in resolve_targets(linears, lora)
+    }
+    return {name: side for name, side in sides.items() if side < lora.r}
