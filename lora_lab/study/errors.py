@@ -1,4 +1,4 @@
-"""The error tree. A command prints the message of a `LoraLabError` on one line and exits with its `exit_code`.
+"""The error tree: a command prints the message of a `LoraLabError` and exits with its `exit_code`.
 
 ::
 

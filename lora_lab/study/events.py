@@ -32,6 +32,9 @@ class Logged(TrialEvent):
 class Evaluated(TrialEvent):
     """An evaluation: token-mean negative log-likelihood (nats) on held-out and on general text."""
 
+    evaluation: int
+    """Its number from 1: the epoch, unless `eval_steps` is set."""
+
     eval_loss: float
     forgetting_loss: float | None = None
     """On `data.forgetting`; None where there is none, or where it is measured only at the end."""

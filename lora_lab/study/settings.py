@@ -24,6 +24,14 @@ LAYER_PRESETS = ("all", "first_half", "last_half", "every_2nd")
 TARGET_PRESETS = ("attention", "mlp", "all-linear", "all-linear+head")
 
 
+class RuleError(ValueError):
+    """A rule over several keys that does not hold; `key` leads from the model to the one to change."""
+
+    def __init__(self, key: tuple[str, ...], problem: str) -> None:
+        super().__init__(problem)
+        self.key = key
+
+
 class Settings(BaseModel):
     """Base of all sections: immutable, unknown keys refused, no silent conversion, finite numbers only."""
 
@@ -48,8 +56,9 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _double_quant_needs_four_bits(self) -> ModelSettings:
         if self.double_quant and self.quantization not in ("nf4", "fp4"):
-            raise ValueError(
-                f"double_quant needs quantization nf4 or fp4, but quantization is {self.quantization}"
+            raise RuleError(
+                ("double_quant",),
+                f"double_quant needs quantization nf4 or fp4, but quantization is {self.quantization}",
             )
         return self
 
@@ -62,7 +71,7 @@ class DatasetRef(Settings):
     name: str | None = None
     """The configuration of a Hub dataset."""
     split: str | None = None
-    """`train`, `validation`, ...; by default `train` for training and `validation` or `test` for evaluation."""
+    """`train`, `validation`, ...; by default `train` to train on, `validation` or `test` to evaluate on."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
     """Use the first N rows."""
 
@@ -107,12 +116,13 @@ class LoraSettings(Settings):
     @model_validator(mode="after")
     def _one_alpha(self) -> LoraSettings:
         if self.lora_alpha is not None and self.alpha_ratio is not None:
-            raise ValueError(
+            raise RuleError(
+                ("alpha_ratio",),
                 f"give lora_alpha or alpha_ratio, not both, but got lora_alpha={self.lora_alpha} "
-                f"and alpha_ratio={self.alpha_ratio}"
+                f"and alpha_ratio={self.alpha_ratio}",
             )
         if self.init_lora_weights == "orthogonal" and self.r % 2:
-            raise ValueError(f"init_lora_weights: orthogonal needs an even r, but r is {self.r}")
+            raise RuleError(("init_lora_weights",), f"orthogonal needs an even r, but r is {self.r}")
         return self
 
     @property
@@ -157,13 +167,15 @@ class TrainingSettings(Settings):
     @model_validator(mode="after")
     def _one_warmup(self) -> TrainingSettings:
         if self.warmup_ratio and self.warmup_steps:
-            raise ValueError(
+            raise RuleError(
+                ("warmup_ratio",),
                 f"give warmup_ratio or warmup_steps, not both, but got warmup_ratio={self.warmup_ratio} "
-                f"and warmup_steps={self.warmup_steps}"
+                f"and warmup_steps={self.warmup_steps}",
             )
         if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
-            raise ValueError(
-                "lr_scheduler_type: constant has no warm-up; use constant_with_warmup, or drop the warm-up"
+            raise RuleError(
+                ("lr_scheduler_type",),
+                "lr_scheduler_type constant has no warm-up; use constant_with_warmup, or drop the warm-up",
             )
         return self
 

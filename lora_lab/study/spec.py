@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, Settings, TrainingSettings, TrialConfig
-from lora_lab.study.sweep import SEARCHABLE, Parameter, SweepSettings, Value
+from lora_lab.study.settings import (
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    RuleError,
+    Settings,
+    TrainingSettings,
+    TrialConfig,
+)
+from lora_lab.study.sweep import SEARCHABLE, SweepSettings, Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,20 +49,28 @@ class StudySpec(Settings):
 
     @model_validator(mode="after")
     def _parameters_exist_and_fit(self) -> StudySpec:
-        for name, parameter in self.sweep.parameters.items():
+        searched = self.sweep.parameters
+        above: list[str] = []
+        for name, parameter in searched.items():
             for other in parameter.when:
-                if other not in self.sweep.parameters:
-                    raise ValueError(f"sweep.parameters.{name}.when: {other} is not a searched parameter")
-                if list(self.sweep.parameters).index(other) >= list(self.sweep.parameters).index(name):
-                    raise ValueError(f"sweep.parameters.{name}.when: {other} must stand above {name}")
+                key = ("sweep", "parameters", name, "when", other)
+                if other not in searched:
+                    raise RuleError(key, f"{other} is not searched; searched are {', '.join(searched)}")
+                if other not in above:
+                    raise RuleError(key, f"{other} must stand above {name} among the parameters")
+            above.append(name)
         if any(metric.name == "forgetting" for metric in self.sweep.metric) and self.data.forgetting is None:
-            raise ValueError("metric forgetting needs data.forgetting: a dataset of general text")
+            raise RuleError(
+                ("sweep", "metric"), "metric forgetting needs data.forgetting: a dataset of general text"
+            )
         return self
 
     def active(self, name: str, chosen: Mapping[str, Value]) -> bool:
         """Whether parameter `name` is searched, given the values chosen for those above it."""
         conditions = self.sweep.parameters[name].when
-        return all(other in chosen and condition.holds(chosen[other]) for other, condition in conditions.items())
+        return all(
+            other in chosen and condition.holds(chosen[other]) for other, condition in conditions.items()
+        )
 
     def trial_config(self, chosen: Mapping[str, Value]) -> TrialConfig:
         """The configuration of a trial: the fixed settings with the chosen parameter values put in.
@@ -73,5 +89,3 @@ class StudySpec(Settings):
         if "lora_alpha" in chosen and "alpha_ratio" not in chosen:
             lora["alpha_ratio"] = None
         return TrialConfig.model_validate(sections)
-
-

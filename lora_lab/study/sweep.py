@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from lora_lab.study.settings import (
     DataSettings,
     LoraSettings,
     ModelSettings,
+    RuleError,
     Settings,
     TrainingSettings,
     _list_to_tuple,
@@ -37,12 +39,58 @@ SEARCHABLE: dict[str, str] = {
 }
 """Every name that may stand under `parameters`, and the section of the study file that it belongs to."""
 
+OTHER_NAMES = {
+    "alpha": "lora_alpha",
+    "batch_size": "per_device_train_batch_size",
+    "cutoff_len": "max_length",
+    "dropout": "lora_dropout",
+    "epochs": "num_train_epochs",
+    "init_lora": "init_lora_weights",
+    "layers_to_transform": "layers",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "lora_target": "target_modules",
+    "lora_target_modules": "target_modules",
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "max_seq_length": "max_length",
+    "method": "sampler",
+    "micro_batch_size": "per_device_train_batch_size",
+    "name": "study_name",
+    "num_epochs": "num_train_epochs",
+    "rank": "r",
+    "sequence_len": "max_length",
+    "trials": "n_trials",
+}
+"""What other tools call a key."""
+
 SECTIONS: dict[str, type[Settings]] = {
     "model": ModelSettings,
     "data": DataSettings,
     "training": TrainingSettings,
     "lora": LoraSettings,
 }
+
+
+def _searchable(name: str) -> str:
+    if name not in SEARCHABLE:
+        known = OTHER_NAMES.get(name, name)
+        close = difflib.get_close_matches(known[:80], SEARCHABLE, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"these can: {', '.join(SEARCHABLE)}"
+        raise ValueError(f"{name[:80]!r} is no key that can be searched; {hint}")
+    return name
+
+
+ParameterName = Annotated[str, AfterValidator(_searchable)]
+
+
+def _takes_fractions(name: str) -> bool:
+    """Whether the section's field is a float, so that a range from 0 to 1 is not the integers 0 and 1."""
+
+    def mentions_float(annotation: Any) -> bool:
+        return annotation is float or any(map(mentions_float, get_args(annotation)))
+
+    return mentions_float(SECTIONS[SEARCHABLE[name]].model_fields[name].annotation)
 
 
 class Condition(Settings):
@@ -56,6 +104,8 @@ class Condition(Settings):
     def _values_or_range(self) -> Condition:
         if (self.values is None) == (self.min is None and self.max is None):
             raise ValueError("give `values`, or `min` and/or `max`")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min <= max must hold, but got min={self.min}, max={self.max}")
         return self
 
     def holds(self, value: Value) -> bool:
@@ -94,8 +144,8 @@ class Parameter(Settings):
         if self.values is not None:
             if self.min is not None or self.max is not None or self.log or self.step is not None:
                 raise ValueError("give `values`, or `min` and `max` (with `log` or `step`), not both")
-            if len(set(map(repr, self.values))) < len(self.values):
-                raise ValueError(f"values must differ, but got {list(self.values)}")
+            if len({(isinstance(value, bool), value) for value in self.values}) < len(self.values):
+                raise RuleError(("values",), f"values must differ, but got {list(self.values)}")
             return self
         if self.min is None or self.max is None:
             raise ValueError("give `values`, or both `min` and `max`")
@@ -108,6 +158,16 @@ class Parameter(Settings):
         if self.step is not None and self.step <= 0:
             raise ValueError(f"step must be positive, but is {self.step}")
         return self
+
+    def in_fractions(self) -> Parameter:
+        """The same parameter with every number as a float."""
+
+        def number(value: Any) -> Any:
+            return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+        values = None if self.values is None else tuple(map(number, self.values))
+        bounds = {name: number(getattr(self, name)) for name in ("min", "max", "step")}
+        return self.model_copy(update={"values": values, **bounds})
 
     @property
     def is_integer(self) -> bool:
@@ -123,6 +183,8 @@ class Metric(Settings):
 
 
 def _one_to_tuple(value: Any) -> Any:
+    if isinstance(value, str):
+        return ({"name": value},)
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, dict) else value
 
 
@@ -152,33 +214,46 @@ class SweepSettings(Settings):
     """Trials in all; by default the whole grid for `sampler: grid`, otherwise required."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the sampler, not of the trials."""
-    parameters: dict[str, Parameter] = Field(min_length=1)
+    parameters: dict[ParameterName, Parameter] = Field(min_length=1)
     confirm: Confirm | None = None
     verdict: Verdict = Verdict()
     pack_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Trials that train at the same time; a number makes the whole study reproducible."""
 
+    @field_validator("parameters")
+    @classmethod
+    def _numbers_of_the_field(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+        return {
+            name: parameter.in_fractions() if _takes_fractions(name) else parameter
+            for name, parameter in parameters.items()
+        }
+
     @model_validator(mode="after")
     def _consistent(self) -> SweepSettings:
         names = [metric.name for metric in self.metric]
         if len(set(names)) < len(names):
-            raise ValueError(f"metric names must differ, but got {names}")
+            raise RuleError(("metric",), f"metric names must differ, but got {names}")
         if self.multi_objective and self.pruner != "none":
-            raise ValueError(
-                f"a study of {len(names)} metrics cannot prune yet; set `pruner: none` (it is {self.pruner})"
+            raise RuleError(
+                ("pruner",),
+                f"a study of {len(names)} metrics cannot prune yet; set `pruner: none` (it is {self.pruner})",
             )
-        if self.sampler == "grid":
-            open_ranges = [
-                name
-                for name, parameter in self.parameters.items()
-                if parameter.values is None and parameter.step is None
-            ]
-            if open_ranges:
-                raise ValueError(
-                    f"sampler: grid needs `values` or `step` for every parameter, but {open_ranges[0]} has neither"
+        if {"lora_alpha", "alpha_ratio"} <= self.parameters.keys():
+            raise RuleError(("parameters", "alpha_ratio"), "search lora_alpha or alpha_ratio, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_has_what_it_needs(self) -> SweepSettings:
+        if self.sampler != "grid" and self.n_trials is None:
+            raise RuleError(
+                ("n_trials",), f"is missing; sampler {self.sampler} needs it (only grid ends by itself)"
+            )
+        for name, parameter in self.parameters.items():
+            if self.sampler == "grid" and parameter.values is None and parameter.step is None:
+                raise RuleError(
+                    ("parameters", name),
+                    "sampler grid needs `values` or `step` for every parameter; this range has neither",
                 )
-        elif self.n_trials is None:
-            raise ValueError(f"sampler: {self.sampler} needs n_trials")
         return self
 
     @property

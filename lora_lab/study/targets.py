@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.study.errors import InputError
+from lora_lab.study.settings import TARGET_PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +54,9 @@ def _preset(linears: LinearMap, preset: str) -> list[str]:
             return body
         case "all-linear+head":
             if linears.head is None:
-                raise InputError("lora.target_modules: all-linear+head needs an output head; this model has none")
+                raise InputError(
+                    "lora.target_modules: all-linear+head needs an output head; this model has none"
+                )
             return [*body, linears.head]
         case "attention":
             return [name for name in body if ATTENTION_PARENTS.search(f".{name}.")]
@@ -72,7 +75,9 @@ def _by_name(linears: LinearMap, targets: str | tuple[str, ...]) -> list[str]:
         try:
             pattern = re.compile(targets)
         except re.error as error:
-            raise InputError(f"lora.target_modules: {targets!r} is no preset and no valid regex ({error})") from None
+            raise InputError(
+                f"lora.target_modules: {targets!r} is no preset and no valid regex ({error})"
+            ) from None
         return [name for name in linears.shapes if pattern.fullmatch(name)]
     return [name for name in linears.shapes if any(name == t or name.endswith(f".{t}") for t in targets)]
 
@@ -104,8 +109,8 @@ def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
         InputError: nothing matches, or a layer index is beyond the model's depth.
     """
     targets = lora.target_modules
-    presets = ("attention", "mlp", "all-linear", "all-linear+head")
-    named = _preset(linears, targets) if targets in presets else _by_name(linears, targets)  # type: ignore[arg-type]
+    is_preset = isinstance(targets, str) and targets in TARGET_PRESETS
+    named = _preset(linears, str(targets)) if is_preset else _by_name(linears, targets)
     layers = _layer_indices(linears, lora.layers)
     chosen = {
         name
@@ -130,8 +135,9 @@ def trainable_parameters(linears: LinearMap, lora: LoraSettings) -> int:
 
 
 def full_rank_excess(linears: LinearMap, lora: LoraSettings) -> dict[str, int]:
-    """Modules whose smaller side is below r, by that side: there the adapter has more rank than the matrix."""
+    """Modules whose smaller side is below r, by that side: there the adapter outranks the matrix."""
     sides = {
-        name: min(linears.shapes[name].d_in, linears.shapes[name].d_out) for name in resolve_targets(linears, lora)
+        name: min(linears.shapes[name].d_in, linears.shapes[name].d_out)
+        for name in resolve_targets(linears, lora)
     }
     return {name: side for name, side in sides.items() if side < lora.r}

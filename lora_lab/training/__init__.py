@@ -1,0 +1,10 @@
+"""Training many LoRA adapters on one frozen base; knows nothing of studies, Optuna, MLflow or YAML.
+
+It takes `TrialConfig`s and yields `TrialEvent`s. Read in this order: `packed_linear` (the one idea),
+`slot` (one trial's own state), `engine` (the step), then the rest.
+"""
+
+import logging
+
+# It warns at import about an optional kernel that is not needed; peft imports it.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,160 @@
+"""Loading the frozen base model: only safetensors and JSON are read, and no code of the model's."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.logging import disable_progress_bar
+
+from lora_lab.demo.catalog import model_folder
+from lora_lab.study.errors import InputError
+from lora_lab.training.architecture import linear_map, linear_map_of_config, linear_modules
+
+if TYPE_CHECKING:
+    from lora_lab.study.settings import ModelSettings
+    from lora_lab.study.targets import LinearMap
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A frozen base model on its device."""
+
+    model: Any
+    """A `transformers` causal language model, frozen, in evaluation mode."""
+    tokenizer: Any
+    linears: LinearMap
+    device: torch.device
+    dtype: torch.dtype
+    location: str
+    """The folder or Hub id that the weights came from."""
+    fan_in_fan_out: bool
+    """Whether the adapted modules keep their weights transposed (GPT-2's Conv1D)."""
+
+
+def default_device() -> torch.device:
+    """The first CUDA device where there is one, otherwise the CPU."""
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def device_name() -> str:
+    """The device that trials train on, in words."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def resolve_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    """The dtype of the base's weights: `auto` is bfloat16 on a GPU that has it, and float32 on a CPU."""
+    if settings.dtype != "auto":
+        return DTYPES[settings.dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+def locate(settings: ModelSettings) -> str:
+    """The folder or Hub id behind `model_name_or_path`.
+
+    Raises:
+        InputError: a builtin name that does not exist, or a folder that is no safetensors model.
+    """
+    name = settings.model_name_or_path
+    if name.startswith("builtin/"):
+        return str(model_folder(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(
+            f"model.model_name_or_path: {name} is not a folder; "
+            "give a folder with config.json and *.safetensors, or a Hub id (owner/name)"
+        )
+    return name
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"model.model_name_or_path: {folder} has no config.json; save it with save_pretrained"
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        found = f"only {pickles[0]}, a pickle, which can run code" if pickles else "no weights"
+        raise InputError(
+            f"model.model_name_or_path: {folder} has {found}; "
+            "convert it with model.save_pretrained(folder), which writes *.safetensors"
+        )
+
+
+def architecture(settings: ModelSettings) -> LinearMap:
+    """The base's linear modules from its config alone: nothing is loaded.
+
+    Raises:
+        InputError: the model does not exist or is not a causal language model.
+    """
+    location = locate(settings)
+    try:
+        config = AutoConfig.from_pretrained(location, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(location, error) from error
+    return linear_map_of_config(config)
+
+
+def load_base(settings: ModelSettings, device: torch.device) -> Base:
+    """Load the base and its tokenizer, frozen, onto `device`.
+
+    Raises:
+        InputError: the model does not exist, has no safetensors, or asks for code of its own.
+    """
+    if settings.quantization != "none":
+        raise InputError(
+            f"model.quantization: {settings.quantization} is not supported by this version yet; use `none`"
+        )
+    location = locate(settings)
+    disable_progress_bar()  # the sweep has its own display
+    dtype = resolve_dtype(settings, device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=settings.revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            location, revision=settings.revision, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loadable(location, error) from error
+    model.to(device).requires_grad_(requires_grad=False)
+    model.eval()
+    modules = linear_modules(model).values()
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        linears=linear_map(model),
+        device=device,
+        dtype=dtype,
+        location=location,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules),
+    )
+
+
+def _not_loadable(location: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:300]
+    return InputError(
+        f"model.model_name_or_path: {location} is neither a usable model folder nor a Hub model that can be "
+        f"reached ({reason}); give a folder with config.json and *.safetensors, or a Hub id"
+    )

@@ -1,0 +1,53 @@
+"""LoRA dropout whose masks depend on the trial, the step and the module, and on nothing around the trial."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+class Dropout:
+    """Draws the dropout masks of one trial.
+
+    Every mask has a seed of its own, made from (trial seed, step, micro-batch, module). So no generator state
+    has to be kept: a resumed trial and a recomputed forward pass see the same masks. A mask is drawn for the
+    trial's own rows and length, before padding, so that a longer neighbour does not change it.
+    """
+
+    def __init__(self, probability: float, seed: int, device: torch.device) -> None:
+        self._probability = probability
+        self._seed = seed
+        self._generator = torch.Generator(device) if probability > 0 else None
+        self._step = self._micro_batch = 0
+        self._rows = self._length = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any dropout."""
+        return self._generator is not None
+
+    def prepare(self, step: int, micro_batch: int, rows: int, length: int) -> None:
+        """Say what goes through the model next: its step, and its own rows and longest row."""
+        self._step, self._micro_batch, self._rows, self._length = step, micro_batch, rows, length
+
+    def mask(self, module: int, x: Tensor) -> Tensor:
+        """A mask for the input `x` [n, d] of module number `module`: 0, or 1 / (1 - p).
+
+        `n` is rows x padded length in the body of the model, and the number of labels at its head.
+        """
+        assert self._generator is not None
+        key = f"{self._seed}/{self._step}/{self._micro_batch}/{module}".encode()
+        self._generator.manual_seed(
+            int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+        )
+        keep = 1.0 - self._probability
+        width = x.shape[-1]
+        padded = x.shape[0] // self._rows if x.shape[0] % self._rows == 0 else 0
+        if padded <= self._length:
+            return torch.empty_like(x).bernoulli_(keep, generator=self._generator).div_(keep)
+        mask = x.new_ones(self._rows, padded, width)
+        own = x.new_empty(self._rows, self._length, width)
+        mask[:, : self._length] = own.bernoulli_(keep, generator=self._generator).div_(keep)
+        return mask.view(-1, width)

@@ -1,0 +1,298 @@
+"""The packed engine: one step trains every admitted trial by one micro-batch.
+
+A trial's result is the one it would have alone: its loss denominator, clipping, optimizer, schedule, data
+order and random numbers are its own (`slot`), and rows do not mix (`packed_linear`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.numpy import save as save_arrays
+
+from lora_lab.study.errors import TrainingError
+from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, TrialEvent
+from lora_lab.training.adapters import initial_weights, lora_config, save_adapter
+from lora_lab.training.checkpoint import read_checkpoint, write_checkpoint, write_durably
+from lora_lab.training.evaluation import ExampleLosses, evaluate
+from lora_lab.training.packed_model import IGNORED, PackedBatch, PackedModel, pad_rows
+from lora_lab.training.schedule import BatchPlan
+from lora_lab.training.slot import Slot
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor
+
+    from lora_lab.study.settings import DataSettings, TrialConfig
+    from lora_lab.training.base import Base
+    from lora_lab.training.datasets import DataCatalog
+    from lora_lab.training.packed_model import TokenLosses
+
+LENGTH_BUCKET = 8
+"""Padded lengths are multiples of this, so that there are few distinct shapes."""
+
+
+class PackedEngine:
+    """Trains trials side by side on one base.
+
+    Args:
+        base: The frozen base; adapters are hooked behind its linear modules.
+        data: Where the trials' token sets come from.
+        trials_folder: Each trial keeps its checkpoint, evaluations and adapter in a folder of its own here.
+    """
+
+    def __init__(self, base: Base, data: DataCatalog, trials_folder: Path) -> None:
+        self._base = base
+        self._data = data
+        self._folder = trials_folder
+        self._model = PackedModel(base)
+        self._slots: dict[int, Slot] = {}
+        self._base_losses: dict[DataSettings, tuple[float, float | None]] = {}
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """Numbers of the trials in the pack, in the order of admission."""
+        return tuple(self._slots)
+
+    def trial_folder(self, number: int) -> Path:
+        """Where a trial's files lie."""
+        return self._folder / f"{number:04d}"
+
+    def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
+        """eval_loss and loss on the forgetting text of the bare base, measured once per data settings."""
+        if config.data not in self._base_losses:
+            splits = self._data.splits(config.data)
+            rows = config.training.per_device_eval_batch_size
+            [held_out] = evaluate(self._model, splits.eval, [None], rows)
+            general = evaluate(self._model, splits.forgetting, [None], rows)[0] if splits.forgetting else None
+            self._base_losses[config.data] = (held_out.mean, general.mean if general else None)
+        return self._base_losses[config.data]
+
+    def admit(self, number: int, config: TrialConfig) -> None:
+        """Give a trial a slot; it goes on from its checkpoint where there is one.
+
+        Raises:
+            InputError: its adapter cannot be put on this base, or its data cannot be right.
+            CheckpointError: its checkpoint is damaged.
+        """
+        data = self._data.splits(config.data)
+        base = self._base
+        weights = initial_weights(config.lora, base.linears, config.training.seed, base.dtype)
+        plan = BatchPlan(len(data.train), config.training)
+        slot = Slot(
+            number,
+            config,
+            weights=weights,
+            plan=plan,
+            data=data,
+            device=base.device,
+            compute_dtype=base.dtype,
+        )
+        saved = read_checkpoint(self.trial_folder(number) / "checkpoint", _identity(slot))
+        if saved is not None:
+            slot.restore(*saved)
+        self._slots[number] = slot
+
+    def discard(self, number: int) -> None:
+        """Take a trial out of the pack; its neighbors do not notice."""
+        self._slots.pop(number, None)
+
+    def save_checkpoints(self) -> None:
+        """Write every active trial's state to its folder."""
+        for slot in self._slots.values():
+            self._save_checkpoint(slot)
+
+    def _save_checkpoint(self, slot: Slot) -> None:
+        folder = self.trial_folder(slot.number) / "checkpoint"
+        write_checkpoint(folder, _identity(slot), slot.state(), slot.progress)
+
+    def step(self) -> list[TrialEvent]:
+        """Train every active trial by one micro-batch, and evaluate those at an evaluation point.
+
+        Returns:
+            What happened, in the order of admission; a trial that ended has left the pack.
+        """
+        events: list[TrialEvent] = []
+        training = [
+            slot for slot in self._slots.values() if not slot.finished and slot.due_evaluation is None
+        ]
+        if training:
+            events += self._train(training)
+        due = [slot for slot in self._slots.values() if slot.due_evaluation is not None]
+        if due:
+            events += self._evaluate(due)
+        for event in events:
+            if isinstance(event, (Finished, Diverged, Failed)):
+                self.discard(event.number)
+        return events
+
+    # Training
+
+    def _train(self, slots: list[Slot]) -> list[TrialEvent]:
+        started = time.perf_counter()
+        chosen = [slot.next_micro_batch() for slot in slots]
+        batch = self._batch(slots, chosen)
+        losses = self._model.token_losses(batch, slots)
+        parts = self._slot_losses(slots, batch, losses)
+        torch.autograd.backward(parts.sum())
+        due: list[Slot] = []
+        for slot in slots:
+            assert slot.pending is not None
+            slot.pending.done += 1
+            if slot.pending.complete:
+                due.append(slot)
+        figures = torch.stack([*parts.detach().unbind(), *(slot.clip() for slot in due)]).tolist()
+        self._book(slots, chosen, figures[: len(slots)], time.perf_counter() - started)
+        return self._update(due, figures[len(slots) :])
+
+    def _batch(self, slots: list[Slot], chosen: list[np.ndarray]) -> PackedBatch:
+        ids = [slot.data.train.input_ids[i] for slot, rows in zip(slots, chosen, strict=True) for i in rows]
+        labels = [slot.data.train.labels[i] for slot, rows in zip(slots, chosen, strict=True) for i in rows]
+        longest = max(len(row) for row in ids)
+        length = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
+        for slot, rows in zip(slots, chosen, strict=True):
+            assert slot.pending is not None
+            own = max(len(slot.data.train.input_ids[i]) for i in rows)
+            slot.dropout.prepare(slot.progress.step, slot.pending.done, len(rows), own)
+        return PackedBatch(
+            pad_rows(ids, length, 0), pad_rows(labels, length, IGNORED), tuple(len(rows) for rows in chosen)
+        )
+
+    def _slot_losses(self, slots: list[Slot], batch: PackedBatch, losses: TokenLosses) -> Tensor:
+        """[K]: each slot's share of its step's loss: the sum over its labels by the step's label count."""
+        counts = [int(part.sum()) for part in torch.split(losses.row_counts, list(batch.rows))]
+        sums = [part.sum() for part in torch.split(losses.nll, counts)]
+        return torch.stack(
+            [
+                total / slot.pending.label_tokens
+                for slot, total in zip(slots, sums, strict=True)
+                if slot.pending
+            ]
+        )
+
+    def _book(self, slots: list[Slot], chosen: list[np.ndarray], losses: list[float], seconds: float) -> None:
+        tokens = [
+            sum(len(slot.data.train.input_ids[i]) for i in rows)
+            for slot, rows in zip(slots, chosen, strict=True)
+        ]
+        work = [self._flops(slot, own) for slot, own in zip(slots, tokens, strict=True)]
+        for slot, loss, own, share in zip(slots, losses, tokens, work, strict=True):
+            assert slot.pending is not None
+            slot.pending.loss += loss
+            slot.pending.tokens += own
+            slot.pending.seconds += seconds * share / sum(work)
+
+    def _flops(self, slot: Slot, tokens: int) -> int:
+        """Of training on `tokens`: 2 + 2 per parameter of the frozen base, 2 + 4 per parameter of the adapter."""
+        return tokens * (4 * self._base.linears.total_parameters + 6 * slot.parameter_count)
+
+    def _update(self, due: list[Slot], norms: list[float]) -> list[TrialEvent]:
+        events: list[TrialEvent] = []
+        for slot, norm in zip(due, norms, strict=True):
+            assert slot.pending is not None
+            where = {"number": slot.number, "step": slot.progress.step + 1}
+            epoch = slot.plan.epoch(slot.progress.step + 1)
+            if not (abs(slot.pending.loss) < float("inf") and norm < float("inf")):
+                reason = f"loss {slot.pending.loss}, gradient norm {norm} at optimizer step {where['step']}"
+                events.append(Diverged(**where, epoch=epoch, reason=reason))
+                continue
+            rate = slot.learning_rate
+            try:
+                done = slot.update()
+            except TrainingError as error:
+                events.append(Failed(**where, epoch=epoch, reason=str(error)))
+                continue
+            if slot.progress.step % slot.config.training.logging_steps == 0 or slot.finished:
+                events.append(
+                    Logged(**where, epoch=epoch, loss=done.loss, grad_norm=norm, learning_rate=rate)
+                )
+        return events
+
+    # Evaluation and the end of a trial
+
+    def _evaluate(self, due: list[Slot]) -> list[TrialEvent]:
+        events: list[TrialEvent] = []
+        groups: dict[tuple[DataSettings, int], list[Slot]] = {}
+        for slot in due:
+            key = (slot.config.data, slot.config.training.per_device_eval_batch_size)
+            groups.setdefault(key, []).append(slot)
+        for (_, rows), slots in groups.items():
+            held_out = evaluate(self._model, slots[0].data.eval, slots, rows)
+            for slot, losses in zip(slots, held_out, strict=True):
+                events += self._evaluated(slot, losses)
+        return events
+
+    def _evaluated(self, slot: Slot, losses: ExampleLosses) -> list[TrialEvent]:
+        number = slot.due_evaluation
+        assert number is not None
+        where = {"number": slot.number, "step": slot.progress.step}
+        epoch = slot.plan.epoch(slot.progress.step)
+        if not losses.mean < float("inf"):
+            return [Diverged(**where, epoch=epoch, reason=f"eval_loss is {losses.mean}")]
+        self._save_losses(slot, f"eval-{number:04d}", losses)
+        slot.progress.last_evaluation = number
+        forgetting = None
+        if slot.finished and slot.data.forgetting is not None:
+            rows = slot.config.training.per_device_eval_batch_size
+            [general] = evaluate(self._model, slot.data.forgetting, [slot], rows)
+            self._save_losses(slot, "forgetting", general)
+            forgetting = general.mean
+        evaluated = Evaluated(
+            **where, epoch=epoch, evaluation=number, eval_loss=losses.mean, forgetting_loss=forgetting
+        )
+        if not slot.finished:
+            return [evaluated]
+        return [evaluated, self._finish(slot, evaluated)]
+
+    def _save_losses(self, slot: Slot, name: str, losses: ExampleLosses) -> None:
+        folder = self.trial_folder(slot.number) / "evaluations"
+        folder.mkdir(parents=True, exist_ok=True)
+        payload = save_arrays({"nll": losses.nll, "label_tokens": losses.label_tokens})
+        write_durably(folder / f"{name}.safetensors", payload)
+
+    def _finish(self, slot: Slot, evaluated: Evaluated) -> Finished:
+        config, base = slot.config, self._base
+        folder = self.trial_folder(slot.number) / "adapter"
+        peft_config = lora_config(config.lora, base.linears, fan_in_fan_out=base.fan_in_fan_out)
+        save_adapter(folder, peft_config, config.model, slot.weights(), base.location)
+        return Finished(
+            number=slot.number,
+            step=slot.progress.step,
+            epoch=evaluated.epoch,
+            metrics=self._final_metrics(slot, evaluated),
+            adapter_folder=folder,
+        )
+
+    def _final_metrics(self, slot: Slot, evaluated: Evaluated) -> dict[str, float]:
+        progress, count, total = slot.progress, slot.parameter_count, self._base.linears.total_parameters
+        size = slot.parameters.element_size()
+        metrics = {
+            "eval_loss": evaluated.eval_loss,
+            "trainable_params": float(count),
+            "trainable_percent": 100.0 * count / (total + count),
+            "adapter_bytes": float(count * size),
+            "optimizer_bytes": float(2 * count * size),
+            "train_seconds": progress.train_seconds,
+            "train_tokens": float(progress.train_tokens),
+            "tokens_per_second": progress.train_tokens / progress.train_seconds
+            if progress.train_seconds
+            else 0.0,
+            "total_flos": float(self._flops(slot, progress.train_tokens)),
+            "steps": float(progress.step),
+            "epochs": evaluated.epoch,
+        }
+        _, before = self.base_losses(slot.config)
+        if evaluated.forgetting_loss is not None and before is not None:
+            metrics["forgetting"] = evaluated.forgetting_loss - before
+        return metrics
+
+
+def _identity(slot: Slot) -> str:
+    """What a checkpoint belongs to: the configuration and the very examples."""
+    text = slot.config.model_dump_json() + slot.data.train.fingerprint + slot.data.eval.fingerprint
+    return hashlib.sha256(text.encode()).hexdigest()

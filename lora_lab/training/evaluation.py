@@ -1,0 +1,61 @@
+"""Held-out losses of every example, for several slots in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lora_lab.training.packed_model import IGNORED, PackedBatch, pad_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_lab.data.tokens import TokenizedDataset
+    from lora_lab.training.packed_model import PackedModel
+    from lora_lab.training.slot import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleLosses:
+    """What an evaluation measured, example by example, in the order of the dataset."""
+
+    nll: np.ndarray
+    """[n] float64: negative log-likelihood summed over an example's label tokens, in nats."""
+    label_tokens: np.ndarray
+    """[n] int64."""
+
+    @property
+    def mean(self) -> float:
+        """Nats per label token over the whole dataset."""
+        return float(self.nll.sum() / self.label_tokens.sum())
+
+
+@torch.no_grad()
+def evaluate(
+    model: PackedModel, dataset: TokenizedDataset, slots: Sequence[Slot | None], rows_per_slot: int
+) -> list[ExampleLosses]:
+    """Measure every slot (None: the bare base) on every example of `dataset`.
+
+    Examples are taken in order of length, so that little is padded; which examples share a batch does not
+    depend on the slots.
+    """
+    order = np.argsort([-len(ids) for ids in dataset.input_ids], kind="stable")
+    nll = np.zeros((len(slots), len(dataset)))
+    counts = np.zeros(len(dataset), dtype=np.int64)
+    for start in range(0, len(order), rows_per_slot):
+        chosen = order[start : start + rows_per_slot]
+        length = max(len(dataset.input_ids[i]) for i in chosen)
+        ids = pad_rows([dataset.input_ids[i] for i in chosen], length, 0)
+        labels = pad_rows([dataset.labels[i] for i in chosen], length, IGNORED)
+        batch = PackedBatch(
+            ids.repeat(len(slots), 1), labels.repeat(len(slots), 1), (len(chosen),) * len(slots)
+        )
+        losses = model.token_losses(batch, slots)
+        rows = torch.repeat_interleave(losses.row_counts)
+        sums = np.bincount(rows.numpy(), losses.nll.double().cpu().numpy(), minlength=len(batch.input_ids))
+        nll[:, chosen] = sums.reshape(len(slots), -1)
+        counts[chosen] = losses.row_counts[: len(chosen)].numpy()
+    return [ExampleLosses(row, counts) for row in nll]

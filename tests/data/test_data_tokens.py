@@ -1,0 +1,187 @@
+"""Tokens and labels: where loss is taken, what is cut, and that it is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lora_lab.data.examples import Completion, Conversation, Text
+from lora_lab.data.sources import LoadedExamples
+from lora_lab.data.tokens import IGNORED, tokenize
+from lora_lab.study.errors import InputError
+
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TAGGED_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\\n' }}"
+    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+)
+REWRITING_TEMPLATE = (
+    "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.role }}: {{ m.content }}\n"
+    "{% else %}{{ m.role }}: (left out)\n{% endif %}{% endfor %}"
+)
+REFUSING_TEMPLATE = (
+    "{% if messages[0].role != 'user' %}{{ raise_exception('roles must begin with user') }}{% endif %}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+)
+
+CHAT = Conversation(
+    (
+        ("system", "be kind"),
+        ("user", "hi"),
+        ("assistant", "hello"),
+        ("user", "bye"),
+        ("assistant", "the end"),
+    ),
+    "c:1",
+)
+
+
+def dataset(*examples):
+    return LoadedExamples(tuple(examples), "rows.jsonl", "")
+
+
+def learned_text(tokens, tokenizer, index=0):
+    return tokenizer.decode([int(label) for label in tokens.labels[index] if label != IGNORED])
+
+
+def refusal(examples, tokenizer, max_length=64):
+    with pytest.raises(InputError) as caught:
+        tokenize(dataset(*examples), tokenizer, max_length)
+    return str(caught.value)
+
+
+class TestText:
+    def test_all_tokens_and_the_end_are_learned(self, tokenizer):
+        tokens = tokenize(dataset(Text("the cat", "r:1")), tokenizer, 64)
+        assert tokenizer.decode(tokens.input_ids[0]) == "the cat</s>"
+        assert np.array_equal(tokens.input_ids[0], tokens.labels[0])
+        assert tokens.input_ids[0].dtype == tokens.labels[0].dtype == np.int64
+        assert tokens.label_tokens(0) == len(tokens.input_ids[0]) - 1
+
+    @pytest.mark.parametrize(("adds_bos", "adds_eos"), [(True, False), (True, True), (False, True)])
+    def test_what_the_tokenizer_adds_by_itself_is_added_once(self, adds_bos, adds_eos, make_tokenizer):
+        tokenizer = make_tokenizer(adds_bos=adds_bos, adds_eos=adds_eos)
+        expected = "<s>" * adds_bos + "the cat</s>"
+        for text in ("the cat", "the cat</s>", "<s>" * adds_bos + "the cat"):
+            tokens = tokenize(dataset(Text(text, "r:1")), tokenizer, 64)
+            assert tokenizer.decode(tokens.input_ids[0]) == expected
+
+    def test_no_end_where_the_tokenizer_has_none(self, make_tokenizer):
+        tokenizer = make_tokenizer(has_eos=False)
+        tokens = tokenize(dataset(Text("the cat", "r:1")), tokenizer, 64)
+        assert tokenizer.decode(tokens.input_ids[0]) == "the cat"
+
+    def test_a_single_token_has_nothing_to_predict(self, make_tokenizer):
+        message = refusal([Text("a b", "r:1"), Text("a", "r:2")], make_tokenizer(has_eos=False))
+        assert message.startswith("r:2: has 1 token(s)")
+
+
+class TestCompletion:
+    def test_only_the_completion_and_the_end_are_learned(self, tokenizer):
+        tokens = tokenize(dataset(Completion("the dog", " sat", "r:1")), tokenizer, 64)
+        assert tokenizer.decode(tokens.input_ids[0]) == "the dog sat</s>"
+        assert learned_text(tokens, tokenizer) == " sat</s>"
+        assert tokens.label_tokens(0) == int(np.sum(tokens.labels[0] != IGNORED))
+
+    def test_the_prompt_does_not_depend_on_the_completion(self, tokenizer):
+        prompt = "the c"
+        alone = tokenizer(prompt)["input_ids"]
+        assert tokenizer(prompt + "at")["input_ids"][: len(alone)] != alone, "the merge that this is about"
+        tokens = tokenize(dataset(Completion(prompt, "at", "r:1")), tokenizer, 64)
+        assert tokens.input_ids[0][: len(alone)].tolist() == alone
+
+    def test_bos_stands_before_the_prompt_only(self, make_tokenizer):
+        tokenizer = make_tokenizer(adds_bos=True)
+        tokens = tokenize(
+            dataset(Completion("the dog", " sat", "r:1"), Completion("", "sat", "r:2")), tokenizer, 64
+        )
+        assert [tokenizer.decode(ids) for ids in tokens.input_ids] == ["<s>the dog sat</s>", "<s>sat</s>"]
+        assert learned_text(tokens, tokenizer, 1) == "sat</s>"
+
+    def test_a_first_token_without_anything_before_it_is_not_counted(self, tokenizer):
+        tokens = tokenize(dataset(Completion("", "sat on", "r:1")), tokenizer, 64)
+        assert tokens.label_tokens(0) == len(tokens.labels[0]) - 1
+
+
+class TestCut:
+    def test_on_the_right_and_said(self, tokenizer):
+        tokens = tokenize(dataset(Text("x" * 20, "r:1"), Text("y" * 5, "r:2")), tokenizer, 8)
+        assert [len(ids) for ids in tokens.input_ids] == [8, 6]
+        assert (tokens.truncated, tokens.cut_tokens) == (1, 13)
+        assert tokens.notes == (
+            "rows.jsonl: 1 of 2 rows are longer than max_length=8 tokens and were cut (48.1% of tokens)",
+        )
+
+    def test_nothing_cut_nothing_said(self, tokenizer):
+        tokens = tokenize(dataset(Text("x" * 7, "r:1")), tokenizer, 8)
+        assert (tokens.truncated, tokens.cut_tokens, tokens.notes) == (0, 0, ())
+
+    def test_rows_whose_completion_is_cut_away_are_refused(self, tokenizer):
+        rows = [Completion("x" * (index + 1), "y", f"r:{index}") for index in range(20)]
+        first, *others = refusal(rows, tokenizer, 8).splitlines()
+        assert first.startswith(
+            "r:7: no token to learn is left within max_length=8; raise data.max_length to 9 or"
+        )
+        assert len(others) == 5
+        assert others[-1] == "13 of 20 rows are bad; the first 5 are listed"
+        assert tokenize(dataset(rows[7]), tokenizer, 9).label_tokens(0) == 1
+
+    def test_rows_beyond_the_models_own_limit_do_not_warn(self, tokenizer, caplog):
+        tokenize(dataset(Text("x" * 100, "r:1")), tokenizer, 128)
+        assert "longer than" not in caplog.text
+
+
+class TestConversation:
+    def test_tags_and_prefixes_agree_up_to_the_newline_after_a_turn(self, make_tokenizer):
+        tagged, plain = make_tokenizer(TAGGED_TEMPLATE), make_tokenizer(PLAIN_TEMPLATE)
+        one, other = tokenize(dataset(CHAT), tagged, 256), tokenize(dataset(CHAT), plain, 256)
+        assert np.array_equal(one.input_ids[0], other.input_ids[0])
+        assert learned_text(one, tagged) == "hello<|im_end|>the end<|im_end|>"
+        assert learned_text(other, plain) == "hello<|im_end|>\nthe end<|im_end|>\n"
+
+    def test_a_generation_prompt_that_says_more_than_the_turn(self, make_tokenizer):
+        thinking = PLAIN_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
+        tokenizer = make_tokenizer(thinking)
+        tokens = tokenize(dataset(CHAT), tokenizer, 256)
+        assert learned_text(tokens, tokenizer).startswith("<|im_start|>assistant\nhello<|im_end|>\n")
+
+    def test_an_assistant_that_speaks_first(self, make_tokenizer):
+        tokenizer = make_tokenizer(PLAIN_TEMPLATE)
+        tokens = tokenize(dataset(Conversation((("assistant", "hi"),), "c:1")), tokenizer, 64)
+        assert learned_text(tokens, tokenizer) == "<|im_start|>assistant\nhi<|im_end|>\n"
+
+    def test_no_template(self, tokenizer):
+        assert refusal([CHAT], tokenizer).startswith("c:1: messages: need a chat template")
+
+    def test_a_template_that_rewrites_earlier_turns(self, make_tokenizer):
+        message = refusal([CHAT], make_tokenizer(REWRITING_TEMPLATE))
+        assert message.startswith("c:1: messages[2]: the chat template rewrites earlier messages")
+
+    def test_a_template_that_refuses(self, make_tokenizer):
+        message = refusal([CHAT], make_tokenizer(REFUSING_TEMPLATE))
+        assert message.startswith(
+            "c:1: messages: the chat template refuses them (roles must begin with user)"
+        )
+
+    def test_tags_around_nothing(self, make_tokenizer):
+        tags = "{% generation %}{% endgeneration %}"
+        template = "{% for m in messages %}{{ m.content }}{% if false %}" + tags + "{% endif %}{% endfor %}"
+        assert "writes nothing for the assistant" in refusal([CHAT], make_tokenizer(template))
+
+
+def test_fingerprint_sees_ids_labels_and_borders(tokenizer):
+    def fingerprint(*examples, max_length=64):
+        return tokenize(dataset(*examples), tokenizer, max_length).fingerprint
+
+    text, split = Text("the cat sat", "r:1"), Completion("the cat", " sat", "r:1")
+    assert fingerprint(text) == fingerprint(Text("the cat sat", "elsewhere:9"))
+    prints = {fingerprint(text), fingerprint(split), fingerprint(text, text), fingerprint(text, max_length=2)}
+    assert len(prints) == 4
+
+
+def test_length(tokenizer):
+    assert len(tokenize(dataset(Text("a", "r:1"), Text("b", "r:2")), tokenizer, 8)) == 2

@@ -1,0 +1,263 @@
+"""The oracle: one trial alone with `transformers.Trainer` + `peft`, and the same trial in a pack."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from lora_lab.data.order import batches
+from lora_lab.study.events import Logged
+from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.training.base import load_base
+from lora_lab.training.datasets import DataCatalog
+from lora_lab.training.engine import PackedEngine
+
+VOCABULARY = 64
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    """A small random Llama whose losses are sensitive to every module."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        initializer_range=0.08,
+    )
+    LlamaForCausalLM(config).double().save_pretrained(folder)
+    words = {f"w{index}": index for index in range(VOCABULARY - 2)} | {
+        "<eos>": VOCABULARY - 2,
+        "<unk>": VOCABULARY - 1,
+    }
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """Text of mixed lengths: 24 rows to train on, 10 to measure."""
+    folder = tmp_path_factory.mktemp("data")
+    numbers = np.random.default_rng(0)
+    for name, rows in (("train", 24), ("validation", 10)):
+        lines = []
+        for _ in range(rows):
+            words = numbers.integers(0, VOCABULARY - 2, size=int(numbers.integers(6, 30)))
+            lines.append(json.dumps({"text": " ".join(f"w{word}" for word in words)}))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@dataclass
+class Run:
+    """What a trial gave: losses by step, and its adapter by full module name."""
+
+    losses: list[float]
+    adapter: dict[str, torch.Tensor]
+    eval_loss: float | None = None
+
+
+class Lab:
+    """Makes trials, and runs them packed or with the oracle."""
+
+    def __init__(self, base_folder, data_folder, scratch, dtype):
+        self.scratch = scratch
+        self.model = ModelSettings(model_name_or_path=str(base_folder), dtype=dtype)
+        self.data = DataSettings(
+            train=str(data_folder / "train.jsonl"), eval=str(data_folder / "validation.jsonl"), max_length=32
+        )
+        self.base_folder = base_folder
+        self.dtype = dtype
+        self._runs = 0
+
+    def trial(self, lora: dict | None = None, data: dict | None = None, **training) -> TrialConfig:
+        defaults = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "num_train_epochs": 1}
+        return TrialConfig(
+            model=self.model,
+            data=self.data.model_copy(update=data or {}),
+            training=TrainingSettings(**(defaults | training)),
+            lora=LoraSettings(**({"r": 8} | (lora or {}))),
+        )
+
+    def engine(self, folder=None) -> PackedEngine:
+        base = load_base(self.model, torch.device("cpu"))
+        self._runs += 1
+        trials = folder or self.scratch / f"trials-{self._runs}"
+        return PackedEngine(base, DataCatalog(base.tokenizer, self.scratch / "cache"), trials)
+
+    def packed(self, configs, engine=None) -> list[Run]:
+        """All trials in one pack, to their ends."""
+        engine = engine or self.engine()
+        for number, config in enumerate(configs):
+            engine.admit(number, config)
+        return self.drain(engine, len(configs))
+
+    def drain(self, engine, count) -> list[Run]:
+        losses = {number: {} for number in range(count)}
+        final = {}
+        while engine.active:
+            for event in engine.step():
+                if isinstance(event, Logged):
+                    losses[event.number][event.step] = event.loss
+                elif type(event).__name__ == "Finished":
+                    final[event.number] = event
+        return [
+            Run(
+                [losses[number][step] for step in sorted(losses[number])],
+                read_adapter(final[number].adapter_folder) if number in final else {},
+                final[number].metrics["eval_loss"] if number in final else None,
+            )
+            for number in range(count)
+        ]
+
+    def alone(self, config: TrialConfig) -> Run:
+        """The oracle: `Trainer` + `get_peft_model`, given the same order of rows."""
+        model = AutoModelForCausalLM.from_pretrained(self.base_folder, dtype=getattr(torch, self.dtype))
+        engine = self.engine()
+        from lora_lab.training.adapters import lora_config  # the very config that users are given
+
+        peft_config = lora_config(config.lora, engine._base.linears)
+        torch.manual_seed(config.training.seed)
+        model = get_peft_model(model, LoraConfig(**_init_fields(peft_config)))
+        splits = engine._data.splits(config.data)
+        return train_alone(model, config, splits.train, self.scratch)
+
+
+def _init_fields(config: LoraConfig) -> dict:
+    names = [
+        "task_type",
+        "r",
+        "lora_alpha",
+        "target_modules",
+        "layers_to_transform",
+        "lora_dropout",
+        "use_rslora",
+        "init_lora_weights",
+        "bias",
+    ]
+    return {name: getattr(config, name) for name in names}
+
+
+class _Ordered(Trainer):
+    def _get_train_sampler(self, train_dataset=None):
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+
+def _collate(rows):
+    length = max(len(row["input_ids"]) for row in rows)
+    padded = {
+        "input_ids": [list(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows],
+        "labels": [list(row["labels"]) + [-100] * (length - len(row["labels"])) for row in rows],
+        "attention_mask": [
+            [1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows
+        ],
+    }
+    return {name: torch.tensor(values) for name, values in padded.items()}
+
+
+def train_alone(model, config: TrialConfig, train, scratch) -> Run:
+    settings = config.training
+    rows = [
+        index
+        for epoch in range(settings.num_train_epochs)
+        for batch in batches(len(train), settings.per_device_train_batch_size, settings.seed, epoch)
+        for index in batch
+    ]
+    pieces: list[float] = []
+
+    def loss_of(outputs, labels, num_items_in_batch=None):
+        """Token cross-entropy in the dtype of the logits: transformers' own casts them to float32."""
+        logits = outputs.logits[:, :-1].reshape(-1, outputs.logits.shape[-1])
+        loss = (
+            functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="sum") / num_items_in_batch
+        )
+        pieces.append(loss.item())
+        return loss
+
+    arguments = TrainingArguments(
+        output_dir=str(scratch / "trainer"),
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_epsilon=settings.adam_epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        num_train_epochs=1,
+        optim="adamw_torch_fused",
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=settings.seed,
+    )
+    dataset = [{"input_ids": train.input_ids[i], "labels": train.labels[i]} for i in rows]
+    trainer = _Ordered(
+        model=model, args=arguments, train_dataset=dataset, data_collator=_collate, compute_loss_func=loss_of
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+    accumulation = settings.gradient_accumulation_steps
+    losses = [sum(pieces[i : i + accumulation]) for i in range(0, len(pieces), accumulation)]
+    adapter = {
+        name.replace(".default", ""): parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    return Run(losses, adapter)
+
+
+def read_adapter(folder) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def largest_drift(left: dict, right: dict) -> float:
+    """The largest relative distance (Frobenius norm) of two adapters' tensors."""
+    assert left.keys() == right.keys()
+    return max(
+        float((left[name] - right[name]).norm() / right[name].norm().clamp_min(1e-30)) for name in left
+    )
+
+
+@pytest.fixture
+def lab64(base_folder, data_folder, tmp_path):
+    return Lab(base_folder, data_folder, tmp_path, "float64")
+
+
+@pytest.fixture
+def lab32(base_folder, data_folder, tmp_path):
+    return Lab(base_folder, data_folder, tmp_path, "float32")

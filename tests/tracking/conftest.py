@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from lora_lab.tracking.mirror import QUIET
+
+for name, value in QUIET.items():
+    os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory):
+    """An empty MLflow database, made once: its migrations take seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def database_uri(migrated_database, tmp_path):
+    path = tmp_path / "mlflow.db"
+    shutil.copy(migrated_database, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def client(database_uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(database_uri)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "rank_alpha"
