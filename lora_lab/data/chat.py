@@ -98,6 +98,4 @@ def _rendered_before(messages: Messages, index: int, tokenizer: Any) -> str:
 
 
 def _render(messages: Messages, tokenizer: Any, *, add_generation_prompt: bool = False) -> str:
-    return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    )
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))

@@ -173,9 +173,7 @@ def _string(fields: Mapping[str, Any], key: str, name: str, *, may_be_empty: boo
     if value is None:
         raise BadField(name, f"{'is null' if key in fields else 'is missing'}; add a text, or delete the row")
     if not isinstance(value, str):
-        raise BadField(
-            name, f"must be a string, but is {_shown(value)} ({type(value).__name__}); correct the row"
-        )
+        raise BadField(name, f"must be a string, but is {_shown(value)} ({type(value).__name__}); correct the row")
     if not may_be_empty and not value.strip():
         raise BadField(name, f"must not be empty, but is {_shown(value)}; write a text, or delete the row")
     if len(value) > MAX_TEXT_CHARS:
@@ -211,9 +209,7 @@ def _to_completion(row: RawRow) -> Example:
 
 def _alpaca_to_completion(row: RawRow) -> Example:
     instruction = _string(row.fields, "instruction", "instruction")
-    context = (
-        "" if row.fields.get("input") is None else _string(row.fields, "input", "input", may_be_empty=True)
-    )
+    context = "" if row.fields.get("input") is None else _string(row.fields, "input", "input", may_be_empty=True)
     template = ALPACA_PROMPT_WITH_INPUT if context else ALPACA_PROMPT
     return Completion(
         prompt=template.format(instruction=instruction, input=context),
@@ -240,15 +236,11 @@ def _to_conversation(row: RawRow) -> Example:
 
 def _to_turn(message: Any, name: str) -> tuple[str, str]:
     if not isinstance(message, dict):
-        raise BadField(
-            name, f'must be {{"role": ..., "content": ...}}, but is {_shown(message)}; correct the row'
-        )
+        raise BadField(name, f'must be {{"role": ..., "content": ...}}, but is {_shown(message)}; correct the row')
     unknown = [key for key in message if key not in ("role", "content") and message[key] is not None]
     if unknown:
         # tool_calls, name, ...: leaving them out would train on something else than what the row says.
-        raise BadField(
-            name, f"only role and content can be trained on, but it has {_shown(unknown[0])}; remove it"
-        )
+        raise BadField(name, f"only role and content can be trained on, but it has {_shown(unknown[0])}; remove it")
     role = _string(message, "role", f"{name}.role")
     return role, _string(message, "content", f"{name}.content", may_be_empty=role != "assistant")
 

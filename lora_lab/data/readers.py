@@ -44,9 +44,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(
-            f"{path}: a dataset is a {', '.join(READERS)} file, but this ends in {path.suffix!r}"
-        )
+        raise InputError(f"{path}: a dataset is a {', '.join(READERS)} file, but this ends in {path.suffix!r}")
     try:
         yield from _without_last_empty_lines(reader(path))
     except OSError as error:
@@ -84,9 +82,7 @@ def _syntax_error(error: json.JSONDecodeError) -> str:
 def _as_row(place: str, value: Any) -> RawRow:
     if isinstance(value, dict):
         return RawRow(place, value)
-    return RawRow(
-        place, damage=f"a row is a JSON object, but this is a {type(value).__name__}; write {{...}}"
-    )
+    return RawRow(place, damage=f"a row is a JSON object, but this is a {type(value).__name__}; write {{...}}")
 
 
 def _json_line(place: str, raw: bytes, encoding: str) -> RawRow:
@@ -95,9 +91,7 @@ def _json_line(place: str, raw: bytes, encoding: str) -> RawRow:
     try:
         return _as_row(place, _parse_json(raw.rstrip(b"\r\n").decode(encoding)))
     except UnicodeDecodeError as error:
-        return RawRow(
-            place, damage=f"bad UTF-8: {error.reason} at byte {error.start + 1}; save the file as UTF-8"
-        )
+        return RawRow(place, damage=f"bad UTF-8: {error.reason} at byte {error.start + 1}; save the file as UTF-8")
     except json.JSONDecodeError as error:
         return RawRow(
             place,
@@ -122,9 +116,7 @@ def _read_json(path: Path) -> Iterator[RawRow]:
     try:
         values = _parse_json(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: bad UTF-8: {error.reason} at byte {error.start + 1}; save it as UTF-8"
-        ) from None
+        raise InputError(f"{path}: bad UTF-8: {error.reason} at byte {error.start + 1}; save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: bad JSON: {_syntax_error(error)}; correct it") from None
     except (ValueError, RecursionError) as error:

@@ -160,9 +160,7 @@ def _choose(files: dict[str, list[Path]], ref: DatasetRef, purpose: Purpose) -> 
     split = _choose_name(list(files), ref, purpose)
     if len(files[split]) > 1:
         names = " and ".join(file.name for file in files[split])
-        raise InputError(
-            f"{ref.path}: {split} must be one file, but there are {names}; delete one, or name the file"
-        )
+        raise InputError(f"{ref.path}: {split} must be one file, but there are {names}; delete one, or name the file")
     return _Split(f"{ref.path} ({split})", file=files[split][0])
 
 
@@ -188,9 +186,7 @@ def _from_hub(ref: DatasetRef, split: str | None, cache_folder: Path) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(
-            ref.path, name=ref.name, split=split, cache_dir=str(cache_folder / "hub")
-        )
+        return datasets.load_dataset(ref.path, name=ref.name, split=split, cache_dir=str(cache_folder / "hub"))
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise InputError(
@@ -239,9 +235,7 @@ def _hold_out(loaded: LoadedExamples, share: float) -> tuple[LoadedExamples, Loa
     evaluation = tuple(example for index, example in enumerate(loaded.examples) if index in chosen)
     return (
         LoadedExamples(train, f"{loaded.source} without {held_out} rows", content_hash(train), loaded.notes),
-        LoadedExamples(
-            evaluation, f"{held_out} rows of {loaded.source}", content_hash(evaluation), loaded.notes
-        ),
+        LoadedExamples(evaluation, f"{held_out} rows of {loaded.source}", content_hash(evaluation), loaded.notes),
     )
 
 

@@ -91,13 +91,9 @@ def tokenize(loaded: LoadedExamples, tokenizer: Any, max_length: int) -> Tokeniz
     cut_tokens = sum(max(0, length - max_length) for length in lengths)
     notes: list[str] = []
     if truncated:
-        cut = (
-            f"{truncated} of {len(lengths)} rows are longer than max_length={max_length} tokens and were cut"
-        )
+        cut = f"{truncated} of {len(lengths)} rows are longer than max_length={max_length} tokens and were cut"
         notes.append(f"{loaded.source}: {cut} ({100 * cut_tokens / sum(lengths):.1f}% of tokens)")
-    return TokenizedDataset(
-        input_ids, labels, truncated, cut_tokens, _fingerprint(input_ids, labels), tuple(notes)
-    )
+    return TokenizedDataset(input_ids, labels, truncated, cut_tokens, _fingerprint(input_ids, labels), tuple(notes))
 
 
 def _encode(examples: Sequence[Example], tokenizer: Any) -> list[_Encoded]:

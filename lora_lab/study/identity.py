@@ -31,9 +31,7 @@ def trial_identity(config: TrialConfig, modules: tuple[str, ...]) -> str:
 
 def _training(training: TrainingSettings) -> dict[str, object]:
     settings = training.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    if settings["lr_scheduler_type"] == "constant_with_warmup" and not (
-        training.warmup_ratio or training.warmup_steps
-    ):
+    if settings["lr_scheduler_type"] == "constant_with_warmup" and not (training.warmup_ratio or training.warmup_steps):
         settings["lr_scheduler_type"] = "constant"
     return settings
 

@@ -179,9 +179,7 @@ def _type_hint(expected: Collection[str], value: Any) -> str:
         if "true or false" in expected and value.lower() in ("true", "false"):
             return "; write it without quotes"
         number = any(word.endswith("number") for word in expected)
-        return (
-            "; write it without quotes" if number and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value) else ""
-        )
+        return "; write it without quotes" if number and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value) else ""
     if isinstance(value, float) and value.is_integer() and "a whole number" in expected:
         return f"; write {int(value)}"
     if isinstance(value, (bool, int, float)) and "text" in expected:

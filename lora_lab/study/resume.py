@@ -68,9 +68,7 @@ def compare_for_resume(old: StudySpec, new: StudySpec) -> None:
         InputError: the change would mix trials that do not compare; a line `key: old -> new` each.
     """
     changes = _changed_metric(old, new) + [
-        _change(old, new, section, name)
-        for section, name in _settings()
-        if not _keeps(old, new, section, name)
+        _change(old, new, section, name) for section, name in _settings() if not _keeps(old, new, section, name)
     ]
     if changes:
         lines = "\n".join(f"  {change}" for change in changes)

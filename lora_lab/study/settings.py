@@ -16,9 +16,7 @@ def _list_to_tuple(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
-Indices = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list_to_tuple), Field(min_length=1)
-]
+Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 
 LAYER_PRESETS = ("all", "first_half", "last_half", "every_2nd")
 TARGET_PRESETS = ("attention", "mlp", "all-linear", "all-linear+head")
@@ -35,9 +33,7 @@ class RuleError(ValueError):
 class Settings(BaseModel):
     """Base of all sections: immutable, unknown keys refused, no silent conversion, finite numbers only."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelSettings(Settings):

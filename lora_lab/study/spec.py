@@ -60,17 +60,13 @@ class StudySpec(Settings):
                     raise RuleError(key, f"{other} must stand above {name} among the parameters")
             above.append(name)
         if any(metric.name == "forgetting" for metric in self.sweep.metric) and self.data.forgetting is None:
-            raise RuleError(
-                ("sweep", "metric"), "metric forgetting needs data.forgetting: a dataset of general text"
-            )
+            raise RuleError(("sweep", "metric"), "metric forgetting needs data.forgetting: a dataset of general text")
         return self
 
     def active(self, name: str, chosen: Mapping[str, Value]) -> bool:
         """Whether parameter `name` is searched, given the values chosen for those above it."""
         conditions = self.sweep.parameters[name].when
-        return all(
-            other in chosen and condition.holds(chosen[other]) for other, condition in conditions.items()
-        )
+        return all(other in chosen and condition.holds(chosen[other]) for other, condition in conditions.items())
 
     def trial_config(self, chosen: Mapping[str, Value]) -> TrialConfig:
         """The configuration of a trial: the fixed settings with the chosen parameter values put in.

@@ -245,9 +245,7 @@ class SweepSettings(Settings):
     @model_validator(mode="after")
     def _sampler_has_what_it_needs(self) -> SweepSettings:
         if self.sampler != "grid" and self.n_trials is None:
-            raise RuleError(
-                ("n_trials",), f"is missing; sampler {self.sampler} needs it (only grid ends by itself)"
-            )
+            raise RuleError(("n_trials",), f"is missing; sampler {self.sampler} needs it (only grid ends by itself)")
         for name, parameter in self.parameters.items():
             if self.sampler == "grid" and parameter.values is None and parameter.step is None:
                 raise RuleError(

@@ -54,9 +54,7 @@ def _preset(linears: LinearMap, preset: str) -> list[str]:
             return body
         case "all-linear+head":
             if linears.head is None:
-                raise InputError(
-                    "lora.target_modules: all-linear+head needs an output head; this model has none"
-                )
+                raise InputError("lora.target_modules: all-linear+head needs an output head; this model has none")
             return [*body, linears.head]
         case "attention":
             return [name for name in body if ATTENTION_PARENTS.search(f".{name}.")]
@@ -75,9 +73,7 @@ def _by_name(linears: LinearMap, targets: str | tuple[str, ...]) -> list[str]:
         try:
             pattern = re.compile(targets)
         except re.error as error:
-            raise InputError(
-                f"lora.target_modules: {targets!r} is no preset and no valid regex ({error})"
-            ) from None
+            raise InputError(f"lora.target_modules: {targets!r} is no preset and no valid regex ({error})") from None
         return [name for name in linears.shapes if pattern.fullmatch(name)]
     return [name for name in linears.shapes if any(name == t or name.endswith(f".{t}") for t in targets)]
 
@@ -113,9 +109,7 @@ def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
     named = _preset(linears, str(targets)) if is_preset else _by_name(linears, targets)
     layers = _layer_indices(linears, lora.layers)
     chosen = {
-        name
-        for name in named
-        if (linears.layer_of(name) in layers if linears.layer_of(name) is not None else True)
+        name for name in named if (linears.layer_of(name) in layers if linears.layer_of(name) is not None else True)
     }
     if lora.layers != "all" and not any(linears.layer_of(name) is not None for name in chosen):
         chosen = set()
@@ -137,7 +131,6 @@ def trainable_parameters(linears: LinearMap, lora: LoraSettings) -> int:
 def full_rank_excess(linears: LinearMap, lora: LoraSettings) -> dict[str, int]:
     """Modules whose smaller side is below r, by that side: there the adapter outranks the matrix."""
     sides = {
-        name: min(linears.shapes[name].d_in, linears.shapes[name].d_out)
-        for name in resolve_targets(linears, lora)
+        name: min(linears.shapes[name].d_in, linears.shapes[name].d_out) for name in resolve_targets(linears, lora)
     }
     return {name: side for name, side in sides.items() if side < lora.r}

@@ -157,8 +157,7 @@ def _refuse_ambiguous_number(text: str) -> None:
     if zeros is not None:
         decimal = f"{zeros.group(1)}{zeros.group(2)}"[:40]
         raise ValueError(
-            f"{text[:40]} is octal to some YAML loaders and decimal to others; "
-            f"write {decimal} or '{text[:40]}'"
+            f"{text[:40]} is octal to some YAML loaders and decimal to others; write {decimal} or '{text[:40]}'"
         )
     if _NOT_DECIMAL.fullmatch(text):
         raise ValueError(
@@ -241,9 +240,7 @@ class _Reader:
     def _refuse_features(self, event: yaml.Event) -> None:
         anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
         if isinstance(event, yaml.AliasEvent):
-            self._refuse(
-                event, f"aliases (*{anchor}) are not allowed; write the value out, or quote the text"
-            )
+            self._refuse(event, f"aliases (*{anchor}) are not allowed; write the value out, or quote the text")
         if anchor is not None:
             self._refuse(event, f"anchors (&{anchor[:60]}) are not allowed; remove it, or quote the text")
         if tag is not None:

@@ -44,9 +44,7 @@ def ui_command(tracking_uri: str, port: int = 5000) -> list[str]:
 
     """
     if tracking_uri.startswith(("http://", "https://")):
-        raise InputError(
-            f"{shown(tracking_uri)} is an MLflow server and has its own pages; open it in a browser"
-        )
+        raise InputError(f"{shown(tracking_uri)} is an MLflow server and has its own pages; open it in a browser")
     return [
         *(sys.executable, "-m", "mlflow", "ui"),
         *("--backend-store-uri", tracking_uri),

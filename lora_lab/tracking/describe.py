@@ -80,13 +80,9 @@ def study_started(
     spec: StudySpec, *, datasets: Sequence[DatasetInput] = (), tags: Mapping[str, str] | None = None
 ) -> StudyStarted:
     """The record with which a study begins: fixed settings as params, what a resume may change as tags."""
-    sections = {
-        name: getattr(spec, name).model_dump(mode="json") for name in ("model", "data", "training", "lora")
-    }
+    sections = {name: getattr(spec, name).model_dump(mode="json") for name in ("model", "data", "training", "lora")}
     params = {
-        name if section == "model" else f"{section}.{name}": value
-        if isinstance(value, str)
-        else json.dumps(value)
+        name if section == "model" else f"{section}.{name}": value if isinstance(value, str) else json.dumps(value)
         for section, values in sections.items()
         for name, value in values.items()
         if value is not None

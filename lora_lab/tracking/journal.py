@@ -61,9 +61,7 @@ def _plain(value: Any, folder: Path) -> Any:
             return {key: _plain(item, folder) for key, item in value.items()}
         case tuple() | list():
             return [_plain(item, folder) for item in value]
-    raise TypeError(
-        f"a record holds numbers, texts, paths, lists and mappings, but got {type(value).__name__}"
-    )
+    raise TypeError(f"a record holds numbers, texts, paths, lists and mappings, but got {type(value).__name__}")
 
 
 def _encode(record: Record, at_ms: int, folder: Path) -> bytes:
@@ -84,8 +82,7 @@ def _decode(line: bytes, folder: Path) -> Entry | None:
             values[name] = folder / values[name]
     if "params" in values:
         values["params"] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values["params"].items()
+            name: tuple(value) if isinstance(value, list) else value for name, value in values["params"].items()
         }
     if "datasets" in values:
         values["datasets"] = tuple(DatasetInput(**dataset) for dataset in values["datasets"])

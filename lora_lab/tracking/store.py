@@ -99,8 +99,7 @@ class MlflowStore:
             match record:
                 case Logged() | Evaluated():
                     points[record.number] += (
-                        Metric(name, value, at_ms, record.step)
-                        for name, value in measurements(record).items()
+                        Metric(name, value, at_ms, record.step) for name, value in measurements(record).items()
                     )
                 case StudyStarted():
                     self._start_study(record, at_ms)
@@ -184,11 +183,7 @@ class MlflowStore:
         run = self._client.get_run(run_id)
         if run.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
-        new = [
-            Param(_key(name), _text(value))
-            for name, value in params.items()
-            if _key(name) not in run.data.params
-        ]
+        new = [Param(_key(name), _text(value)) for name, value in params.items() if _key(name) not in run.data.params]
         for chunk in _chunks(new, PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=chunk)
         self._tag(run_id, {**tags, STATE_TAG: "running"})

@@ -62,9 +62,7 @@ def lora_config(lora: LoraSettings, linears: LinearMap, *, fan_in_fan_out: bool 
     )
 
 
-def initial_weights(
-    lora: LoraSettings, linears: LinearMap, seed: int, base_dtype: torch.dtype
-) -> dict[str, Weights]:
+def initial_weights(lora: LoraSettings, linears: LinearMap, seed: int, base_dtype: torch.dtype) -> dict[str, Weights]:
     """The adapter that `torch.manual_seed(seed); get_peft_model(base, config)` starts from, bit for bit.
 
     PEFT itself draws the numbers, on a skeleton that has the base's linear modules under their names but
@@ -101,9 +99,7 @@ def _skeleton(linears: LinearMap, dtype: torch.dtype) -> nn.Module:
             parent = parent.get_submodule(part)
         with torch.device("meta"):
             linear = nn.Linear(shape.d_in, shape.d_out, bias=False)
-        linear.weight = nn.Parameter(
-            torch.zeros((), dtype=dtype).expand(shape.d_out, shape.d_in), requires_grad=False
-        )
+        linear.weight = nn.Parameter(torch.zeros((), dtype=dtype).expand(shape.d_out, shape.d_in), requires_grad=False)
         parent.add_module(last, linear)
     return root
 
@@ -127,9 +123,7 @@ def save_adapter(
     config.base_model_name_or_path = model_path
     config.revision = model.revision
     config.inference_mode = True
-    fields = {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
-    }
+    fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     (partial / "adapter_config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if folder.exists():
         shutil.rmtree(folder)

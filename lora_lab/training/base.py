@@ -46,11 +46,12 @@ class Base:
 
 def default_device() -> torch.device:
     """The first CUDA device where there is one, otherwise the CPU."""
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def has_cuda() -> bool:
+    """Whether trials train on a GPU."""
+    return torch.cuda.is_available()
 
 
 def device_name() -> str:
@@ -92,9 +93,7 @@ def locate(settings: ModelSettings) -> str:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise InputError(
-            f"model.model_name_or_path: {folder} has no config.json; save it with save_pretrained"
-        )
+        raise InputError(f"model.model_name_or_path: {folder} has no config.json; save it with save_pretrained")
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         found = f"only {pickles[0]}, a pickle, which can run code" if pickles else "no weights"

@@ -106,6 +106,4 @@ def read_checkpoint(folder: Path, identity: str) -> tuple[dict[str, Tensor], Pro
 
 
 def _damaged(folder: Path, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {folder}: {problem}; delete this folder to train the trial from its beginning"
-    )
+    return CheckpointError(f"checkpoint {folder}: {problem}; delete this folder to train the trial from its beginning")

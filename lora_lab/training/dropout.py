@@ -39,9 +39,7 @@ class Dropout:
         """
         assert self._generator is not None
         key = f"{self._seed}/{self._step}/{self._micro_batch}/{module}".encode()
-        self._generator.manual_seed(
-            int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
-        )
+        self._generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1)
         keep = 1.0 - self._probability
         width = x.shape[-1]
         padded = x.shape[0] // self._rows if x.shape[0] % self._rows == 0 else 0

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 LENGTH_BUCKET = 8
 """Padded lengths are multiples of this, so that there are few distinct shapes."""
+SPEED_SMOOTHING = 0.1
 
 
 class PackedEngine:
@@ -52,6 +53,8 @@ class PackedEngine:
         self._folder = trials_folder
         self._model = PackedModel(base)
         self._slots: dict[int, Slot] = {}
+        self.tokens_per_second = 0.0
+        """Trained tokens per second of the whole pack, smoothed over some steps."""
         self._base_losses: dict[DataSettings, tuple[float, float | None]] = {}
 
     @property
@@ -118,9 +121,7 @@ class PackedEngine:
             What happened, in the order of admission; a trial that ended has left the pack.
         """
         events: list[TrialEvent] = []
-        training = [
-            slot for slot in self._slots.values() if not slot.finished and slot.due_evaluation is None
-        ]
+        training = [slot for slot in self._slots.values() if not slot.finished and slot.due_evaluation is None]
         if training:
             events += self._train(training)
         due = [slot for slot in self._slots.values() if slot.due_evaluation is not None]
@@ -168,18 +169,14 @@ class PackedEngine:
         counts = [int(part.sum()) for part in torch.split(losses.row_counts, list(batch.rows))]
         sums = [part.sum() for part in torch.split(losses.nll, counts)]
         return torch.stack(
-            [
-                total / slot.pending.label_tokens
-                for slot, total in zip(slots, sums, strict=True)
-                if slot.pending
-            ]
+            [total / slot.pending.label_tokens for slot, total in zip(slots, sums, strict=True) if slot.pending]
         )
 
     def _book(self, slots: list[Slot], chosen: list[np.ndarray], losses: list[float], seconds: float) -> None:
         tokens = [
-            sum(len(slot.data.train.input_ids[i]) for i in rows)
-            for slot, rows in zip(slots, chosen, strict=True)
+            sum(len(slot.data.train.input_ids[i]) for i in rows) for slot, rows in zip(slots, chosen, strict=True)
         ]
+        self.tokens_per_second += SPEED_SMOOTHING * (sum(tokens) / seconds - self.tokens_per_second)
         work = [self._flops(slot, own) for slot, own in zip(slots, tokens, strict=True)]
         for slot, loss, own, share in zip(slots, losses, tokens, work, strict=True):
             assert slot.pending is not None
@@ -188,7 +185,7 @@ class PackedEngine:
             slot.pending.seconds += seconds * share / sum(work)
 
     def _flops(self, slot: Slot, tokens: int) -> int:
-        """Of training on `tokens`: 2 + 2 per parameter of the frozen base, 2 + 4 per parameter of the adapter."""
+        """Of training on `tokens`: 2 + 2 per parameter of the frozen base, 2 + 4 per adapter parameter."""
         return tokens * (4 * self._base.linears.total_parameters + 6 * slot.parameter_count)
 
     def _update(self, due: list[Slot], norms: list[float]) -> list[TrialEvent]:
@@ -208,9 +205,7 @@ class PackedEngine:
                 events.append(Failed(**where, epoch=epoch, reason=str(error)))
                 continue
             if slot.progress.step % slot.config.training.logging_steps == 0 or slot.finished:
-                events.append(
-                    Logged(**where, epoch=epoch, loss=done.loss, grad_norm=norm, learning_rate=rate)
-                )
+                events.append(Logged(**where, epoch=epoch, loss=done.loss, grad_norm=norm, learning_rate=rate))
         return events
 
     # Evaluation and the end of a trial
@@ -279,9 +274,7 @@ class PackedEngine:
             "optimizer_bytes": float(2 * count * size),
             "train_seconds": progress.train_seconds,
             "train_tokens": float(progress.train_tokens),
-            "tokens_per_second": progress.train_tokens / progress.train_seconds
-            if progress.train_seconds
-            else 0.0,
+            "tokens_per_second": progress.train_tokens / progress.train_seconds if progress.train_seconds else 0.0,
             "total_flos": float(self._flops(slot, progress.train_tokens)),
             "steps": float(progress.step),
             "epochs": evaluated.epoch,

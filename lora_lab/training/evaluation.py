@@ -50,9 +50,7 @@ def evaluate(
         length = max(len(dataset.input_ids[i]) for i in chosen)
         ids = pad_rows([dataset.input_ids[i] for i in chosen], length, 0)
         labels = pad_rows([dataset.labels[i] for i in chosen], length, IGNORED)
-        batch = PackedBatch(
-            ids.repeat(len(slots), 1), labels.repeat(len(slots), 1), (len(chosen),) * len(slots)
-        )
+        batch = PackedBatch(ids.repeat(len(slots), 1), labels.repeat(len(slots), 1), (len(chosen),) * len(slots))
         losses = model.token_losses(batch, slots)
         rows = torch.repeat_interleave(losses.row_counts)
         sums = np.bincount(rows.numpy(), losses.nll.double().cpu().numpy(), minlength=len(batch.input_ids))

@@ -79,9 +79,7 @@ class Slot:
         self.progress = Progress()
         self.pending: PendingStep | None = None
         self.dropout = Dropout(config.lora.lora_dropout, config.training.seed, device)
-        self.parameters = torch.cat([t.reshape(-1) for w in weights.values() for t in (w.a, w.b.t())]).to(
-            device
-        )
+        self.parameters = torch.cat([t.reshape(-1) for w in weights.values() for t in (w.a, w.b.t())]).to(device)
         self.parameters.requires_grad_()
         self._gradient = torch.zeros_like(self.parameters, requires_grad=False)
         self.parameters.grad = self._gradient
@@ -147,9 +145,7 @@ class Slot:
     def learning_rate(self) -> float:
         """Of the next optimizer step."""
         training = self.config.training
-        return training.learning_rate * learning_rate_factor(
-            self.progress.step, self.plan.total_steps, training
-        )
+        return training.learning_rate * learning_rate_factor(self.progress.step, self.plan.total_steps, training)
 
     def update(self) -> PendingStep:
         """Make the optimizer step from the gathered gradient; returns what the step consisted of."""

@@ -23,9 +23,7 @@ def build_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(
-        ["the cat sat on the mat and the dog sat on the cat", "Paris is in France"], trainer
-    )
+    tokenizer.train_from_iterator(["the cat sat on the mat and the dog sat on the cat", "Paris is in France"], trainer)
     if adds_bos or adds_eos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=("<s> " if adds_bos else "") + "$A" + (" </s>" if adds_eos else ""),

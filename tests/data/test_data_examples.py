@@ -43,9 +43,7 @@ class TestFormats:
         assert from_fields({"prompt": "", "completion": "x"})[0] == (Completion("", "x", ""),)
 
     def test_messages(self):
-        assert from_fields({"messages": TURNS})[0] == (
-            Conversation((("user", "hi"), ("assistant", "hello")), ""),
-        )
+        assert from_fields({"messages": TURNS})[0] == (Conversation((("user", "hi"), ("assistant", "hello")), ""),)
 
     @pytest.mark.parametrize("empty", [{}, {"input": ""}, {"input": None}])
     def test_alpaca_without_input(self, empty):

@@ -67,9 +67,7 @@ class TestLoadExamples:
         assert len(load_examples(ref(tmp_path / "link.jsonl"), "train", cache)) == 10
 
     def test_a_file_has_no_splits(self, write_jsonl, cache):
-        assert "a file is one split" in refusal(
-            load_examples, ref(write_jsonl(TEN), split="train"), "train", cache
-        )
+        assert "a file is one split" in refusal(load_examples, ref(write_jsonl(TEN), split="train"), "train", cache)
 
     @pytest.mark.parametrize(
         ("files", "purpose", "taken"),
@@ -103,9 +101,7 @@ class TestLoadExamples:
     def test_two_files_of_one_split(self, write_jsonl, tmp_path, cache):
         write_jsonl(TEN, "data/train.jsonl")
         write_jsonl(TEN, "data/train.json")
-        assert "there are train.json and train.jsonl" in refusal(
-            load_examples, ref(tmp_path / "data"), "train", cache
-        )
+        assert "there are train.json and train.jsonl" in refusal(load_examples, ref(tmp_path / "data"), "train", cache)
 
     @pytest.mark.parametrize(
         "path", ["no/such.jsonl", "json", "./nowhere", "a/b/c", "../x", "x" * 5000, "a\0b", "~no-one/x"]
@@ -201,9 +197,7 @@ class TestLoadSplits:
 
     def test_the_split_of_a_folder_that_is_trained_on_is_refused(self, write_jsonl, tmp_path, cache):
         path = write_jsonl(TEN, "data/train.jsonl")
-        assert "must not be" in refusal(
-            load_splits, DataSettings(train=ref(tmp_path / "data"), eval=ref(path)), cache
-        )
+        assert "must not be" in refusal(load_splits, DataSettings(train=ref(tmp_path / "data"), eval=ref(path)), cache)
 
     def test_repeated_rows_are_counted(self, write_jsonl, cache):
         data = DataSettings(

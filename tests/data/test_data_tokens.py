@@ -96,9 +96,7 @@ class TestCompletion:
 
     def test_bos_stands_before_the_prompt_only(self, make_tokenizer):
         tokenizer = make_tokenizer(adds_bos=True)
-        tokens = tokenize(
-            dataset(Completion("the dog", " sat", "r:1"), Completion("", "sat", "r:2")), tokenizer, 64
-        )
+        tokens = tokenize(dataset(Completion("the dog", " sat", "r:1"), Completion("", "sat", "r:2")), tokenizer, 64)
         assert [tokenizer.decode(ids) for ids in tokens.input_ids] == ["<s>the dog sat</s>", "<s>sat</s>"]
         assert learned_text(tokens, tokenizer, 1) == "sat</s>"
 
@@ -123,9 +121,7 @@ class TestCut:
     def test_rows_whose_completion_is_cut_away_are_refused(self, tokenizer):
         rows = [Completion("x" * (index + 1), "y", f"r:{index}") for index in range(20)]
         first, *others = refusal(rows, tokenizer, 8).splitlines()
-        assert first.startswith(
-            "r:7: no token to learn is left within max_length=8; raise data.max_length to 9 or"
-        )
+        assert first.startswith("r:7: no token to learn is left within max_length=8; raise data.max_length to 9 or")
         assert len(others) == 5
         assert others[-1] == "13 of 20 rows are bad; the first 5 are listed"
         assert tokenize(dataset(rows[7]), tokenizer, 9).label_tokens(0) == 1
@@ -163,9 +159,7 @@ class TestConversation:
 
     def test_a_template_that_refuses(self, make_tokenizer):
         message = refusal([CHAT], make_tokenizer(REFUSING_TEMPLATE))
-        assert message.startswith(
-            "c:1: messages: the chat template refuses them (roles must begin with user)"
-        )
+        assert message.startswith("c:1: messages: the chat template refuses them (roles must begin with user)")
 
     def test_tags_around_nothing(self, make_tokenizer):
         tags = "{% generation %}{% endgeneration %}"

@@ -54,9 +54,7 @@ def base_folder(tmp_path_factory):
     }
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
     return folder
 
 
@@ -174,9 +172,7 @@ def _collate(rows):
     padded = {
         "input_ids": [list(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows],
         "labels": [list(row["labels"]) + [-100] * (length - len(row["labels"])) for row in rows],
-        "attention_mask": [
-            [1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows
-        ],
+        "attention_mask": [[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows],
     }
     return {name: torch.tensor(values) for name, values in padded.items()}
 
@@ -194,9 +190,7 @@ def train_alone(model, config: TrialConfig, train, scratch) -> Run:
     def loss_of(outputs, labels, num_items_in_batch=None):
         """Token cross-entropy in the dtype of the logits: transformers' own casts them to float32."""
         logits = outputs.logits[:, :-1].reshape(-1, outputs.logits.shape[-1])
-        loss = (
-            functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="sum") / num_items_in_batch
-        )
+        loss = functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="sum") / num_items_in_batch
         pieces.append(loss.item())
         return loss
 
@@ -248,9 +242,7 @@ def read_adapter(folder) -> dict[str, torch.Tensor]:
 def largest_drift(left: dict, right: dict) -> float:
     """The largest relative distance (Frobenius norm) of two adapters' tensors."""
     assert left.keys() == right.keys()
-    return max(
-        float((left[name] - right[name]).norm() / right[name].norm().clamp_min(1e-30)) for name in left
-    )
+    return max(float((left[name] - right[name]).norm() / right[name].norm().clamp_min(1e-30)) for name in left)
 
 
 @pytest.fixture

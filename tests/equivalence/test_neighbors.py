@@ -114,9 +114,7 @@ def test_a_diverging_trial_ends_at_its_step_and_its_neighbors_stay_bit_equal(lab
     ended = [event for event in poisoned if isinstance(event, Diverged)]
     assert [(event.number, event.step) for event in ended] == [(2, 6)]
     for number in (0, 1, 3):
-        mine = [
-            event for event in poisoned if event.number == number and isinstance(event, (Logged, Evaluated))
-        ]
+        mine = [event for event in poisoned if event.number == number and isinstance(event, (Logged, Evaluated))]
         assert len(mine) == 18 + 3
         assert mine == [e for e in control if e.number == number and isinstance(e, (Logged, Evaluated))]
 

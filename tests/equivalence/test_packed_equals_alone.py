@@ -32,9 +32,7 @@ ROWS = 24
 def mixed_trials(lab: Lab):
     trials = []
     for lora, training in MIXED:
-        batch = training.get("per_device_train_batch_size", 4) * training.get(
-            "gradient_accumulation_steps", 1
-        )
+        batch = training.get("per_device_train_batch_size", 4) * training.get("gradient_accumulation_steps", 1)
         epochs = -(-STEPS * batch // ROWS)
         trials.append(lab.trial(lora=lora, num_train_epochs=epochs, **training))
     return trials

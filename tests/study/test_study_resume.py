@@ -54,9 +54,7 @@ WARMUP = "training.lr_scheduler_type=linear"
 
 
 @pytest.mark.parametrize(("old", "new"), ALLOWED)
-def test_changes_that_only_widen_the_study_are_allowed(
-    old: list[str], new: list[str], study_file: Path
-) -> None:
+def test_changes_that_only_widen_the_study_are_allowed(old: list[str], new: list[str], study_file: Path) -> None:
     compare_for_resume(load_study(study_file, [WARMUP, *old]), load_study(study_file, [WARMUP, *new]))
 
 
@@ -74,9 +72,7 @@ def test_changes_that_mix_trials_are_refused_with_a_diff(
 
 def test_the_fingerprint_ignores_how_the_study_is_searched(study_file: Path) -> None:
     spec = load_study(study_file)
-    same = load_study(
-        study_file, ["sweep.n_trials=2", "sweep.sampler=gp", "training.logging_steps=3", "question=x"]
-    )
+    same = load_study(study_file, ["sweep.n_trials=2", "sweep.sampler=gp", "training.logging_steps=3", "question=x"])
     assert study_fingerprint(spec) == study_fingerprint(same)
     assert len(study_fingerprint(spec)) == 64
 

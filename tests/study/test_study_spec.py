@@ -53,9 +53,7 @@ def test_a_trial_takes_the_chosen_values_and_keeps_the_rest() -> None:
         ({}, {}, 32.0),
     ],
 )
-def test_a_searched_alpha_replaces_the_fixed_one(
-    fixed: dict[str, Any], chosen: dict[str, Any], alpha: float
-) -> None:
+def test_a_searched_alpha_replaces_the_fixed_one(fixed: dict[str, Any], chosen: dict[str, Any], alpha: float) -> None:
     study = spec({name: {"values": [1.0, 2.0]} for name in chosen} or {"r": {"values": [16]}}, lora=fixed)
     assert study.trial_config(chosen).lora.alpha == alpha
 

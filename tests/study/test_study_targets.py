@@ -62,16 +62,11 @@ PER_UNIT_OF_RANK = [
 
 @pytest.mark.parametrize(("linears", "r", "targets", "count"), PUBLISHED)
 def test_published_parameter_counts(linears: LinearMap, r: int, targets: object, count: int) -> None:
-    assert (
-        trainable_parameters(linears, LoraSettings.model_validate({"r": r, "target_modules": targets}))
-        == count
-    )
+    assert trainable_parameters(linears, LoraSettings.model_validate({"r": r, "target_modules": targets})) == count
 
 
 @pytest.mark.parametrize(("name", "linears", "attention", "mlp", "head"), PER_UNIT_OF_RANK)
-def test_parameters_per_unit_of_rank(
-    name: str, linears: LinearMap, attention: int, mlp: int, head: int
-) -> None:
+def test_parameters_per_unit_of_rank(name: str, linears: LinearMap, attention: int, mlp: int, head: int) -> None:
     def count(targets: str) -> int:
         return trainable_parameters(linears, LoraSettings(r=1, target_modules=targets))
 
@@ -92,9 +87,7 @@ SMALL = llama(5, 64, 32, 128, 100)
 )
 def test_parameters_are_linear_in_r_and_additive_over_layers(r: int, targets: object, layers: object) -> None:
     def count(**settings: object) -> int:
-        return trainable_parameters(
-            SMALL, LoraSettings.model_validate({"target_modules": targets, **settings})
-        )
+        return trainable_parameters(SMALL, LoraSettings.model_validate({"target_modules": targets, **settings}))
 
     assert count(r=r, layers=layers) == r * count(r=1, layers=layers)
     assert count(r=r, layers="first_half") + count(r=r, layers="last_half") == count(r=r)
@@ -132,9 +125,10 @@ def test_presets_know_other_architectures() -> None:
         num_layers=1,
         total_parameters=0,
     )
-    assert [
-        name.rsplit(".", 1)[1] for name in resolve_targets(gpt2, LoraSettings(target_modules="attention"))
-    ] == ["c_attn", "c_proj"]
+    assert [name.rsplit(".", 1)[1] for name in resolve_targets(gpt2, LoraSettings(target_modules="attention"))] == [
+        "c_attn",
+        "c_proj",
+    ]
     assert len(resolve_targets(gpt2, LoraSettings(target_modules="mlp"))) == 2
     with pytest.raises(InputError, match="needs an output head"):
         resolve_targets(gpt2, LoraSettings(target_modules="all-linear+head"))

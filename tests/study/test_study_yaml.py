@@ -51,12 +51,7 @@ def test_key_paths_read_as_in_the_file() -> None:
     assert format_key_path(("a", "b\nc")) == "a.'b\\nc'"
 
 
-PLAIN = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.text(st.characters(codec="ascii"), max_size=8)
-)
+PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(codec="ascii"), max_size=8)
 
 
 DATA = st.recursive(
@@ -209,9 +204,7 @@ def test_hostile_files_are_refused_at_once_with_their_place(
 @pytest.mark.parametrize(
     "text", ["a: [1, {b: 2e-1}]\nc: 'x'", "a: 1\na: 2", "a: &x 1", "a: !!str 1", "a: 010", "a: [1"]
 )
-def test_pyyaml_without_libyaml_reads_and_refuses_the_same(
-    text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pyyaml_without_libyaml_reads_and_refuses_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_libyaml = problem_in(text)
     monkeypatch.setattr("lora_lab.study.yaml_source._LOADER", yaml.SafeLoader)
     without = problem_in(text)

@@ -77,9 +77,7 @@ def write_first_half(journal: Journal) -> None:
             journal.append(*(evaluated(number, step) for number in range(4)))
     at = {"step": STEPS // 2, "epoch": 1.5}
     journal.append(Diverged(number=2, reason="loss is nan at step 6", **at))
-    journal.append(
-        TrialEnded(number=2, state="diverged", step=6, reason="loss is nan", metrics={"loss": math.nan})
-    )
+    journal.append(TrialEnded(number=2, state="diverged", step=6, reason="loss is nan", metrics={"loss": math.nan}))
     journal.append(TrialEnded(number=1, state="pruned", step=6, reason="asha", metrics={"eval_loss": 0.4}))
 
 
@@ -172,9 +170,7 @@ def assert_mirrored(client: Any, folder: Path) -> None:
         assert run.data.tags["lora_lab.state"] == STATES[number]
         assert run.data.tags["config_id"] == f"c{number}"
         assert run.info.status == STATUSES[number]
-        assert repr(points_in_mlflow(client, run)) == repr(
-            {name: expected[number][name] for name in run.data.metrics}
-        )
+        assert repr(points_in_mlflow(client, run)) == repr({name: expected[number][name] for name in run.data.metrics})
         assert set(run.data.metrics) == set(expected[number])
 
 

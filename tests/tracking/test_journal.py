@@ -26,9 +26,7 @@ def test_what_is_appended_is_read_back_equal(folder):
         started(3),
         logged(3, 1),
         evaluated(3, 1),
-        TrialEnded(
-            number=3, state="complete", step=1, metrics={"eval_loss": 0.5}, adapter_folder=folder / "a"
-        ),
+        TrialEnded(number=3, state="complete", step=1, metrics={"eval_loss": 0.5}, adapter_folder=folder / "a"),
         Attached(number=None, path=Path("/elsewhere/report.html")),
     ]
     with Journal(folder) as journal:
@@ -95,9 +93,7 @@ def test_a_resumed_trial_has_every_step_once(folder):
 
 def test_not_a_number_survives(folder):
     with Journal(folder) as journal:
-        journal.append(
-            TrialEnded(number=0, state="diverged", metrics={"loss": math.nan, "grad_norm": math.inf})
-        )
+        journal.append(TrialEnded(number=0, state="diverged", metrics={"loss": math.nan, "grad_norm": math.inf}))
     metrics = records(folder)[0].metrics
     assert math.isnan(metrics["loss"])
     assert metrics["grad_norm"] == math.inf

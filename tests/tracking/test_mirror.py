@@ -239,9 +239,7 @@ def test_kill_minus_nine_at_every_kind_of_call(folder, migrated_database, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_back_gets_everything_and_shows_it(
-    folder, database_uri, client, dead_port, quick
-):
+def test_a_server_that_comes_back_gets_everything_and_shows_it(folder, database_uri, client, dead_port, quick):
     write_study(folder)
     follower = MlflowMirror(folder, f"http://127.0.0.1:{dead_port}")
     follower.start()

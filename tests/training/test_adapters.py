@@ -34,9 +34,7 @@ def make_gpt2():
 
 
 def peft_weights(model):
-    return {
-        name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 SETTINGS = [

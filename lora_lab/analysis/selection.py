@@ -1,0 +1,47 @@
+"""Which rows of the trial table a statistic may use, and the value that a trial had for a parameter."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from lora_lab.study.sweep import SEARCHABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lora_lab.study.results import TrialResult
+    from lora_lab.study.settings import TrialConfig
+    from lora_lab.study.sweep import Value
+
+
+def search_trials(results: Iterable[TrialResult]) -> list[TrialResult]:
+    """The trials of the search, without the retrainings of finalists."""
+    return [result for result in results if result.replicate == 0]
+
+
+def measured(result: TrialResult, metric: str = "eval_loss") -> float | None:
+    """Final value of a metric; None for a trial that did not reach its end or whose value is not finite."""
+    value = result.metrics.get(metric)
+    return value if result.has_value and value is not None and math.isfinite(value) else None
+
+
+def finished(results: Iterable[TrialResult], metric: str = "eval_loss") -> list[tuple[TrialResult, float]]:
+    """Search trials that reached their end, each with its value, in the order given."""
+    pairs = ((result, measured(result, metric)) for result in search_trials(results))
+    return [(result, value) for result, value in pairs if value is not None]
+
+
+def retrainings(results: Iterable[TrialResult], number: int) -> list[TrialResult]:
+    """The retrainings of trial `number` with fresh seeds, whatever became of them."""
+    return [result for result in results if result.replicate > 0 and result.confirms == number]
+
+
+def value_of(config: TrialConfig, name: str) -> Value:
+    """The value of parameter `name`, searched or fixed; alpha and its ratio are derived from each other."""
+    if name == "alpha_ratio":
+        return config.lora.alpha / config.lora.r
+    if name == "lora_alpha":
+        return config.lora.alpha
+    value: Value = getattr(getattr(config, SEARCHABLE[name]), name)
+    return value

@@ -1,0 +1,89 @@
+"""Configurations and quantities in the words that the terminal, the report and the verdict share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_lab.study.settings import TrialConfig
+    from lora_lab.study.sweep import Value
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Foreign text made safe for one line of a terminal or a table: printable, `limit` characters at most."""
+    clean = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
+
+
+def nats(value: float) -> str:
+    """A loss or a difference of losses."""
+    return f"{value:.4f}"
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in binary units."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def count_text(count: float) -> str:
+    """A count in three digits and a unit: 54.3k, 1.23M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0f}"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as the two largest units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def plural(count: int, word: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def number_text(value: float) -> str:
+    """A number as one writes it in a study file: 0.5, 16, 3e-4."""
+    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def rate_text(value: float) -> str:
+    """A learning rate, always with an exponent: 2e-3."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def value_text(value: Value) -> str:
+    """A parameter's value on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return number_text(value)
+    if isinstance(value, str):
+        return one_line(value, 60)
+    shown = [value_text(item) for item in value[:4]]
+    return ",".join(shown) + (f",… ({len(value)})" if len(value) > len(shown) else "")
+
+
+def config_label(config: TrialConfig) -> str:
+    """A trial's configuration in a few words, without what is usually fixed."""
+    lora, training = config.lora, config.training
+    layers = "" if lora.layers == "all" else f" layers {value_text(lora.layers)}"
+    length = plural(training.num_train_epochs, "epoch") if training.max_steps is None else f"{training.max_steps} steps"
+    return (
+        f"r={lora.r} alpha={number_text(lora.alpha)} {value_text(lora.target_modules)}{layers}, "
+        f"{length}, lr {rate_text(training.learning_rate)}"
+    )

@@ -1,0 +1,46 @@
+"""What the commands share: their arguments, how errors are shown, and where a study's files are."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_lab.study.errors import LoraLabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Nobody's training run should tell a third party about itself, and no progress bar belongs into our own view.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file, such as studies/rank_alpha.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the study, such as training.seed=1; repeatable."),
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(metavar="URI", help="MLflow store; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."),
+]
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Print a `LoraLabError` as it reads, without a traceback, and exit with its code."""
+    try:
+        yield
+    except LoraLabError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+
+
+def run_command(command: Callable[..., None]) -> None:
+    """Run one command as a program of its own."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    app()

@@ -1,0 +1,151 @@
+"""The look that all figures share: colors that survive color blindness, and text that CSS can recolor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from lora_lab.analysis.selection import measured
+from lora_lab.analysis.wording import config_label, nats, value_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_lab.study.results import TrialResult
+
+BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)
+"""Okabe and Ito's colors without black and yellow, which vanish on a dark or a white page."""
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")
+GRAY = "#808080"
+GRID = "rgba(128,128,128,0.25)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """A figure with its title and the words that say how to read it, or why there is none."""
+
+    key: str
+    title: str
+    words: str
+    figure: go.Figure | None = None
+    wide: bool = False
+    """Scrolls sideways on a narrow screen instead of being squeezed."""
+
+
+def blank_figure(x_title: str, y_title: str) -> go.Figure:
+    """An empty figure on a transparent ground."""
+    axis: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "automargin": True, "linecolor": GRID}
+    return go.Figure(
+        layout={
+            "template": "none",
+            "height": 400,
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"family": "system-ui, sans-serif", "size": 13, "color": GRAY},
+            "margin": {"l": 56, "r": 16, "t": 20, "b": 48},
+            "xaxis": {**axis, "title": {"text": x_title, "standoff": 8}},
+            "yaxis": {**axis, "title": {"text": y_title, "standoff": 8}},
+            "hoverlabel": {"bgcolor": "#222", "font": {"color": "#fff"}, "align": "left"},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GRAY, "activecolor": BLUE},
+            "legend": {"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0, "xanchor": "left"},
+        }
+    )
+
+
+def plot_text(text: str) -> str:
+    """Foreign text for plotly, which reads a subset of HTML in names, labels and hovers."""
+    return escape(text, quote=False)
+
+
+def targets_of(result: TrialResult) -> str:
+    """What a trial's target set is called in legends."""
+    return plot_text(value_text(result.config.lora.target_modules))
+
+
+def target_names(results: Sequence[TrialResult]) -> list[str]:
+    """All target sets in a fixed order, which decides their colors in every figure."""
+    return sorted({targets_of(result) for result in results})
+
+
+def color_of(index: int) -> str:
+    """Color of the n-th target set."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def symbol_of(index: int) -> str:
+    """Marker of the n-th target set; with the color it tells 36 sets apart."""
+    return SYMBOLS[(index + index // len(PALETTE)) % len(SYMBOLS)]
+
+
+def hover(result: TrialResult) -> str:
+    """What a trial's point says under the mouse."""
+    value = measured(result)
+    loss = "" if value is None else f"<br>eval_loss {nats(value)} nats per token"
+    return f"trial {result.number}: {result.state}{loss}<br>{plot_text(config_label(result.config))}"
+
+
+def log2_axis(values: Sequence[float]) -> dict[str, Any]:
+    """Settings of a logarithmic axis with a tick at each of the values tried."""
+    ticks = sorted(set(values))
+    return {
+        "type": "log",
+        "tickmode": "array",
+        "tickvals": ticks,
+        "ticktext": [f"{tick:g}" for tick in ticks],
+        "minor": {"ticks": ""},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class LossFrame:
+    """The range of a loss axis, and what lies outside it."""
+
+    low: float
+    high: float
+    hidden: int
+    """Trials above the frame."""
+    shows_base: bool
+
+
+def loss_frame(values: Sequence[float], base_loss: float) -> LossFrame:
+    """Frame the losses so that their differences show.
+
+    Values that are worse than the base by more than a quarter of the best one's gain stay outside, and so
+    does the base where it would squeeze the trials into less than half of the height.
+    """
+    low = min(values)
+    ceiling = base_loss + 0.25 * (base_loss - low)
+    kept = [value for value in values if value <= ceiling] or list(values)
+    high = max(kept)
+    shows_base = base_loss - high <= high - low or high == low
+    top, bottom = (max(high, base_loss), min(low, base_loss)) if shows_base else (high, low)
+    pad = 0.07 * (top - bottom) or 0.05
+    return LossFrame(bottom - pad, top + pad, len(values) - len(kept), shows_base)
+
+
+def draw_reference(figure: go.Figure, frame: LossFrame, base_loss: float, best: float, margin: float) -> None:
+    """Set the loss axis; draw the base as a line and the tie with the best as a band."""
+    figure.update_yaxes(range=[frame.low, frame.high])
+    if frame.shows_base:
+        figure.add_hline(
+            y=base_loss,
+            line={"color": GRAY, "dash": "dash", "width": 1.5},
+            annotation={"text": f"bare base {nats(base_loss)}", "font": {"size": 12}},
+            annotation_position="bottom right",
+        )
+    if margin > 0:
+        figure.add_hrect(
+            y0=best, y1=best + margin, line_width=0, fillcolor=GREEN, opacity=0.22, layer="below", name="tie"
+        )
+
+
+def frame_words(frame: LossFrame, base_loss: float) -> str:
+    """What the reader must know because the frame does not show it."""
+    words = "" if frame.shows_base else f" The bare base ({nats(base_loss)}) lies outside the frame."
+    if frame.hidden:
+        words += f" {frame.hidden} worse {'trial lies' if frame.hidden == 1 else 'trials lie'} above the frame."
+    return words

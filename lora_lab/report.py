@@ -1,0 +1,40 @@
+"""`python -m lora_lab.report studies/x.yaml`: build the report anew from the storage; nothing is trained."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from lora_lab.command_line import Overrides, StudyFile, errors_shown, run_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def report(study: StudyFile, overrides: Overrides = None) -> None:
+    """Write runs/<study_name>/report.html and the chosen adapters anew, also while the study runs."""
+    with errors_shown():
+        path = _write(study, overrides or [])
+    typer.echo(str(path))
+
+
+def _write(study: Path, overrides: list[str]) -> Path:
+    from lora_lab.runner.folder import RunFolder
+    from lora_lab.runner.results import Source, read_results, write_results
+    from lora_lab.runner.session import storage_url
+    from lora_lab.search.store import read_store
+    from lora_lab.study.loading import load_study
+
+    spec = load_study(study, overrides)
+    folder = RunFolder.of(spec.study_name)
+    store = read_store(spec, storage_url(spec, folder))
+    source = Source(study, shlex.join(["python", "-m", "lora_lab.sweep", *sys.argv[1:]]))
+    write_results(read_results(spec, store), folder, source)
+    return folder.report
+
+
+if __name__ == "__main__":
+    run_command(report)

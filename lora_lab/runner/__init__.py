@@ -1,0 +1,1 @@
+"""The sweep loop: ask the search, admit to the pack, train, tell; one coordinator per study."""

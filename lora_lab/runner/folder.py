@@ -1,0 +1,102 @@
+"""Where a study keeps its files: `runs/<study_name>/`, and nothing outside it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_lab.study.errors import StorageError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The paths of one study."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, study_name: str, runs: Path = RUNS) -> RunFolder:
+        """The folder of a study; study names are safe as folder names (`StudySpec` sees to it)."""
+        return cls(runs / study_name)
+
+    @property
+    def database(self) -> Path:
+        """Optuna's storage, unless the study names another."""
+        return self.root / "study.db"
+
+    @property
+    def trials(self) -> Path:
+        """One folder per trial: checkpoint, evaluations, adapter."""
+        return self.root / "trials"
+
+    @property
+    def data_cache(self) -> Path:
+        """Generated and converted datasets."""
+        return self.root / "data"
+
+    @property
+    def lease(self) -> Path:
+        """Held by the coordinator."""
+        return self.root / "coordinator.lock"
+
+    @property
+    def best(self) -> Path:
+        """Adapter and configuration of the trial with the lowest loss."""
+        return self.root / "best"
+
+    @property
+    def recommended(self) -> Path:
+        """Adapter and configuration of the cheapest trial that is as good as the best."""
+        return self.root / "recommended"
+
+    @property
+    def report(self) -> Path:
+        """The report page."""
+        return self.root / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """The report in short, as Markdown."""
+        return self.root / "summary.md"
+
+    def trial(self, number: int) -> Path:
+        """One trial's folder."""
+        return self.trials / f"{number:04d}"
+
+    def make(self) -> None:
+        """Create the folder.
+
+        Raises:
+            StorageError: it cannot be created or written.
+        """
+        probe = self.root / ".writable"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise StorageError(
+                f"the run folder {self.root} cannot be written ({error.strerror}); "
+                "fix its permissions, free space, or run from another folder"
+            ) from error
+
+    def drop_checkpoint(self, number: int) -> None:
+        """Remove the checkpoint of a trial that ended."""
+        shutil.rmtree(self.trial(number) / "checkpoint", ignore_errors=True)
+
+    def drop_adapter(self, number: int) -> None:
+        """Remove the adapter of a trial that can no longer be chosen."""
+        shutil.rmtree(self.trial(number) / "adapter", ignore_errors=True)
+
+
+def unused_name(study_name: str, runs: Path = RUNS) -> str:
+    """`study_name`, or `study_name-2`, `-3`, ... : the first that has no run folder."""
+    if not (runs / study_name).exists():
+        return study_name
+    number = 2
+    while (runs / f"{study_name}-{number}").exists():
+        number += 1
+    return f"{study_name}-{number}"

@@ -1,0 +1,102 @@
+"""What a study leaves behind: the table of trials, the verdict, the report, and the chosen adapters."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_lab.analysis.audit import AuditNote, audit
+from lora_lab.analysis.verdict import Findings, decide
+from lora_lab.figures.markdown import markdown_summary
+from lora_lab.figures.report import Reproduction, write_report
+from lora_lab.runner.selection import write_choice
+from lora_lab.study.errors import StorageError
+from lora_lab.tracking.describe import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lora_lab.analysis.verdict import Standing
+    from lora_lab.runner.folder import RunFolder
+    from lora_lab.search.store import StudyStore
+    from lora_lab.study.results import TrialResult
+    from lora_lab.study.spec import StudySpec
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the study came from, for the words "how to reproduce"."""
+
+    path: Path
+    command: str
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the study file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The trials of a study, and what they say."""
+
+    spec: StudySpec
+    trials: Sequence[TrialResult]
+    findings: Findings
+    notes: Sequence[AuditNote]
+    base_forgetting: float | None
+
+
+def read_results(spec: StudySpec, store: StudyStore) -> Results:
+    """Read the storage and decide; nothing is trained or written.
+
+    Raises:
+        StorageError: the study has not begun, or cannot be read.
+    """
+    losses = store.base_losses()
+    if losses is None:
+        raise StorageError(f"study {spec.study_name} has no results yet; run `python -m lora_lab.sweep` on it first")
+    base_loss, base_forgetting = losses
+    trials = store.results()
+    findings = decide(trials, base_loss, spec.sweep.verdict.margin)
+    return Results(spec, trials, findings, audit(spec, findings), base_forgetting)
+
+
+def write_results(results: Results, folder: RunFolder, source: Source, device: str | None = None) -> None:
+    """Write the report, its short form, and the chosen adapters with their configurations.
+
+    Raises:
+        StorageError: the run folder cannot be written.
+    """
+    packages = versions() | ({"device": device} if device else {})
+    reproduction = Reproduction(command=source.command, study_hash=source.digest, versions=packages)
+    write_report(
+        folder.report,
+        results.spec,
+        results.trials,
+        results.findings,
+        base_forgetting=results.base_forgetting,
+        notes=results.notes,
+        reproduction=reproduction,
+    )
+    folder.summary.write_text(
+        markdown_summary(results.spec, results.trials, results.findings, results.notes), encoding="utf-8"
+    )
+    _choose(results, folder, results.findings.best, folder.best)
+    _choose(results, folder, results.findings.cheapest, folder.recommended)
+
+
+def _choose(results: Results, folder: RunFolder, standing: Standing | None, target: Path) -> None:
+    if standing is None:
+        return
+    result = next(trial for trial in results.trials if trial.number == standing.number)
+    owner = result.source if result.source is not None else result.number
+    adapter = folder.trial(owner) / "adapter"
+    if adapter.is_dir():
+        write_choice(target, result, adapter)
+    elif not target.exists():
+        raise StorageError(
+            f"{adapter} is gone, so {target} cannot be written; run the study under a new name (--fresh)"
+        )

@@ -1,0 +1,216 @@
+"""One call of `sweep`: open the study, run or go on with it, and leave its results in its folder."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_lab.runner.lease import lease
+from lora_lab.runner.results import Results, read_results, write_results
+from lora_lab.search.store import StudyStore, open_store
+from lora_lab.search.urls import sqlite_url
+from lora_lab.study.resume import compare_for_resume
+from lora_lab.study.targets import full_rank_excess, resolve_targets
+from lora_lab.tracking.describe import study_started
+from lora_lab.tracking.journal import Journal
+from lora_lab.tracking.mirror import MlflowMirror
+from lora_lab.tracking.records import Attached, StudyEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lora_lab.runner.display import Display
+    from lora_lab.runner.executor import Executor
+    from lora_lab.runner.folder import RunFolder
+    from lora_lab.runner.results import Source
+    from lora_lab.runner.stopping import StopRequest
+    from lora_lab.study.settings import TrialConfig
+    from lora_lab.study.spec import StudySpec
+    from lora_lab.study.sweep import Parameter, Value
+
+PACK_SIZE_CPU, PACK_SIZE_CUDA = 4, 8
+"""`pack_size: auto`: on a CPU more slots only delay the first results once the cores are busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call of `sweep` ended."""
+
+    complete: bool
+    ran: bool
+    """False when the study had been complete before."""
+    results: Results | None
+    tracking_note: str | None
+    """One line to show where MLflow lacks something."""
+
+
+def storage_url(spec: StudySpec, folder: RunFolder) -> str:
+    """Where the study's trials are kept."""
+    return spec.storage or sqlite_url(folder.database)
+
+
+def run_study(
+    spec: StudySpec,
+    folder: RunFolder,
+    source: Source,
+    *,
+    display: Display,
+    stop: StopRequest,
+    tracking_uri: str | None = None,
+) -> Outcome:
+    """Run a study to its end, or until `stop`; a study that is complete already is only read.
+
+    Raises:
+        InputError: something in the study cannot be right; nothing was trained.
+        StudyLockedError: another coordinator works on it.
+        StorageError: the run folder or the database cannot be used.
+    """
+    folder.make()
+    with lease(folder.lease):
+        store = open_store(spec, storage_url(spec, folder))
+        before = store.stored_spec()
+        if before is not None:
+            compare_for_resume(before, spec)
+        store.keep_spec(spec)
+        if store.is_complete and folder.best.exists():
+            return Outcome(complete=True, ran=False, results=read_results(spec, store), tracking_note=None)
+        return _Session(spec, folder, source, store, display=display, stop=stop, tracking_uri=tracking_uri).run()
+
+
+class _Session:
+    """The parts of one call that trains, and the order in which they are opened and closed."""
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        folder: RunFolder,
+        source: Source,
+        store: StudyStore,
+        *,
+        display: Display,
+        stop: StopRequest,
+        tracking_uri: str | None,
+    ) -> None:
+        from lora_lab.runner.executor import InProcessExecutor  # imports torch: not for a complete study
+        from lora_lab.training.base import has_cuda
+
+        self._spec, self._folder, self._source, self._store = spec, folder, source, store
+        self._display, self._stop = display, stop
+        chosen = spec.sweep.pack_size
+        self._pack_size = chosen if chosen != "auto" else PACK_SIZE_CUDA if has_cuda() else PACK_SIZE_CPU
+        self._executor: Executor = InProcessExecutor(folder.trials, folder.data_cache, self._pack_size)
+        self._mirror = MlflowMirror(folder.root, tracking_uri)
+
+    def run(self) -> Outcome:
+        """Train, and write what the study leaves behind."""
+        example = next(iter(_examples(self._spec)))
+        notes = check_targets(self._spec, self._executor)
+        prepared = self._executor.prepare(example)
+        with Journal(self._folder.root) as journal:
+            done, total = self._store.budget()
+            self._display.start(self._spec.study_name, total, self._pack_size, done=done)
+            try:
+                for note in (*notes, *prepared.notes):
+                    self._display.note(note)
+                if self._store.base_losses() is None:
+                    self._store.keep_base_losses(*self._executor.base_losses(example))
+                tags = {"lora_lab.device": prepared.device}
+                journal.append(study_started(self._spec, datasets=prepared.datasets, tags=tags))
+                self._mirror.start()
+                return self._coordinate(journal, prepared.device)
+            finally:
+                self._display.stop()
+
+    def _coordinate(self, journal: Journal, device: str) -> Outcome:
+        from lora_lab.runner.coordinator import Coordinator
+
+        coordinator = Coordinator(
+            self._spec,
+            store=self._store,
+            executor=self._executor,
+            journal=journal,
+            display=self._display,
+            folder=self._folder,
+            stop=self._stop,
+            tracking_status=lambda: self._mirror.status,
+        )
+        try:
+            complete = coordinator.run()
+        except BaseException:
+            journal.append(StudyEnded(state="failed"))
+            self._mirror.close(timeout_s=5)
+            raise
+        self._display.stop()
+        if not complete:
+            journal.append(StudyEnded(state="interrupted"))
+            return Outcome(complete=False, ran=True, results=None, tracking_note=self._mirror.close(timeout_s=10))
+        results = read_results(self._spec, self._store)
+        write_results(results, self._folder, self._source, device)
+        self._store.mark_complete()
+        journal.append(*_attachments(results, self._folder), _ended(results))
+        return Outcome(complete=True, ran=True, results=results, tracking_note=self._mirror.close(timeout_s=120))
+
+
+def _attachments(results: Results, folder: RunFolder) -> Iterator[Attached]:
+    yield Attached(number=None, path=folder.report)
+    yield Attached(number=None, path=folder.summary)
+    chosen = {
+        standing.number: place
+        for standing, place in (
+            (results.findings.cheapest, folder.recommended),
+            (results.findings.best, folder.best),
+        )
+        if standing is not None
+    }
+    for number, place in chosen.items():
+        yield Attached(number=number, path=place / "adapter", artifact_path="adapter")
+        yield Attached(number=number, path=place / "config.yaml")
+
+
+def _ended(results: Results) -> StudyEnded:
+    best, cheapest = results.findings.best, results.findings.cheapest
+    metrics = {"base_eval_loss": results.findings.base_loss, "margin_nats": results.findings.margin}
+    tags = {}
+    if best is not None and cheapest is not None:
+        metrics |= {"best_eval_loss": best.value, "recommended_eval_loss": cheapest.value}
+        tags = {"lora_lab.best": str(best.number), "lora_lab.recommended": str(cheapest.number)}
+    return StudyEnded(state="complete", metrics=metrics, tags=tags)
+
+
+def _examples(spec: StudySpec) -> Iterator[TrialConfig]:
+    """Configurations with every combination of the parameters that decide where adapters sit."""
+    decisive = [name for name in ("r", "target_modules", "layers") if name in spec.sweep.parameters]
+    choices = [_candidates(spec.sweep.parameters[name]) for name in decisive]
+    for values in itertools.product(*choices):
+        yield spec.trial_config(dict(zip(decisive, values, strict=True)))
+
+
+def _candidates(parameter: Parameter) -> tuple[Value, ...]:
+    if parameter.values is not None:
+        return parameter.values
+    assert parameter.max is not None
+    return (parameter.max,)
+
+
+def check_targets(spec: StudySpec, executor: Executor) -> list[str]:
+    """Resolve every combination of target modules and layers before anything is loaded.
+
+    Returns:
+        Notes on ranks above the smaller side of a matrix.
+
+    Raises:
+        InputError: a combination matches no module of the model.
+    """
+    beyond: dict[int, dict[str, int]] = {}
+    for config in _examples(spec):
+        linears = executor.linears(config.model)
+        resolve_targets(linears, config.lora)
+        excess = full_rank_excess(linears, config.lora)
+        if excess:
+            beyond.setdefault(config.lora.r, {}).update(excess)
+    return [
+        f"r={r} is above the smaller side of {len(modules)} adapted matrices (smallest: {min(modules.values())}): "
+        "there the adapter has more rank than the matrix"
+        for r, modules in sorted(beyond.items())
+    ]

@@ -1,0 +1,48 @@
+"""`python -m lora_lab.ui studies/x.yaml`: browse the study's runs in MLflow."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_lab.command_line import Overrides, StudyFile, TrackingUri, errors_shown, run_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def ui(
+    study: StudyFile,
+    overrides: Overrides = None,
+    *,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Send MLflow what it lacks of this study, then serve its pages on 127.0.0.1 until Ctrl-C."""
+    with errors_shown():
+        command = _prepare(study, overrides or [], port, tracking_uri)
+    typer.echo(f"http://127.0.0.1:{port}  ({shlex.join(command)})")
+    os.execv(command[0], command)  # noqa: S606 -- our own interpreter, with a fixed list of arguments
+
+
+def _prepare(study: Path, overrides: list[str], port: int, tracking_uri: str | None) -> list[str]:
+    from lora_lab.runner.folder import RunFolder
+    from lora_lab.study.errors import InputError
+    from lora_lab.study.loading import load_study
+    from lora_lab.tracking import catch_up, resolve_tracking_uri, ui_command
+
+    folder = RunFolder.of(load_study(study, overrides).study_name)
+    if not folder.root.is_dir():
+        raise InputError(f"{folder.root} does not exist; run `python -m lora_lab.sweep {study}` first")
+    uri = resolve_tracking_uri(tracking_uri)
+    note = catch_up(folder.root, uri)
+    if note:
+        typer.echo(note, err=True)
+    return ui_command(uri, port)
+
+
+if __name__ == "__main__":
+    run_command(ui)

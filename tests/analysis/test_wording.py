@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+from analysis.simulated import trial
+
+from lora_lab.analysis.wording import (
+    bytes_text,
+    config_label,
+    count_text,
+    duration_text,
+    number_text,
+    one_line,
+    rate_text,
+    value_text,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (bytes_text(512), "512 B"),
+        (bytes_text(3 * 2**20), "3 MiB"),
+        (bytes_text(1.5 * 2**30), "1.5 GiB"),
+        (bytes_text(1023 * 2**20), "1,023 MiB"),
+        (count_text(999), "999"),
+        (count_text(54_272), "54.3k"),
+        (count_text(648_871_936), "649M"),
+        (count_text(999_900), "1M"),
+        (duration_text(4.25), "4.2 s"),
+        (duration_text(200), "3 min 20 s"),
+        (duration_text(7500), "2 h 5 min"),
+        (number_text(0.0), "0"),
+        (number_text(3e-4), "3e-4"),
+        (number_text(0.5), "0.5"),
+        (rate_text(0.002), "2e-3"),
+        (rate_text(1.24e-4), "1.2e-4"),
+        (value_text(True), "true"),
+        (value_text(("q_proj", "v_proj")), "q_proj,v_proj"),
+        (value_text((0, 1, 2, 3, 4, 5)), "0,1,2,3,… (6)"),
+    ],
+)
+def test_quantities_read_as_a_person_writes_them(text: str, value: str) -> None:
+    assert text == value
+
+
+def test_one_line_drops_control_characters_and_cuts() -> None:
+    assert one_line("a\x1b[31m\nb\t c\x00") == "a [31m b c"
+    assert one_line("x" * 400, 10) == "x" * 9 + "…"
+
+
+def test_config_label_names_what_differs() -> None:
+    config = trial(0, 4.0, r=16, alpha_ratio=2.0, layers=(0, 2), num_train_epochs=1, learning_rate=1e-3).config
+
+    assert config_label(config) == "r=16 alpha=32 all-linear layers 0,2, 1 epoch, lr 1e-3"
+    assert "50 steps" in config_label(trial(0, 4.0, max_steps=50).config)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from analysis.simulated import BASE_FORGETTING, BASE_LOSS, study
+
+from lora_lab.analysis.audit import audit
+from lora_lab.analysis.verdict import decide
+from lora_lab.figures.report import Reproduction, write_report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lora_lab.study.results import TrialResult
+    from lora_lab.study.spec import StudySpec
+
+
+@dataclass
+class Page:
+    """A report as a browser would parse it."""
+
+    source: str
+    scripts: list[str] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)
+    attributes: list[tuple[str, str, str]] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    words: str = ""
+
+    @property
+    def policy(self) -> str:
+        return next(value for tag, name, value in self.attributes if tag == "meta" and "default-src" in value)
+
+    @property
+    def plots(self) -> list[str]:
+        return [value for tag, name, value in self.attributes if tag == "div" and name == "id"]
+
+    def hash_of(self, script: str) -> str:
+        return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+class Reader(HTMLParser):
+    def __init__(self, page: Page) -> None:
+        super().__init__()
+        self.page = page
+        self.inside: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.page.tags.append(tag)
+        self.page.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in ("meta", "br", "link", "img", "input"):
+            self.inside.append((tag, dict(attrs).get("type") or ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.inside and self.inside.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        tag, kind = self.inside[-1] if self.inside else ("", "")
+        if tag == "script" and kind == "application/json":
+            self.page.data.append(json.loads(data))
+        elif tag == "script":
+            self.page.scripts.append(data)
+        elif tag != "style":
+            self.page.words += data
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Callable[..., Page]:
+    """Write a report and read it back."""
+
+    def make(
+        results: list[TrialResult],
+        spec: StudySpec | None = None,
+        base_loss: float = BASE_LOSS,
+        **changes: Any,
+    ) -> Page:
+        spec = spec or study()
+        findings = decide(results, base_loss, margin=0.01)
+        arguments: dict[str, Any] = {
+            "base_forgetting": BASE_FORGETTING,
+            "notes": audit(spec, findings),
+            "reproduction": Reproduction(
+                command="python -m lora_lab.sweep studies/rank_alpha.yaml",
+                study_hash="9f86d081",
+                versions={"torch": "2.13.0"},
+            ),
+            **changes,
+        }
+        path = tmp_path / "report.html"
+        write_report(path, spec, results, findings, **arguments)
+        page = Page(path.read_text(encoding="utf-8"))
+        Reader(page).feed(page.source)
+        return page
+
+    return make
