@@ -25,14 +25,14 @@ def _write(study: Path, overrides: list[str]) -> Path:
     from lora_lab.runner.folder import RunFolder
     from lora_lab.runner.results import Source, read_results, write_results
     from lora_lab.runner.session import storage_url
-    from lora_lab.search.store import read_store
+    from lora_lab.search.store import open_store
     from lora_lab.study.loading import load_study
 
     spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)
-    store = read_store(spec, storage_url(spec, folder))
     source = Source(study, shlex.join(["python", "-m", "lora_lab.sweep", *sys.argv[1:]]))
-    write_results(read_results(spec, store), folder, source)
+    with open_store(spec, storage_url(spec, folder), create=False) as store:
+        write_results(read_results(spec, store), folder, source)
     return folder.report
 
 

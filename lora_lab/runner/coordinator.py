@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from lora_lab.runner.executor import Executor
     from lora_lab.runner.folder import RunFolder
     from lora_lab.runner.stopping import StopRequest
-    from lora_lab.search.store import Asked, FailedState, StudyStore
+    from lora_lab.search.store import Asked, StudyStore
     from lora_lab.study.results import TrialResult, TrialState
     from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
     from lora_lab.tracking.journal import Journal
 
 ENGINE = "packed"
-FAILURES: dict[type[TrialEvent], FailedState] = {
+FAILURES: dict[type[TrialEvent], TrialState] = {
     Diverged: "diverged",
     OutOfMemory: "out_of_memory",
     Failed: "failed",
@@ -101,7 +101,7 @@ class Coordinator:
     def _take_up(self) -> None:
         results = self._store.results()
         for result in results:
-            if result.state not in ("running", "shared"):
+            if result.state != "running" and result.source is None:
                 self._owners.setdefault(self._identity(result.config), result.number)
             if result.state != "running":
                 self._ended.add(result.number)
@@ -223,7 +223,7 @@ class Coordinator:
 
     def _prune(self, event: Evaluated) -> None:
         self._executor.stop(event.number)
-        reason = f"eval_loss {event.eval_loss:.4f} is not among the best at evaluation {event.evaluation}"
+        reason = f"not in the better half at evaluation {event.evaluation}"
         self._store.prune(event.number, reason, {"eval_loss": event.eval_loss})
         self._close(event.number, "pruned", event, reason=reason, metrics={"eval_loss": event.eval_loss})
 
@@ -264,19 +264,18 @@ class Coordinator:
     def _share(self, number: int, source: int) -> None:
         self._store.share(number, source)
         result = self._store.result(number)
-        reason = f"the same training as trial {source}"
         self._journal.append(
             trial_started(number, result.config, engine=ENGINE, tags={"shares": str(source)}),
             TrialEnded(
                 number=number,
-                state="shared",
+                state=result.state,
                 step=int(result.metrics.get("steps", 0)),
-                reason=reason,
+                reason=f"the same training as trial {source}",
                 metrics=result.metrics,
             ),
         )
         self._ended.add(number)
-        self._display.trial_ended(number, "shared", result.eval_loss, reason)
+        self._display.trial_ended(number, result.state, result.eval_loss, f"the same training as trial {source}")
 
     # Files
 

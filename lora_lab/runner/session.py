@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,12 +68,13 @@ def run_study(
         StorageError: the run folder or the database cannot be used.
     """
     folder.make()
-    with lease(folder.lease):
-        store = open_store(spec, storage_url(spec, folder))
+    with ExitStack() as stack:
+        stack.enter_context(lease(folder.lease))
+        store = stack.enter_context(open_store(spec, storage_url(spec, folder)))
         before = store.stored_spec()
-        if before is not None:
+        if before is not None and before != spec:
             compare_for_resume(before, spec)
-        store.keep_spec(spec)
+            store.replace_spec(spec)
         if store.is_complete and folder.best.exists():
             return Outcome(complete=True, ran=False, results=read_results(spec, store), tracking_note=None)
         return _Session(spec, folder, source, store, display=display, stop=stop, tracking_uri=tracking_uri).run()

@@ -1,1 +1,1 @@
-"""The search: Optuna's samplers, pruners and storage behind one door, the `StudyStore`."""
+"""The search: which trial comes next, and the database that remembers all of them (Optuna)."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from lora_lab.search.urls import mask_password, secrets_of
+from lora_lab.search.urls import mask_password, without_secrets_of
 from lora_lab.study.errors import StorageError
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def storage_error(url: str, error: BaseException, waited_s: float = 0.0) -> Stor
     """The one-line message for a storage fault, without the URL's secrets."""
     cause = _driver_error(error)
     said = " ".join(str(cause.orig if cause is not None else error).split())
-    for secret in secrets_of(url):
-        said = said.replace(secret, "***")
+    said = without_secrets_of(url, said)
     after = f", for {waited_s:.0f} s" if waited_s else ""
     return StorageError(
         f"storage {mask_password(url)}: {said}{after}; nothing told so far is lost: put this right (database "

@@ -1,84 +1,105 @@
-"""The study's parameters as Optuna's distributions, and back."""
+"""The search space of a study in Optuna's terms.
+
+Optuna stores categorical choices as JSON scalars, so a value that is a tuple (module names, layers) stands
+there as its JSON text, readable in any dashboard, and is decoded by its position among the values.
+"""
 
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from optuna.trial import Trial
 
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Parameter, Scalar, Value
 
-LIST_MARK = "["
+Distribution = CategoricalDistribution | IntDistribution | FloatDistribution
+ROUNDING_DIGITS = 12
 
 
-def to_choice(value: Value) -> Scalar:
-    """A value as Optuna stores it: scalars as they are, a list as its JSON text."""
-    return json.dumps(list(value)) if isinstance(value, tuple) else value
+class SearchSpace:
+    """The parameters of a study, chosen one after another because some depend on those above them."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        self._spec = spec
+        with warnings.catch_warnings():
+            # Optuna lowers `max` to the last step below it, and says so; a grid in a study file may well be so.
+            warnings.filterwarnings("ignore", message=".*not divisible by `step`", category=UserWarning)
+            self._distributions = {name: _distribution(parameter) for name, parameter in spec.sweep.parameters.items()}
+
+    def choose(self, trial: Trial) -> dict[str, Value]:
+        """The values of a trial by parameter name; those already stored for it stay."""
+        chosen: dict[str, Value] = {}
+        for name, distribution in self._distributions.items():
+            if self._spec.active(name, chosen):
+                chosen[name] = self._value(name, _suggest(trial, name, distribution))
+        return chosen
+
+    def cells(self) -> Iterator[dict[str, Scalar]]:
+        """Every cell of the grid, as Optuna stores it; parameters that are not active take no part."""
+        return self._cells({}, {}, list(self._distributions))
+
+    def _cells(
+        self, stored: Mapping[str, Scalar], chosen: Mapping[str, Value], names: Sequence[str]
+    ) -> Iterator[dict[str, Scalar]]:
+        if not names:
+            yield dict(stored)
+            return
+        name, *rest = names
+        if not self._spec.active(name, chosen):
+            yield from self._cells(stored, chosen, rest)
+            return
+        for option in _options(self._distributions[name]):
+            value = self._value(name, option)
+            yield from self._cells({**stored, name: option}, {**chosen, name: value}, rest)
+
+    def _value(self, name: str, stored: Scalar) -> Value:
+        values = self._spec.sweep.parameters[name].values
+        return stored if values is None else values[[_label(value) for value in values].index(stored)]
 
 
-def from_choice(choice: Scalar) -> Value:
-    """The value behind what Optuna stores."""
-    if isinstance(choice, str) and choice.startswith(LIST_MARK):
-        return tuple(json.loads(choice))
-    return choice
+def _label(value: Value) -> Scalar:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else value
 
 
-def distribution(parameter: Parameter) -> BaseDistribution:
-    """Where Optuna draws a parameter from."""
+def _distribution(parameter: Parameter) -> Distribution:
     if parameter.values is not None:
-        return CategoricalDistribution([to_choice(value) for value in parameter.values])
-    assert parameter.min is not None
-    assert parameter.max is not None
+        return CategoricalDistribution([_label(value) for value in parameter.values])
+    low, high, step = parameter.min, parameter.max, parameter.step
+    assert low is not None
+    assert high is not None
     if parameter.is_integer:
-        step = 1 if parameter.step is None else int(parameter.step)
-        return IntDistribution(int(parameter.min), int(parameter.max), log=parameter.log, step=step)
-    return FloatDistribution(float(parameter.min), float(parameter.max), log=parameter.log, step=parameter.step)
+        return IntDistribution(int(low), int(high), log=parameter.log, step=1 if step is None else int(step))
+    return FloatDistribution(low, high, log=parameter.log, step=step)
 
 
-def suggest(trial: Trial, spec: StudySpec) -> dict[str, Value]:
-    """Draw the parameters that are active, in the order of the study file; conditions see those above them."""
-    chosen: dict[str, Value] = {}
-    for name, parameter in spec.sweep.parameters.items():
-        if spec.active(name, chosen):
-            chosen[name] = _draw(trial, name, distribution(parameter))
-    return chosen
+def _suggest(trial: Trial, name: str, distribution: Distribution) -> Scalar:
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            chosen = trial.suggest_categorical(name, choices)
+            assert chosen is not None, "a study file has no null among its values"
+            return chosen
+        case IntDistribution(low=low, high=high, step=step, log=log):
+            return trial.suggest_int(name, low, high, step=step, log=log)
+        case FloatDistribution(low=low, high=high, step=step, log=log):
+            return trial.suggest_float(name, low, high, step=step, log=log)
 
 
-def _draw(trial: Trial, name: str, among: BaseDistribution) -> Value:
-    match among:
-        case CategoricalDistribution():
-            drawn = trial.suggest_categorical(name, among.choices)
-            assert drawn is not None
-            return from_choice(drawn)
-        case IntDistribution():
-            return trial.suggest_int(name, among.low, among.high, step=among.step, log=among.log)
-        case FloatDistribution():
-            return trial.suggest_float(name, among.low, among.high, step=among.step, log=among.log)
-    raise AssertionError(among)
-
-
-def grid(spec: StudySpec) -> dict[str, list[Scalar]]:
-    """Every parameter's values for the grid sampler; ranges have a step (`SweepSettings` sees to it)."""
-    return {name: _levels(distribution(parameter)) for name, parameter in spec.sweep.parameters.items()}
-
-
-def _levels(among: BaseDistribution) -> list[Scalar]:
-    match among:
-        case CategoricalDistribution():
-            return [choice for choice in among.choices if choice is not None]
-        case IntDistribution():
-            return list(range(among.low, among.high + 1, among.step))
-        case FloatDistribution(step=float(step)):
-            count = round((among.high - among.low) / step) + 1
-            return [among.low + index * step for index in range(count)]
-    raise AssertionError(among)
+def _options(distribution: Distribution) -> Sequence[Scalar]:
+    """Every value of a parameter that has finitely many, in order."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return [choice for choice in choices if choice is not None]
+        case IntDistribution(low=low, high=high, step=step):
+            return range(low, high + 1, step)
+        case FloatDistribution(low=low, high=high, step=step):
+            assert step is not None, "a grid has a step for every range"
+            count = round((high - low) / step) + 1
+            return [round(low + index * step, ROUNDING_DIGITS) for index in range(count)]

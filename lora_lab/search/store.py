@@ -1,351 +1,432 @@
-"""The coordinator's one door to Optuna: ask for trials, report and tell what became of them, read them back.
+"""A study in its database: the coordinator's only door to Optuna.
 
-Optuna's storage is the truth of a study. Each trial carries two JSON texts besides Optuna's own fields: its
-whole configuration (`config`) and, from the moment it ends, its `outcome`. The outcome is written before the
-trial is told, so a kill in between leaves a trial that the next process can close without training anything.
+One coordinator asks and tells; any number of processes may read results at the same time. Every method may be
+called again after a kill: what was already written stays as it is, what was half written is finished.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import optuna
-from optuna.trial import FrozenTrial, Trial
-from optuna.trial import TrialState as OptunaState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState as Told
 from pydantic import ValidationError
 
+from lora_lab.search import records
 from lora_lab.search.connection import connect
-from lora_lab.search.space import from_choice, grid, suggest, to_choice
-from lora_lab.search.strategy import make_pruner, make_sampler
-from lora_lab.study.errors import InputError, StorageError
+from lora_lab.search.grid import Grid
+from lora_lab.search.records import Asked, Outcome, is_replicate, outcome_of
+from lora_lab.search.samplers import (
+    SAMPLERS_BLIND_TO_PRUNED,
+    build_pruner,
+    build_sampler,
+    planned_evaluations,
+)
+from lora_lab.search.space import SearchSpace
+from lora_lab.search.urls import mask_password
+from lora_lab.study.errors import InputError, StorageError, TrainingError
 from lora_lab.study.loading import load_spec_json
-from lora_lab.study.results import TrialResult
-from lora_lab.study.settings import TrialConfig
+from lora_lab.study.results import FINISHED_WITH_VALUE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_lab.study.results import TrialState
+    from optuna.storages import BaseStorage
+    from sqlalchemy.engine import Engine
+
+    from lora_lab.study.results import TrialResult, TrialState
+    from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
-    from lora_lab.study.sweep import Value
 
-FailedState = Literal["diverged", "out_of_memory", "failed"]
-TOLD_AS: dict[TrialState, OptunaState] = {
-    "complete": OptunaState.COMPLETE,
-    "pruned": OptunaState.PRUNED,
-    # Samplers ignore failed trials; a pruned one that breaks a constraint teaches them to stay away from it.
-    "diverged": OptunaState.PRUNED,
-    "out_of_memory": OptunaState.PRUNED,
-    "failed": OptunaState.FAIL,
-}
-CONSTRAINT = "trains"
-MOST_REFUSED = 100
+__all__ = ["Asked", "StudyStore", "open_store"]
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-logging.getLogger("alembic").setLevel(logging.WARNING)
+SPEC = "spec"
+BASE_LOSSES = "base_losses"
+COMPLETE = "complete"
+CONSTRAINT = "trainable"
+"""Optuna's constraint of all trials: above 0 for one that diverged or did not fit on the device."""
+INFEASIBLE: tuple[TrialState, ...] = ("diverged", "out_of_memory")
+FAILURES: tuple[TrialState, ...] = (*INFEASIBLE, "failed")
+MAX_REFUSALS = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A trial to train."""
-
-    number: int
-    params: Mapping[str, Value]
-    config: TrialConfig
-    replicate: int = 0
-    """0 for the search; 1, 2, ... for retrainings with fresh seeds."""
-    confirms: int | None = None
-    """For a replicate: the number of the trial that it repeats."""
-
-
-def open_store(spec: StudySpec, url: str) -> StudyStore:
-    """Create the study, or open it to go on.
+def open_store(spec: StudySpec, url: str, *, create: bool = True) -> StudyStore:
+    """Open a study in the database, or begin it; with `create` off, only an existing one.
 
     Raises:
-        InputError: no database URL, or a change that Optuna cannot take up.
-        StorageError: the database cannot be used.
+        InputError: `url` is no database URL, or the grid is too large to enumerate.
+        StorageError: the database cannot be opened, or has no such study and `create` is off.
     """
-    storage, engine = connect(url)
-    study = optuna.create_study(
-        storage=storage,  # type: ignore[arg-type]
-        study_name=spec.study_name,
-        directions=[metric.goal for metric in spec.sweep.metric],
-        load_if_exists=True,
-    )
-    study.sampler = make_sampler(spec, len(study.get_trials(deepcopy=False)))
-    study.pruner = make_pruner(spec)
-    store = StudyStore(study, spec, engine)
-    store.settle()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    connected, engine = connect(url, create=create)
+    storage = cast("BaseStorage", connected)
+    sampler, pruner = build_sampler(spec.sweep, 0), build_pruner(spec)
+    if create:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=spec.study_name,
+            directions=[metric.goal for metric in spec.sweep.metric],
+            sampler=sampler,
+            pruner=pruner,
+            load_if_exists=True,
+        )
+    else:
+        try:
+            study = optuna.load_study(study_name=spec.study_name, storage=storage, sampler=sampler, pruner=pruner)
+        except KeyError:
+            engine.dispose()
+            raise StorageError(
+                f"storage {mask_password(url)}: there is no study {spec.study_name!r} in it; "
+                "run `python -m lora_lab.sweep` with the study first"
+            ) from None
+    store = StudyStore(spec, study, storage, engine)
+    if create and store.stored_spec() is None:
+        store.replace_spec(spec)
     return store
 
 
-def read_store(spec: StudySpec, url: str) -> StudyStore:
-    """Open a study that exists, to read its results.
-
-    Raises:
-        StorageError: there is no such study yet, or the database cannot be used.
-    """
-    storage, engine = connect(url, create=False)
-    try:
-        study = optuna.load_study(storage=storage, study_name=spec.study_name)  # type: ignore[arg-type]
-    except KeyError:
-        raise StorageError(
-            f"study {spec.study_name} is not in its storage; run `python -m lora_lab.sweep` on it first"
-        ) from None
-    return StudyStore(study, spec, engine)
-
-
 class StudyStore:
-    """One study in Optuna's storage; made by `open_store` and `read_store`."""
+    """The trials of one study: asks for the next, records what happens to each, reads all of them back."""
 
-    def __init__(self, study: optuna.Study, spec: StudySpec, engine: Any) -> None:
-        self._study, self._spec, self._engine = study, spec, engine
-        self._trials: dict[int, Trial] = {}
-        self._configs: dict[int, TrialConfig] = {}
+    def __init__(self, spec: StudySpec, study: optuna.Study, storage: BaseStorage, engine: Engine) -> None:
+        self._spec, self._study, self._storage, self._engine = spec, study, storage, engine
+        self._study_id = storage.get_study_id_from_name(study.study_name)
+        self._space = SearchSpace(spec)
+        self._grid = Grid(self._space, spec.sweep.seed) if spec.sweep.sampler == "grid" else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Give the database connections back; nothing is buffered, so nothing can be lost here."""
         self._engine.dispose()
 
-    # What belongs to the study as a whole
-
     def stored_spec(self) -> StudySpec | None:
-        """The study as it was when it last ran; None for a new one."""
-        text = self._study.user_attrs.get("spec")
-        return load_spec_json(text) if text else None
+        """The study as it was when it was begun or last replaced; its `storage` is left out.
 
-    def keep_spec(self, spec: StudySpec) -> None:
-        """Remember the study as it is now."""
-        text = spec.model_dump_json()
-        if self._study.user_attrs.get("spec") != text:
-            self._study.set_user_attr("spec", text)
+        Raises:
+            StorageError: it is damaged, or was written by a version with other settings.
+        """
+        text = self._study.user_attrs.get(SPEC)
+        return None if text is None else load_spec_json(text)
+
+    def replace_spec(self, spec: StudySpec) -> None:
+        """Store this spec as the study's, without `storage`: a database URL may hold a password."""
+        self._study.set_user_attr(SPEC, spec.model_copy(update={"storage": None}).model_dump_json())
 
     def base_losses(self) -> tuple[float, float | None] | None:
-        """eval_loss and forgetting loss of the bare base; None before they were measured."""
-        kept = self._study.user_attrs.get("base_losses")
-        return (kept[0], kept[1]) if kept else None
+        """eval_loss and forgetting loss of the bare base, in nats per token; None before they were measured."""
+        kept = self._study.user_attrs.get(BASE_LOSSES)
+        return None if kept is None else (kept[0], kept[1])
 
     def keep_base_losses(self, eval_loss: float, forgetting_loss: float | None) -> None:
-        """Remember the losses of the bare base."""
-        self._study.set_user_attr("base_losses", [eval_loss, forgetting_loss])
-
-    def mark_complete(self) -> None:
-        """Remember that the sweep, as its settings now are, has nothing left to do."""
-        self._study.set_user_attr("complete", self._spec.sweep.model_dump_json())
+        """Keep the losses of the bare base, which every gain is measured against."""
+        self._study.set_user_attr(BASE_LOSSES, [eval_loss, forgetting_loss])
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do for these very settings of the sweep."""
-        return bool(self._study.user_attrs.get("complete") == self._spec.sweep.model_dump_json())
+        """Whether nothing is left to do for the sweep as its settings are now."""
+        return bool(self._study.user_attrs.get(COMPLETE) == self._spec.sweep.model_dump_json())
 
-    def budget(self) -> tuple[int, int]:
-        """Trials of the search that ended, and how many there are to be."""
-        ended = [t for t in self._searched() if t.state.is_finished()]
-        return len(ended), self._total
-
-    @property
-    def _total(self) -> int:
-        trials = self._spec.sweep.n_trials
-        if self._spec.sweep.sampler != "grid":
-            assert trials is not None
-            return trials
-        cells = 1
-        for levels in grid(self._spec).values():
-            cells *= len(levels)
-        return cells if trials is None else min(cells, trials)
-
-    def _searched(self) -> list[FrozenTrial]:
-        trials = self._study.get_trials(deepcopy=False)
-        return [trial for trial in trials if "confirms" not in trial.user_attrs]
-
-    # Asking
+    def mark_complete(self) -> None:
+        """Remember that the sweep, as its settings are now, was carried out to its end."""
+        self._study.set_user_attr(COMPLETE, self._spec.sweep.model_dump_json())
 
     def ask(self) -> Asked | None:
-        """The next trial; None when the budget is used up.
+        """The next trial to train, replicates first; None when the budget is used up.
 
-        A combination of values that no trial can have is told as failed, counts, and the next one is asked.
+        A combination of values that no trial can have is told as failed, and counts.
 
         Raises:
-            InputError: nearly all combinations are impossible.
+            InputError: the sampler finds nothing but impossible combinations.
         """
-        for _ in range(MOST_REFUSED):
-            if not self._has_waiting() and len(self._searched()) >= self._total:
+        reason = ""
+        for _ in range(MAX_REFUSALS):
+            if not self._has_next():
                 return None
-            asked = self._configured(self._study.ask())
-            if asked is not None:
+            trial = self._study.ask()
+            asked = self._configure(trial)
+            if isinstance(asked, Asked):
                 return asked
-        raise InputError(f"{MOST_REFUSED} samples in a row gave settings that no trial can have; look at `parameters`")
+            reason = asked
+        raise InputError(
+            f"sweep.parameters: the last {MAX_REFUSALS} combinations of values are impossible ({reason}); "
+            "remove such values, or search a parameter only `when` another allows it"
+        )
 
-    def _has_waiting(self) -> bool:
-        return bool(self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,)))
+    def running(self) -> list[Asked]:
+        """Trials that a dead coordinator left unfinished, to be continued under their numbers.
 
-    def _configured(self, trial: Trial) -> Asked | None:
-        """Draw what is not drawn yet, and keep the configuration; None where no trial can have it."""
-        self._trials[trial.number] = trial
-        try:
-            params = suggest(trial, self._spec)
-        except ValueError as error:
-            if "dynamic value space" not in str(error):
-                raise
-            raise InputError(
-                "the `values` of a parameter were changed, which Optuna cannot take up in a study that has begun; "
-                "change them back, or start over with --fresh"
-            ) from error
+        To be called once, before the first `ask`: it also finishes what was half told.
+        """
+        unfinished: list[Asked] = []
+        for trial in self._trials(Told.RUNNING):
+            outcome = outcome_of(trial)
+            if outcome is not None:
+                self._tell(trial, outcome)
+                continue
+            asked = records.asked_of(trial) or self._configure(self._live(trial.number))
+            if isinstance(asked, Asked):
+                unfinished.append(asked)
+        return unfinished
+
+    def report(self, number: int, evaluation: int, value: float) -> None:
+        """Record eval_loss after an evaluation (1, 2, ...); the same evaluation again changes nothing."""
+        trial = self._trial(number)
+        curve = records.curve_of(trial)
+        if evaluation in curve:
+            return
+        if self._spec.sweep.multi_objective:
+            # Optuna takes an intermediate value for the objective, of which there are several here.
+            self._set(trial.number, records.CURVE, {**curve, evaluation: value})
+        else:
+            self._storage.set_trial_intermediate_value(self._id(number), evaluation, value)
+
+    def should_prune(self, number: int) -> bool:
+        """Whether the pruner would stop the trial after its last reported evaluation.
+
+        Never for a replicate, nor after the last evaluation, where nothing is left to save. A yes is kept:
+        the pruner compares a trial at a rung once, and would let it pass when asked again after a kill.
+        """
+        trial = self._trial(number)
+        if self._spec.sweep.multi_objective or is_replicate(trial) or trial.last_step is None:
+            return False
+        if records.PRUNE_FROM in trial.user_attrs:
+            return True
+        asked = records.asked_of(trial)
+        planned = planned_evaluations(asked.config.training) if asked else None
+        at_its_end = planned is not None and trial.last_step >= planned
+        if not self._live(number).should_prune() or at_its_end:
+            return False
+        self._set(number, records.PRUNE_FROM, trial.last_step)
+        return True
+
+    def finish(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Tell a trial complete with its final metrics; one whose objective is not finite has diverged.
+
+        Raises:
+            TrainingError: an objective of the study is missing among the metrics.
+        """
+        names = [metric.name for metric in self._spec.sweep.metric]
+        missing = [name for name in names if name not in metrics]
+        if missing:
+            raise TrainingError(
+                f"trial {number} ended without {missing[0]}, which the study optimizes; it measured "
+                f"{', '.join(metrics) or 'nothing'}"
+            )
+        bad = [name for name in names if not math.isfinite(metrics[name])]
+        if bad:
+            reason = f"{bad[0]} is {metrics[bad[0]]} at the end"
+            self._conclude(number, Outcome(state="diverged", metrics=metrics, reason=reason))
+        else:
+            self._conclude(number, Outcome(state="complete", metrics=metrics))
+
+    def prune(self, number: int, reason: str, metrics: Mapping[str, float] | None = None) -> None:
+        """Tell a trial pruned, with what was measured until then."""
+        self._conclude(number, Outcome(state="pruned", reason=reason, metrics=metrics or {}))
+
+    def fail(self, number: int, state: TrialState, reason: str) -> None:
+        """Tell a trial `diverged`, `out_of_memory` or `failed`; the sampler learns from the first two."""
+        assert state in FAILURES, f"{state} is no failure"
+        self._conclude(number, Outcome(state=state, reason=reason))
+
+    def share(
+        self,
+        number: int,
+        source: int,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        evaluations: int | None = None,
+    ) -> None:
+        """Tell a trial the outcome of an equivalent one, without training it.
+
+        Args:
+            number: The trial to tell.
+            source: The trial whose outcome it is. It has ended, unless `metrics` are given.
+            metrics: The figures at an earlier point of the source's trajectory.
+            evaluations: How much of the source's curve to copy; all of it by default.
+        """
+        origin = self._trial(source)
+        outcome = Outcome(state="complete", metrics=metrics) if metrics is not None else outcome_of(origin)
+        assert outcome is not None, f"trial {source} has not ended, so trial {number} cannot share its outcome"
+        for evaluation, value in records.curve_of(origin).items():
+            if evaluations is None or evaluation <= evaluations:
+                self.report(number, evaluation, value)
+        has_value = outcome.state in FINISHED_WITH_VALUE
+        reason = f"as trial {source}: {outcome.reason}" if outcome.reason else ""
+        state = "shared" if has_value else outcome.state
+        self._conclude(number, Outcome(state=state, metrics=outcome.metrics, reason=reason, source=source))
+
+    def set_attribute(self, number: int, key: str, value: Any) -> None:
+        """Keep a JSON value with a trial that has not ended."""
+        assert key not in records.RESERVED_KEYS, f"{key} belongs to the search"
+        self._set(number, key, value)
+
+    def attribute(self, number: int, key: str) -> Any:
+        """A value kept with `set_attribute`, None where there is none."""
+        return self._trial(number).user_attrs.get(key)
+
+    def enqueue_replicate(self, source_number: int, seed: int, replicate: int) -> None:
+        """Ask next for the trial `source_number` again, with `training.seed` = `seed`.
+
+        Once for each source and replicate (1, 2, ...), however often it is called. Not part of the budget.
+        """
+        attributes = {records.CONFIRMS: source_number, records.REPLICATE: replicate}
+        if any(attributes.items() <= trial.user_attrs.items() for trial in self._trials()):
+            return
+        params = self._trial(source_number).params
+        self._study.enqueue_trial(params, user_attrs={**attributes, records.SEED: seed})
+
+    def results(self) -> list[TrialResult]:
+        """All trials that have a configuration, by number, from the storage alone.
+
+        Left out are replicates that wait their turn and combinations of values that no trial can have.
+
+        Raises:
+            StorageError: a stored trial is of another version of lora_lab.
+        """
+        return [result for trial in self._trials() if (result := records.result_of(trial)) is not None]
+
+    def result(self, number: int) -> TrialResult:
+        """One trial that has a configuration."""
+        result = records.result_of(self._trial(number))
+        assert result is not None, f"trial {number} has no configuration"
+        return result
+
+    def budget(self) -> tuple[int, int]:
+        """Trials of the search that have ended, and trials of the search in all; replicates apart."""
+        ended = [trial for trial in self._trials() if trial.state.is_finished() and not is_replicate(trial)]
+        return len(ended), self._total()
+
+    def best(self) -> TrialResult | None:
+        """The trial of the search with the best objective, None while there is none.
+
+        Raises:
+            InputError: the study has several metrics, so that there is no single best trial.
+        """
+        if self._spec.sweep.multi_objective:
+            raise InputError("sweep.metric: a study of several metrics has no single best trial")
+        metric = self._spec.sweep.metric[0]
+        sign = 1 if metric.goal == "minimize" else -1
+        ended = [result for result in self.results() if result.has_value and not result.replicate]
+        return min(ended, key=lambda result: sign * result.metrics[metric.name], default=None)
+
+    def _total(self) -> int:
+        sizes = [self._spec.sweep.n_trials, None if self._grid is None else len(self._grid)]
+        return min(size for size in sizes if size is not None)
+
+    def _has_next(self) -> bool:
+        """Whether there is a trial to ask for; puts the next cell of a grid into the queue."""
+        trials = self._trials()
+        if any(trial.state is Told.WAITING for trial in trials):
+            return True
+        searched = [trial for trial in trials if not is_replicate(trial)]
+        if len(searched) >= self._total():
+            return False
+        if self._grid is not None:
+            cell = self._grid.next_cell([trial.system_attrs.get("fixed_params", {}) for trial in searched])
+            if cell is None:
+                return False
+            self._study.enqueue_trial(cell)
+        return True
+
+    def _configure(self, trial: Trial) -> Asked | str:
+        """Choose the values of a trial and store its configuration; the reason where there can be none."""
+        self._study.sampler = build_sampler(self._spec.sweep, trial.number)
+        params = self._space.choose(trial)
         attributes = trial.user_attrs
         try:
             config = self._spec.trial_config(params)
+            if records.SEED in attributes:
+                config = _with_seed(config, attributes[records.SEED])
         except ValidationError as error:
-            self._end(trial.number, "failed", reason=str(error.errors()[0]["msg"]))
+            reason = records.one_line(error)
+            self._conclude(trial.number, Outcome(state="failed", reason=reason))
+            return reason
+        asked = Asked(
+            number=trial.number,
+            params=params,
+            config=config,
+            replicate=attributes.get(records.REPLICATE, 0),
+            confirms=attributes.get(records.CONFIRMS),
+        )
+        self._set(trial.number, records.ASKED, asked.record())
+        return asked
+
+    def _conclude(self, number: int, outcome: Outcome) -> None:
+        """Record how a trial ended, then tell Optuna; the same again changes nothing."""
+        trial = self._trial(number)
+        known = outcome_of(trial)
+        if known is None and not trial.state.is_finished():
+            self._set(number, records.OUTCOME, outcome.record())
+        elif known is None or known.state != outcome.state:
+            state = known.state if known else trial.state.name.lower()
+            raise StorageError(
+                f"trial {number} is already {state} in the storage, so it cannot become {outcome.state}; "
+                "does another process write to this study?"
+            )
+        if not trial.state.is_finished():
+            self._tell(trial, known or outcome)
+
+    def _tell(self, trial: FrozenTrial, outcome: Outcome) -> None:
+        state, values = self._as_told(outcome)
+        if outcome.state != "failed" and CONSTRAINT not in trial.constraints:
+            self._live(trial.number).set_constraint(CONSTRAINT, 1 if outcome.state in INFEASIBLE else -1)
+        try:
+            self._study.tell(trial.number, values, state)
+        except UpdateFinishedTrialError:
+            # A connection that breaks between the commit and its answer: the repeated write finds its own.
+            if self._trial(trial.number).state is not state:
+                raise
+
+    def _as_told(self, outcome: Outcome) -> tuple[Told, list[float] | None]:
+        """What the sampler is told.
+
+        TPE takes a pruned trial that violates a constraint as a bad one, a failed trial it never sees. GP and
+        NSGA-II see completed trials only, so they get the worst values so far, which the constraint voids.
+        """
+        match outcome.state:
+            case "complete" | "shared":
+                return Told.COMPLETE, [outcome.metrics[metric.name] for metric in self._spec.sweep.metric]
+            case "failed":
+                return Told.FAIL, None
+            case "pruned":
+                return Told.PRUNED, None
+        worst = self._worst_values() if self._spec.sweep.sampler in SAMPLERS_BLIND_TO_PRUNED else None
+        return (Told.PRUNED, None) if worst is None else (Told.COMPLETE, worst)
+
+    def _worst_values(self) -> list[float] | None:
+        ended = [outcome_of(trial) for trial in self._trials(Told.COMPLETE)]
+        valued = [one.metrics for one in ended if one is not None and one.state in FINISHED_WITH_VALUE]
+        if not valued:
             return None
-        if "seed" in attributes:
-            training = config.training.model_copy(update={"seed": attributes["seed"]})
-            config = config.model_copy(update={"training": training})
-        trial.set_user_attr("config", config.model_dump_json())
-        self._configs[trial.number] = config
-        return Asked(trial.number, params, config, attributes.get("replicate", 0), attributes.get("confirms"))
+        return [
+            (max if metric.goal == "minimize" else min)(metrics[metric.name] for metrics in valued)
+            for metric in self._spec.sweep.metric
+        ]
 
-    def running(self) -> list[Asked]:
-        """Trials that a coordinator left unfinished, to be continued under their numbers."""
-        left = self._study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
-        continued = [self._continued(trial) for trial in left]
-        return [asked for asked in continued if asked is not None]
+    def _trials(self, *states: Told) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=states or None)
 
-    def _continued(self, frozen: FrozenTrial) -> Asked | None:
-        trial = Trial(self._study, frozen._trial_id)  # noqa: SLF001 -- the documented way in has no other name
-        if "config" not in frozen.user_attrs:
-            return self._configured(trial)
-        self._trials[frozen.number] = trial
-        attributes = frozen.user_attrs
-        return Asked(
-            frozen.number,
-            _params(frozen),
-            self._config(frozen),
-            attributes.get("replicate", 0),
-            attributes.get("confirms"),
-        )
+    def _id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
-    def enqueue_replicate(self, number: int, *, seed: int, replicate: int) -> None:
-        """Ask for a trial once more with another seed; it does not count against the budget."""
-        source = self._frozen(number)
-        params = {name: to_choice(value) for name, value in _params(source).items()}
-        attributes = {"confirms": number, "replicate": replicate, "seed": seed}
-        self._study.enqueue_trial(params, user_attrs=attributes)
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._storage.get_trial(self._id(number))
 
-    # Telling
+    def _live(self, number: int) -> Trial:
+        """A trial as Optuna's samplers and pruners take it."""
+        return Trial(self._study, self._id(number))
 
-    def report(self, number: int, evaluation: int, value: float) -> None:
-        """Keep an intermediate value; what was reported for this evaluation before stays."""
-        if evaluation in self._frozen(number).intermediate_values:
-            return
-        trial = self._trials[number]
-        if self._spec.sweep.multi_objective:  # Optuna's `report` refuses there, its storage does not
-            self._study._storage.set_trial_intermediate_value(trial._trial_id, evaluation, value)  # noqa: SLF001
-        else:
-            trial.report(value, evaluation)
-
-    def should_prune(self, number: int) -> bool:
-        """Whether the pruner gives the trial up at its newest evaluation."""
-        return not self._spec.sweep.multi_objective and self._trials[number].should_prune()
-
-    def finish(self, number: int, metrics: Mapping[str, float]) -> None:
-        """The trial reached its end."""
-        self._end(number, "complete", metrics=metrics)
-
-    def prune(self, number: int, reason: str, metrics: Mapping[str, float] | None = None) -> None:
-        """The trial was given up."""
-        self._end(number, "pruned", reason=reason, metrics=metrics)
-
-    def fail(self, number: int, state: FailedState, reason: str) -> None:
-        """The trial could not be trained."""
-        self._end(number, state, reason=reason)
-
-    def share(self, number: int, source: int) -> None:
-        """The trial is the same training as `source`, which has ended: it gets that one's outcome."""
-        origin = self._frozen(source)
-        for evaluation, value in origin.intermediate_values.items():
-            self.report(number, evaluation, value)
-        outcome = _outcome(origin)
-        reason = f"the same training as trial {source}"
-        self._end(number, "shared", reason=reason, metrics=outcome.get("metrics"), source=source)
-
-    def _end(
-        self,
-        number: int,
-        state: TrialState,
-        *,
-        reason: str = "",
-        metrics: Mapping[str, float] | None = None,
-        source: int | None = None,
-    ) -> None:
-        outcome = {"state": state, "reason": reason, "metrics": dict(metrics or {}), "source": source}
-        self._trials[number].set_user_attr("outcome", json.dumps(outcome))
-        self._tell(number, outcome)
-        self._trials.pop(number, None)
-
-    def _tell(self, number: int, outcome: Mapping[str, Any]) -> None:
-        state: TrialState = outcome["state"]
-        if state == "shared":
-            state = _outcome(self._frozen(outcome["source"]))["state"]
-        told = TOLD_AS[state]
-        if told is not OptunaState.FAIL:
-            self._trials[number].set_constraint(CONSTRAINT, 1.0 if state in ("diverged", "out_of_memory") else 0.0)
-        values = None
-        if told is OptunaState.COMPLETE:
-            values = [outcome["metrics"][metric.name] for metric in self._spec.sweep.metric]
-        self._study.tell(number, values, told, skip_if_finished=True)
-
-    def settle(self) -> None:
-        """Tell the trials whose outcome was kept before a kill and not told."""
-        for frozen in self._study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
-            if "outcome" in frozen.user_attrs:
-                self._trials[frozen.number] = Trial(self._study, frozen._trial_id)  # noqa: SLF001
-                self._tell(frozen.number, _outcome(frozen))
-
-    # Reading
-
-    def results(self) -> list[TrialResult]:
-        """Every trial that has a configuration, from the storage alone."""
-        trials = self._study.get_trials(deepcopy=False)
-        return [self._result(trial) for trial in trials if "config" in trial.user_attrs]
-
-    def result(self, number: int) -> TrialResult:
-        """One trial."""
-        return self._result(self._frozen(number))
-
-    def _result(self, frozen: FrozenTrial) -> TrialResult:
-        attributes = frozen.user_attrs
-        outcome = _outcome(frozen) if frozen.state.is_finished() else {}
-        return TrialResult(
-            number=frozen.number,
-            state=outcome.get("state", "running"),
-            params=_params(frozen),
-            config=self._config(frozen),
-            metrics=outcome.get("metrics", {}),
-            curve=dict(sorted(frozen.intermediate_values.items())),
-            source=outcome.get("source"),
-            reason=outcome.get("reason", ""),
-            replicate=attributes.get("replicate", 0),
-            confirms=attributes.get("confirms"),
-        )
-
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
-
-    def _config(self, frozen: FrozenTrial) -> TrialConfig:
-        if frozen.number not in self._configs:
-            self._configs[frozen.number] = TrialConfig.model_validate_json(frozen.user_attrs["config"])
-        return self._configs[frozen.number]
+    def _set(self, number: int, key: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._id(number), key, value)
 
 
-def _params(frozen: FrozenTrial) -> dict[str, Value]:
-    return {name: from_choice(choice) for name, choice in frozen.params.items()}
-
-
-def _outcome(frozen: FrozenTrial) -> dict[str, Any]:
-    text = frozen.user_attrs.get("outcome")
-    if text is None:
-        return {"state": "failed", "reason": "ended by another program", "metrics": {}, "source": None}
-    return dict(json.loads(text))
+def _with_seed(config: TrialConfig, seed: int) -> TrialConfig:
+    training = config.training.model_dump() | {"seed": seed}
+    return type(config).model_validate({**config.model_dump(), "training": training})

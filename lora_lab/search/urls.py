@@ -9,6 +9,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from lora_lab.study.errors import InputError
+from lora_lab.study.masking import mask_secrets
 
 SECRET_QUERY_KEY = re.compile(r"pass|pwd|secret|token|key", re.IGNORECASE)
 
@@ -28,7 +29,7 @@ def parse_url(url: str) -> URL:
         return make_url(url)
     except (ArgumentError, ValueError):
         raise InputError(
-            f"storage: {mask_password(url)!r} is no database URL; write for example sqlite:///runs/study.db "
+            f"storage: {mask_secrets(url)!r} is no database URL; write for example sqlite:///runs/study.db "
             "or postgresql+psycopg://user@host/database"
         ) from None
 
@@ -38,18 +39,20 @@ def mask_password(url: str) -> str:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        return re.sub(r"//[^/@]*@", "//***@", url)
+        return mask_secrets(url)
     secret = [key for key in parsed.query if SECRET_QUERY_KEY.search(key)]
     shown = parsed.update_query_dict(dict.fromkeys(secret, "MASKED")).render_as_string(hide_password=True)
     return shown.replace("=MASKED", "=***")
 
 
-def secrets_of(url: str) -> tuple[str, ...]:
-    """The password and the secret query values of a URL: text that no message may repeat."""
+def without_secrets_of(url: str, text: str) -> str:
+    """A text, such as a driver's message, without the secrets that the URL holds."""
     parsed = parse_url(url)
     queried = [value for key, value in parsed.query.items() if SECRET_QUERY_KEY.search(key)]
     flat = [part for value in queried for part in ([value] if isinstance(value, str) else value)]
-    return tuple(secret for secret in (parsed.password, *flat) if secret)
+    for secret in filter(None, (parsed.password, *flat)):
+        text = text.replace(secret, "***")
+    return text
 
 
 def sqlite_file(url: str) -> Path | None:
