@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from lora_lab import report, sweep, ui
+import lora_lab.report
+import lora_lab.sweep
+import lora_lab.ui
 
 app = typer.Typer(
     help="Hyperparameter sweeps for LoRA and QLoRA on one shared base model.",
@@ -12,9 +14,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("sweep")(sweep.sweep)
-app.command("report")(report.report)
-app.command("ui")(ui.ui)
+app.command("sweep")(lora_lab.sweep.sweep)
+app.command("report")(lora_lab.report.report)
+app.command("ui")(lora_lab.ui.ui)
 
 
 def main() -> None:

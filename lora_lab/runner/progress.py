@@ -116,8 +116,6 @@ class Progress:
         parts = [f"{self.study_name}: {self.done}/{self.total} trials" + (f" ({counts})" if counts else "")]
         if self.best:
             parts.append(f"best trial {self.best[1]}: eval_loss {nats(self.best[0])}")
-        if self.tracking:
-            parts.append(self.tracking)
         return "; ".join([*parts, duration_text(self.elapsed_s)])
 
 

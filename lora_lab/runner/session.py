@@ -135,7 +135,7 @@ class _Session:
             display=self._display,
             folder=self._folder,
             stop=self._stop,
-            tracking_status=lambda: self._mirror.status,
+            tracking_status=lambda: f"MLflow {self._mirror.status}",
         )
         try:
             complete = coordinator.run()

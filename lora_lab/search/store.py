@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, Trial, TrialState as Told
+from optuna.trial import FrozenTrial, Trial
+from optuna.trial import TrialState as Told
 from pydantic import ValidationError
 
 from lora_lab.search import records

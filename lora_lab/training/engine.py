@@ -10,6 +10,7 @@ import hashlib
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors.numpy import save as save_arrays
 
@@ -18,14 +19,15 @@ from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged,
 from lora_lab.training.adapters import initial_weights, lora_config, save_adapter
 from lora_lab.training.checkpoint import read_checkpoint, write_checkpoint, write_durably
 from lora_lab.training.evaluation import ExampleLosses, evaluate
+from lora_lab.training.memory import LiveBytes, resident_tensors
 from lora_lab.training.packed_model import IGNORED, PackedBatch, PackedModel, pad_rows
 from lora_lab.training.schedule import BatchPlan
-from lora_lab.training.slot import Slot
+from lora_lab.training.slot import PendingStep, Slot
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from pathlib import Path
 
-    import numpy as np
     from torch import Tensor
 
     from lora_lab.study.settings import DataSettings, TrialConfig
@@ -53,6 +55,7 @@ class PackedEngine:
         self._folder = trials_folder
         self._model = PackedModel(base)
         self._slots: dict[int, Slot] = {}
+        self._peaks: dict[Hashable, int] = {}
         self.tokens_per_second = 0.0
         """Trained tokens per second of the whole pack, smoothed over some steps."""
         self._base_losses: dict[DataSettings, tuple[float, float | None]] = {}
@@ -83,23 +86,40 @@ class PackedEngine:
             InputError: its adapter cannot be put on this base, or its data cannot be right.
             CheckpointError: its checkpoint is damaged.
         """
-        data = self._data.splits(config.data)
-        base = self._base
-        weights = initial_weights(config.lora, base.linears, config.training.seed, base.dtype)
-        plan = BatchPlan(len(data.train), config.training)
-        slot = Slot(
-            number,
-            config,
-            weights=weights,
-            plan=plan,
-            data=data,
-            device=base.device,
-            compute_dtype=base.dtype,
-        )
+        slot = self._new_slot(number, config)
+        self._peak_bytes(slot)
         saved = read_checkpoint(self.trial_folder(number) / "checkpoint", _identity(slot))
         if saved is not None:
             slot.restore(*saved)
         self._slots[number] = slot
+
+    def _new_slot(self, number: int, config: TrialConfig) -> Slot:
+        data, base = self._data.splits(config.data), self._base
+        return Slot(
+            number,
+            config,
+            weights=initial_weights(config.lora, base.linears, config.training.seed, base.dtype),
+            plan=BatchPlan(len(data.train), config.training),
+            data=data,
+            device=base.device,
+            compute_dtype=base.dtype,
+        )
+
+    def _peak_bytes(self, slot: Slot) -> int:
+        """Memory of the trial alone at its largest step: measured on a copy of it, once per distinct shape."""
+        training, train = slot.config.training, slot.data.train
+        longest = sorted(range(len(train)), key=lambda index: len(train.input_ids[index]))
+        rows = longest[-training.per_device_train_batch_size :]
+        shape = (slot.memory_shape, len(rows), len(train.input_ids[rows[-1]]), slot.config.lora.lora_dropout > 0)
+        if shape not in self._peaks:
+            copy = self._new_slot(slot.number, slot.config)
+            copy.pending = PendingStep([np.array(rows)], sum(train.label_tokens(index) for index in rows))
+            speed = self.tokens_per_second
+            with LiveBytes((*resident_tensors(self._base.model), *copy.resident_tensors())) as live:
+                self._train([copy])
+            self.tokens_per_second = speed
+            self._peaks[shape] = live.peak
+        return self._peaks[shape]
 
     def discard(self, number: int) -> None:
         """Take a trial out of the pack; its neighbors do not notice."""
@@ -272,6 +292,7 @@ class PackedEngine:
             "trainable_percent": 100.0 * count / (total + count),
             "adapter_bytes": float(count * size),
             "optimizer_bytes": float(2 * count * size),
+            "peak_memory_bytes": float(self._peak_bytes(slot)),
             "train_seconds": progress.train_seconds,
             "train_tokens": float(progress.train_tokens),
             "tokens_per_second": progress.train_tokens / progress.train_seconds if progress.train_seconds else 0.0,

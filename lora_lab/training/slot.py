@@ -16,7 +16,7 @@ from lora_lab.training.packed_linear import AdapterView
 from lora_lab.training.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     import numpy as np
 
@@ -122,6 +122,15 @@ class Slot:
         """The number of the evaluation to make now, or None."""
         number = self.plan.evaluation(self.progress.step)
         return number if number is not None and number > self.progress.last_evaluation else None
+
+    @property
+    def memory_shape(self) -> Hashable:
+        """What of the adapter decides its memory: where it sits, and its rank there."""
+        return tuple((name, view.a.shape) for name, view in self.adapters.items())
+
+    def resident_tensors(self) -> tuple[Tensor, ...]:
+        """What the adapter occupies before its first step."""
+        return self.parameters.detach(), self._gradient, self._computed
 
     @property
     def parameter_count(self) -> int:
