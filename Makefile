@@ -25,7 +25,7 @@ ui: $(STAMP) ## browse the finished study in MLflow
 	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
 
 test: $(STAMP) ## set up, then run the tests
-	$(BIN)/python -m pytest -q -m "not faults and not gpu"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not faults and not gpu"
 
 test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moments, ...)
 	$(BIN)/python -m pytest -q -m "faults"

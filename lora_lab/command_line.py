@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,6 +38,12 @@ def errors_shown() -> Iterator[None]:
     except LoraLabError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
+
+
+def arguments(context: typer.Context) -> list[str]:
+    """The words of this call after its verb, whether it began with `python -m lora_lab.sweep` or `lora-lab sweep`."""
+    words = sys.argv[1:]
+    return words if context.parent is None else words[1:]
 
 
 def run_command(command: Callable[..., None]) -> None:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 import typer
 
-from lora_lab.command_line import Overrides, StudyFile, errors_shown, run_command
+from lora_lab.command_line import Overrides, StudyFile, arguments, errors_shown, run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def report(study: StudyFile, overrides: Overrides = None) -> None:
+def report(context: typer.Context, study: StudyFile, overrides: Overrides = None) -> None:
     """Write runs/<study_name>/report.html and the chosen adapters anew, also while the study runs."""
     with errors_shown():
-        path = _write(study, overrides or [])
+        path = _write(study, overrides or [], arguments(context))
     typer.echo(str(path))
 
 
-def _write(study: Path, overrides: list[str]) -> Path:
+def _write(study: Path, overrides: list[str], words: list[str]) -> Path:
     from lora_lab.runner.folder import RunFolder
     from lora_lab.runner.results import Source, read_results, write_results
     from lora_lab.runner.session import storage_url
@@ -30,7 +29,7 @@ def _write(study: Path, overrides: list[str]) -> Path:
 
     spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)
-    source = Source(study, shlex.join(["python", "-m", "lora_lab.sweep", *sys.argv[1:]]))
+    source = Source(study, shlex.join(["python", "-m", "lora_lab.sweep", *words]))
     with open_store(spec, storage_url(spec, folder), create=False) as store:
         write_results(read_results(spec, store), folder, source)
     return folder.report

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import Overrides, StudyFile, TrackingUri, errors_shown, run_command
+from lora_lab.command_line import Overrides, StudyFile, TrackingUri, arguments, errors_shown, run_command
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from lora_lab.runner.display import Display
+    from lora_lab.runner.results import Source
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.study.spec import StudySpec
 
 
 def sweep(
+    context: typer.Context,
     study: StudyFile,
     overrides: Overrides = None,
     *,
@@ -26,6 +27,9 @@ def sweep(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the study stopped (the default).")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the verdict and errors.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line, for scripts.")] = False,
+    checkpoint_interval: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="At most this much work of a trial is lost to a kill.")
+    ] = 30.0,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Run a study to its end: sample, train in packs, prune, log to MLflow, decide.
@@ -47,9 +51,17 @@ def sweep(
         spec = load_study(study, changes)
         if fresh:
             spec = _renamed(spec)
-        complete = _run(spec, study, stop, quiet=quiet, json=json, tracking_uri=tracking_uri)
+        from lora_lab.runner.display import choose_display  # below the loading, so that a mistake is told at once
+        from lora_lab.runner.results import Source
+
+        source = Source(study, _command(arguments(context)))
+        display = choose_display(quiet=quiet, json=json, stream=sys.stdout)
+        complete = _run(
+            spec, source, display, stop, tracking_uri=tracking_uri, checkpoint_interval_s=checkpoint_interval
+        )
     if not complete:
-        typer.echo(f"To go on: {_resume_command(spec, fresh=fresh)}", err=True)
+        words = _resuming(arguments(context), spec.study_name if fresh else None)
+        typer.echo(f"To go on: {_command(words)}", err=True)
         raise typer.Exit(stop.exit_code)
 
 
@@ -59,17 +71,29 @@ def _renamed(spec: StudySpec) -> StudySpec:
     return spec.model_copy(update={"study_name": unused_name(spec.study_name)})
 
 
-def _run(spec: StudySpec, study: Path, stop: StopRequest, *, quiet: bool, json: bool, tracking_uri: str | None) -> bool:
+def _run(
+    spec: StudySpec,
+    source: Source,
+    display: Display,
+    stop: StopRequest,
+    *,
+    tracking_uri: str | None,
+    checkpoint_interval_s: float,
+) -> bool:
     from lora_lab.runner.closing import say_results
-    from lora_lab.runner.display import choose_display
     from lora_lab.runner.folder import RunFolder
-    from lora_lab.runner.results import Source
     from lora_lab.runner.session import run_study
 
     folder = RunFolder.of(spec.study_name)
-    display = choose_display(quiet=quiet, json=json, stream=sys.stdout)
-    source = Source(study, shlex.join(["python", "-m", "lora_lab.sweep", *sys.argv[1:]]))
-    outcome = run_study(spec, folder, source, display=display, stop=stop, tracking_uri=tracking_uri)
+    outcome = run_study(
+        spec,
+        folder,
+        source,
+        display=display,
+        stop=stop,
+        tracking_uri=tracking_uri,
+        checkpoint_interval_s=checkpoint_interval_s,
+    )
     if outcome.tracking_note:
         typer.echo(outcome.tracking_note, err=True)
     if outcome.results is not None:
@@ -77,12 +101,15 @@ def _run(spec: StudySpec, study: Path, stop: StopRequest, *, quiet: bool, json: 
     return outcome.complete
 
 
-def _resume_command(spec: StudySpec, *, fresh: bool) -> str:
-    """The command line that goes on with this study; a fresh one has its new name by now."""
-    words = [word for word in sys.argv[1:] if word != "--fresh"]
-    if fresh:
-        words += ["--set", f"study_name={spec.study_name}"]
+def _command(words: list[str]) -> str:
     return shlex.join(["python", "-m", "lora_lab.sweep", *words])
+
+
+def _resuming(words: list[str], new_name: str | None) -> list[str]:
+    """The words that go on with this study; one begun with `--fresh` has its new name by now."""
+    if new_name is None:
+        return words
+    return [*(word for word in words if word != "--fresh"), "--set", f"study_name={new_name}"]
 
 
 if __name__ == "__main__":

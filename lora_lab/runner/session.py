@@ -59,6 +59,7 @@ def run_study(
     display: Display,
     stop: StopRequest,
     tracking_uri: str | None = None,
+    checkpoint_interval_s: float = 30.0,
 ) -> Outcome:
     """Run a study to its end, or until `stop`; a study that is complete already is only read.
 
@@ -77,7 +78,8 @@ def run_study(
             store.replace_spec(spec)
         if store.is_complete and folder.best.exists():
             return Outcome(complete=True, ran=False, results=read_results(spec, store), tracking_note=None)
-        return _Session(spec, folder, source, store, display=display, stop=stop, tracking_uri=tracking_uri).run()
+        session = _Session(spec, folder, source, store, display=display, stop=stop, tracking_uri=tracking_uri)
+        return session.run(checkpoint_interval_s)
 
 
 class _Session:
@@ -104,7 +106,7 @@ class _Session:
         self._executor: Executor = InProcessExecutor(folder.trials, folder.data_cache, self._pack_size)
         self._mirror = MlflowMirror(folder.root, tracking_uri)
 
-    def run(self) -> Outcome:
+    def run(self, checkpoint_interval_s: float) -> Outcome:
         """Train, and write what the study leaves behind."""
         example = next(iter(_examples(self._spec)))
         notes = check_targets(self._spec, self._executor)
@@ -120,11 +122,11 @@ class _Session:
                 tags = {"lora_lab.device": prepared.device}
                 journal.append(study_started(self._spec, datasets=prepared.datasets, tags=tags))
                 self._mirror.start()
-                return self._coordinate(journal, prepared.device)
+                return self._coordinate(journal, prepared.device, checkpoint_interval_s)
             finally:
                 self._display.stop()
 
-    def _coordinate(self, journal: Journal, device: str) -> Outcome:
+    def _coordinate(self, journal: Journal, device: str, checkpoint_interval_s: float) -> Outcome:
         from lora_lab.runner.coordinator import Coordinator
 
         coordinator = Coordinator(
@@ -136,6 +138,7 @@ class _Session:
             folder=self._folder,
             stop=self._stop,
             tracking_status=lambda: f"MLflow {self._mirror.status}",
+            checkpoint_interval_s=checkpoint_interval_s,
         )
         try:
             complete = coordinator.run()

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 KEPT_AT_A_RUNG = 2
 """One in so many trials goes on past a rung."""
-SAMPLERS_BLIND_TO_PRUNED = ("gp", "nsga2")
-"""These learn from completed trials only."""
 
 
 def build_sampler(sweep: SweepSettings, number: int) -> BaseSampler:

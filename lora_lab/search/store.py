@@ -19,13 +19,9 @@ from lora_lab.search import records
 from lora_lab.search.connection import connect
 from lora_lab.search.grid import Grid
 from lora_lab.search.records import Asked, Outcome, is_replicate, outcome_of
-from lora_lab.search.samplers import (
-    SAMPLERS_BLIND_TO_PRUNED,
-    build_pruner,
-    build_sampler,
-    planned_evaluations,
-)
+from lora_lab.search.samplers import build_pruner, build_sampler, planned_evaluations
 from lora_lab.search.space import SearchSpace
+from lora_lab.search.telling import INFEASIBLE, as_told
 from lora_lab.search.urls import mask_password
 from lora_lab.study.errors import InputError, StorageError, TrainingError
 from lora_lab.study.loading import load_spec_json
@@ -48,7 +44,6 @@ BASE_LOSSES = "base_losses"
 COMPLETE = "complete"
 CONSTRAINT = "trainable"
 """Optuna's constraint of all trials: above 0 for one that diverged or did not fit on the device."""
-INFEASIBLE: tuple[TrialState, ...] = ("diverged", "out_of_memory")
 FAILURES: tuple[TrialState, ...] = (*INFEASIBLE, "failed")
 MAX_REFUSALS = 100
 
@@ -375,7 +370,7 @@ class StudyStore:
             self._tell(trial, known or outcome)
 
     def _tell(self, trial: FrozenTrial, outcome: Outcome) -> None:
-        state, values = self._as_told(outcome)
+        state, values = as_told(outcome, self._spec.sweep, self._trials(Told.COMPLETE))
         if outcome.state != "failed" and CONSTRAINT not in trial.constraints:
             self._live(trial.number).set_constraint(CONSTRAINT, 1 if outcome.state in INFEASIBLE else -1)
         try:
@@ -384,32 +379,6 @@ class StudyStore:
             # A connection that breaks between the commit and its answer: the repeated write finds its own.
             if self._trial(trial.number).state is not state:
                 raise
-
-    def _as_told(self, outcome: Outcome) -> tuple[Told, list[float] | None]:
-        """What the sampler is told.
-
-        TPE takes a pruned trial that violates a constraint as a bad one, a failed trial it never sees. GP and
-        NSGA-II see completed trials only, so they get the worst values so far, which the constraint voids.
-        """
-        match outcome.state:
-            case "complete" | "shared":
-                return Told.COMPLETE, [outcome.metrics[metric.name] for metric in self._spec.sweep.metric]
-            case "failed":
-                return Told.FAIL, None
-            case "pruned":
-                return Told.PRUNED, None
-        worst = self._worst_values() if self._spec.sweep.sampler in SAMPLERS_BLIND_TO_PRUNED else None
-        return (Told.PRUNED, None) if worst is None else (Told.COMPLETE, worst)
-
-    def _worst_values(self) -> list[float] | None:
-        ended = [outcome_of(trial) for trial in self._trials(Told.COMPLETE)]
-        valued = [one.metrics for one in ended if one is not None and one.state in FINISHED_WITH_VALUE]
-        if not valued:
-            return None
-        return [
-            (max if metric.goal == "minimize" else min)(metrics[metric.name] for metrics in valued)
-            for metric in self._spec.sweep.metric
-        ]
 
     def _trials(self, *states: Told) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)

@@ -52,6 +52,10 @@ Item = TypeVar("Item")
 
 _log = logging.getLogger(__name__)
 
+CURVES = frozenset({"loss", "eval_loss", "perplexity", "forgetting_loss", "grad_norm", "learning_rate", "epoch"})
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow's pages show what belongs to training instead of what belongs to prompts and traces."""
+
 
 def measurements(record: Logged | Evaluated) -> dict[str, float]:
     """The metrics of one event by their MLflow names; losses in nats per token."""
@@ -122,7 +126,9 @@ class MlflowStore:
         if found is None:
             database = sqlite_path(tracking_uri)
             artifacts = str(database.parent / ARTIFACTS_FOLDER / self._study_name) if database else None
-            return str(self._client.create_experiment(self._study_name, artifact_location=artifacts))
+            return str(
+                self._client.create_experiment(self._study_name, artifact_location=artifacts, tags=EXPERIMENT_TAGS)
+            )
         if found.lifecycle_stage == LifecycleStage.DELETED:
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
@@ -206,12 +212,15 @@ class MlflowStore:
         self._client.set_terminated(run_id, STUDY_STATUS[record.state], end_time=at_ms)
 
     def _log_final(self, run_id: str, metrics: Mapping[str, float], step: int, at_ms: int) -> None:
-        """Log final figures, save those that the run shows already, such as the last point of a curve."""
+        """Log final figures, save those that the run shows already, such as the last point of a curve.
+
+        A figure that is no curve stands at step 0: MLflow draws bars then, which compare trials of any length.
+        """
         if not metrics:
             return
         shown = self._client.get_run(run_id).data.metrics
         new = [
-            Metric(_key(name), float(value), at_ms, step)
+            Metric(_key(name), float(value), at_ms, step if name in CURVES else 0)
             for name, value in metrics.items()
             if shown.get(_key(name)) != value
         ]

@@ -69,6 +69,7 @@ class PackedModel:
         self._exact = base.dtype == torch.float64
         self._body, self._head = Routing(), Routing()
         head = base.model.get_output_embeddings()
+        self._head_name = base.linears.head
         for name, module in linear_modules(base.model).items():
             attach(module, name, self._head if module is head else self._body)
         self._plain_head = head if self._head_is_plain(head) else None
@@ -100,7 +101,10 @@ class PackedModel:
         label_counts = [int(part.sum()) for part in torch.split(row_counts, list(batch.rows))]
         self._body.spans = _spans(slots, [rows * length for rows in batch.rows])
         self._head.spans = _spans(slots, label_counts)
-        nll = self._nll(batch.input_ids.to(self._device), positions, targets)
+        try:
+            nll = self._nll(batch.input_ids.to(self._device), positions, targets)
+        finally:
+            self._body.spans = self._head.spans = ()
         return TokenLosses(nll, row_counts)
 
     def _nll(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
@@ -114,9 +118,14 @@ class PackedModel:
         hidden = self._model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
         chunk = max(1, LOGITS_AT_ONCE // self._plain_head.weight.shape[0])
-        if len(targets) <= chunk or _head_has_dropout(self._head.spans):
+        if len(targets) <= chunk or self._head_has_dropout():
             return self._cross_entropy(self._plain_head(hidden), targets)
         return self._in_chunks(hidden, targets, chunk)
+
+    def _head_has_dropout(self) -> bool:
+        """A mask belongs to all labels of a trial at once: chunk borders, which neighbors move, cannot cut it."""
+        views = (span.adapters.get(self._head_name or "") for span in self._head.spans)
+        return any(view is not None and view.dropout is not None for view in views)
 
     def _in_chunks(self, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
         """The same in pieces whose logits are computed again in the backward pass instead of kept."""
@@ -124,7 +133,10 @@ class PackedModel:
 
         def piece(start: int, hidden: Tensor, targets: Tensor) -> Tensor:
             self._head.spans = _cut(whole, start, start + len(targets))
-            return self._cross_entropy(self._plain_head(hidden), targets)  # type: ignore[misc]
+            try:
+                return self._cross_entropy(self._plain_head(hidden), targets)  # type: ignore[misc]
+            finally:
+                self._head.spans = ()
 
         starts = range(0, len(targets), chunk)
         return torch.cat(
@@ -147,12 +159,6 @@ def _spans(slots: Sequence[Slot | None], sizes: Sequence[int]) -> tuple[Span, ..
             spans.append(Span(start, start + size, slot.adapters, slot.parameters))
         start += size
     return tuple(spans)
-
-
-def _head_has_dropout(spans: tuple[Span, ...]) -> bool:
-    """A mask belongs to all labels of a trial at once: chunk borders, which neighbors move, cannot cut it."""
-    views = (view for span in spans for name, view in span.adapters.items() if "." not in name)
-    return any(view.dropout is not None for view in views)
 
 
 def _cut(spans: tuple[Span, ...], start: int, stop: int) -> tuple[Span, ...]:

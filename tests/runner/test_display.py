@@ -78,7 +78,7 @@ def test_plain_lines_have_no_noise_per_step() -> None:
         "[1/2] trial 0 complete, eval_loss 4.0500",
         "[2/2] trial 1 diverged: loss is nan at step 3 [31m",
         "write the report with: lora-lab report x.yaml",
-        "rank_alpha: 2/2 trials (1 complete, 1 diverged); best trial 0: eval_loss 4.0500; MLflow: ok; 0.0 s",
+        "rank_alpha: 2/2 trials (1 complete, 1 diverged); best trial 0: eval_loss 4.0500; 0.0 s",
     ]
 
 

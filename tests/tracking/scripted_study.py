@@ -108,6 +108,9 @@ def write_study(folder: Path) -> None:
         write_second_half(journal)
 
 
+CURVES = ("loss", "eval_loss", "forgetting_loss", "perplexity")
+
+
 def points_in_journal(folder: Path) -> dict[int, dict[str, list[tuple[int, float]]]]:
     """Every metric point that MLflow must have, once, by trial and metric."""
     found: dict[int, dict[str, list[tuple[int, float]]]] = {}
@@ -129,7 +132,8 @@ def points_in_journal(folder: Path) -> dict[int, dict[str, list[tuple[int, float
             for name, value in record.metrics.items():
                 shown = found.get(record.number, {}).get(name, [])
                 if not shown or shown[-1][1] != value:
-                    add(record.number, name, record.step, float(value))
+                    at = record.step if name in CURVES else 0
+                    add(record.number, name, at, float(value))
     return found
 
 

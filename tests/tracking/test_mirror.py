@@ -121,7 +121,7 @@ def test_a_trial_that_ended_and_is_told_again_has_no_double_points(folder, datab
         time.sleep(0.002)
     _, children = runs_in_mlflow(client, "rank_alpha")
     points = points_in_mlflow(client, children[0])
-    assert (points["trainable_params"], points["eval_loss"]) == ([(1, 64.0)], [(1, 0.5)])
+    assert (points["trainable_params"], points["eval_loss"]) == ([(0, 64.0)], [(1, 0.5)])
 
 
 def test_a_lost_store_is_filled_again(folder, database_uri, client, migrated_database, tmp_path):

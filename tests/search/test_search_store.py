@@ -1,0 +1,284 @@
+"""Asking, telling and reading a study."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lora_lab.search.store import StudyStore, open_store
+from lora_lab.study.errors import InputError, StorageError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from lora_lab.study.spec import StudySpec
+
+LOSS = {"eval_loss": 1.5, "trainable_params": 100}
+
+
+@pytest.fixture
+def store(spec_of: Callable[..., StudySpec], url: str) -> Iterator[StudyStore]:
+    with open_store(spec_of(), url) as opened:
+        yield opened
+
+
+def ask(store: StudyStore) -> int:
+    asked = store.ask()
+    assert asked is not None
+    return asked.number
+
+
+def test_results_come_back_as_they_were_told(store: StudyStore, spec_of: Callable[..., StudySpec], url: str) -> None:
+    asked = [store.ask() for _ in range(5)]
+    for evaluation, loss in ((1, 2.5), (2, 2.0)):
+        store.report(0, evaluation, loss)
+    store.finish(0, LOSS)
+    store.prune(1, "not in the better half", {"eval_loss": 3.0})
+    store.fail(2, "diverged", "loss is nan at step 7")
+    store.fail(3, "out_of_memory", "needs 90 GB")
+    with open_store(spec_of(), url, create=False) as reader:
+        results = reader.results()
+        assert reader.result(1) == results[1]
+    assert [result.state for result in results] == [
+        "complete", "pruned", "diverged", "out_of_memory", "running",
+    ]  # fmt: skip
+    assert [result.config for result in results] == [one.config for one in asked if one is not None]
+    assert [result.params for result in results] == [one.params for one in asked if one is not None]
+    assert results[0].metrics == LOSS
+    assert results[0].curve == {1: 2.5, 2: 2.0}
+    assert results[1].metrics == {"eval_loss": 3.0}
+    assert results[2].reason == "loss is nan at step 7"
+
+
+def test_telling_the_same_again_changes_nothing(store: StudyStore) -> None:
+    for _ in range(4):
+        ask(store)
+    for _ in range(2):
+        store.report(0, 1, 2.5)
+        store.finish(0, LOSS)
+        store.prune(1, "worse")
+        store.fail(2, "diverged", "nan")
+        store.share(3, 0)
+    assert [result.state for result in store.results()] == ["complete", "pruned", "diverged", "shared"]
+    assert store.budget() == (4, 6)
+
+
+def test_an_ended_trial_keeps_its_state(store: StudyStore) -> None:
+    store.prune(ask(store), "worse")
+    with pytest.raises(StorageError, match=r"trial 0 is already pruned.*cannot become complete"):
+        store.finish(0, LOSS)
+
+
+def test_an_evaluation_counts_once(store: StudyStore) -> None:
+    store.report(ask(store), 1, 2.0)
+    store.report(0, 1, 9.0)
+    assert store.results()[0].curve == {1: 2.0}
+
+
+def test_a_trial_without_a_finite_objective_has_diverged(store: StudyStore) -> None:
+    store.finish(ask(store), {"eval_loss": float("nan")})
+    assert (store.results()[0].state, store.results()[0].reason) == ("diverged", "eval_loss is nan at the end")
+    assert store.best() is None
+
+
+def test_a_trial_without_its_objective_is_an_error_of_that_trial(store: StudyStore) -> None:
+    with pytest.raises(TrainingError, match=r"trial 0 ended without eval_loss.*measured train_seconds"):
+        store.finish(ask(store), {"train_seconds": 3.0})
+
+
+def test_an_equivalent_trial_shares_the_outcome(store: StudyStore) -> None:
+    for _ in range(5):
+        ask(store)
+    store.report(0, 1, 2.5)
+    store.finish(0, LOSS)
+    store.fail(1, "diverged", "nan")
+    store.share(2, 0)
+    store.share(3, 1)
+    store.share(4, 0, metrics={"eval_loss": 2.5}, evaluations=1)
+    two, three, four = store.results()[2:]
+    assert (two.state, two.source, two.metrics, two.curve) == ("shared", 0, LOSS, {1: 2.5})
+    assert (three.state, three.source, three.reason) == ("diverged", 1, "as trial 1: nan")
+    assert (four.state, four.metrics, four.curve) == ("shared", {"eval_loss": 2.5}, {1: 2.5})
+
+
+def test_best_leaves_out_replicates_and_failures(store: StudyStore) -> None:
+    for loss in (3.0, 2.0, 4.0):
+        store.finish(ask(store), {"eval_loss": loss})
+    store.fail(ask(store), "diverged", "nan")
+    store.enqueue_replicate(1, seed=11, replicate=1)
+    store.finish(ask(store), {"eval_loss": 0.5})
+    best = store.best()
+    assert best is not None
+    assert best.number == 1
+
+
+def test_best_of_the_largest(spec_of: Callable[..., StudySpec], url: str) -> None:
+    with open_store(spec_of(metric={"name": "eval_loss", "goal": "maximize"}), url) as store:
+        for loss in (3.0, 5.0, 4.0):
+            store.finish(ask(store), {"eval_loss": loss})
+        best = store.best()
+    assert best is not None
+    assert best.number == 1
+
+
+def test_several_metrics_have_no_single_best(spec_of: Callable[..., StudySpec], url: str) -> None:
+    metrics = [{"name": "eval_loss"}, {"name": "train_seconds"}]
+    with open_store(spec_of(metric=metrics), url) as store, pytest.raises(InputError, match=r"no single best"):
+        store.best()
+
+
+def test_a_replicate_repeats_its_source_with_its_own_seed(store: StudyStore) -> None:
+    source = store.ask()
+    assert source is not None
+    store.finish(source.number, LOSS)
+    for _ in range(2):  # as after a kill between two of them
+        for replicate in (1, 2):
+            store.enqueue_replicate(0, seed=100 + replicate, replicate=replicate)
+    asked = [store.ask() for _ in range(3)]
+    first, second, third = (one for one in asked if one is not None)
+    assert (first.params, first.replicate, first.confirms) == (source.params, 1, 0)
+    assert (second.config.training.seed, second.replicate) == (102, 2)
+    assert first.config.model_dump(exclude={"training": {"seed"}}) == source.config.model_dump(
+        exclude={"training": {"seed"}}
+    )
+    assert (third.replicate, third.confirms) == (0, None)
+    assert store.budget() == (1, 6)
+
+
+def test_a_replicate_is_never_pruned(spec_of: Callable[..., StudySpec], url: str) -> None:
+    with open_store(spec_of(pruner="asha"), url) as store:
+        store.report(ask(store), 1, 1.0)
+        assert not store.should_prune(0)
+        store.finish(0, LOSS)
+        store.enqueue_replicate(0, seed=1, replicate=1)
+        store.report(ask(store), 1, 99.0)
+        assert not store.should_prune(1)
+
+
+def test_a_decision_to_prune_stands_after_a_kill(spec_of: Callable[..., StudySpec], url: str) -> None:
+    spec = spec_of(pruner="asha")
+    with open_store(spec, url) as store:
+        for loss in (1.0, 2.0):
+            store.report(ask(store), 1, loss)
+        assert [store.should_prune(0), store.should_prune(1)] == [False, True]
+    with open_store(spec, url) as store:
+        assert [asked.number for asked in store.running()] == [0, 1]
+        assert [store.should_prune(0), store.should_prune(1)] == [False, True]
+
+
+def test_nothing_is_pruned_after_its_last_evaluation(spec_of: Callable[..., StudySpec], url: str) -> None:
+    parameters = {"num_train_epochs": {"values": [1]}, "r": {"values": [2, 4]}}
+    with open_store(spec_of(pruner="asha", parameters=parameters), url) as store:
+        for loss in (1.0, 2.0, 3.0):
+            number = ask(store)
+            store.report(number, 1, loss)
+            assert not store.should_prune(number)
+
+
+def test_impossible_combinations_fail_and_count(spec_of: Callable[..., StudySpec], url: str) -> None:
+    parameters = {"r": {"values": [3, 4]}, "init_lora_weights": {"values": [True, "orthogonal"]}}
+    with open_store(spec_of(sampler="grid", n_trials=None, parameters=parameters), url) as store:
+        asked = list(iter(store.ask, None))
+        assert len(asked) == 3
+        assert store.budget() == (1, 4)
+        assert len(store.results()) == 3
+
+
+def test_nothing_but_impossible_combinations_is_an_error(
+    spec_of: Callable[..., StudySpec], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_lab.search.store.MAX_REFUSALS", 5)
+    parameters = {"r": {"values": [3, 5]}, "init_lora_weights": {"values": ["orthogonal"]}}
+    spec = spec_of(n_trials=1000, parameters=parameters)
+    with open_store(spec, url) as store, pytest.raises(InputError, match=r"impossible .*needs an even r"):
+        store.ask()
+
+
+def test_attributes_are_kept_with_the_trial(store: StudyStore, spec_of: Callable[..., StudySpec], url: str) -> None:
+    store.set_attribute(ask(store), "mlflow_run_id", "abc")
+    with open_store(spec_of(), url) as again:
+        assert again.attribute(0, "mlflow_run_id") == "abc"
+        assert again.attribute(0, "identity") is None
+
+
+def test_the_study_is_stored_without_its_database_password(
+    spec_of: Callable[..., StudySpec], url: str, tmp_path: Path
+) -> None:
+    spec = spec_of(storage="postgresql://user:canary@host/db")
+    with open_store(spec, url) as store:
+        assert store.stored_spec() == spec.model_copy(update={"storage": None})
+        wider = spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"n_trials": 9})})
+    with open_store(wider, url) as store:
+        assert store.stored_spec() == spec.model_copy(update={"storage": None})
+        store.replace_spec(wider)
+        assert store.stored_spec() == wider.model_copy(update={"storage": None})
+        assert store.budget() == (0, 9)
+    files = [file.read_bytes() for file in (tmp_path / "runs").iterdir()]
+    assert not any(b"canary" in content for content in files)
+
+
+def test_what_belongs_to_the_study_is_kept(store: StudyStore, spec_of: Callable[..., StudySpec], url: str) -> None:
+    assert store.base_losses() is None
+    store.keep_base_losses(3.5, None)
+    store.mark_complete()
+    with open_store(spec_of(), url) as again, open_store(spec_of(n_trials=9), url) as wider:
+        assert again.base_losses() == (3.5, None)
+        assert (again.is_complete, wider.is_complete) == (True, False)
+
+
+def test_a_study_is_read_only_where_there_is_one(spec_of: Callable[..., StudySpec], url: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"no such file; run `python -m lora_lab.sweep`"):
+        open_store(spec_of(), url, create=False)
+    assert not (tmp_path / "runs").exists()
+    open_store(spec_of(), url).close()
+    other = spec_of().model_copy(update={"study_name": "other"})
+    with pytest.raises(StorageError, match=r"no study 'other'"):
+        open_store(other, url, create=False)
+
+
+def test_results_are_read_while_a_sweep_runs(spec_of: Callable[..., StudySpec], url: str) -> None:
+    spec = spec_of(n_trials=8)
+    open_store(spec, url).close()
+    done, seen, errors = threading.Event(), [], []
+
+    def read() -> None:
+        try:
+            with open_store(spec, url, create=False) as reader:
+                while not done.is_set():
+                    seen.append([result.state for result in reader.results()].count("complete"))
+        except Exception as error:  # noqa: BLE001 -- handed to the test's own thread
+            errors.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    with open_store(spec, url) as store:
+        while (asked := store.ask()) is not None:
+            store.report(asked.number, 1, 2.0)
+            store.finish(asked.number, LOSS)
+    done.set()
+    thread.join(30)
+    assert not errors
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2
+
+
+def test_parameters_with_one_value_and_tuples_keep_their_types(spec_of: Callable[..., StudySpec], url: str) -> None:
+    parameters: dict[str, Any] = {
+        "target_modules": {"values": [["q_proj"]]},
+        "layers": {"values": [[0, 2]]},
+        "use_rslora": {"values": [True]},
+        "r": {"values": [8]},
+        "alpha_ratio": {"values": [1]},
+    }
+    with open_store(spec_of(parameters=parameters), url) as store:
+        asked = store.ask()
+        assert asked is not None
+        assert asked.params == {
+            "target_modules": ("q_proj",), "layers": (0, 2), "use_rslora": True, "r": 8, "alpha_ratio": 1.0,
+        }  # fmt: skip
+        assert [type(value) for value in asked.params.values()] == [tuple, tuple, bool, int, float]
+        assert store.results()[0].params == asked.params
+        assert asked.config.lora.layers == (0, 2)

@@ -1,0 +1,187 @@
+"""Commands of lora_lab in processes of their own, which can be killed and have real exit codes.
+
+They are forked from a server that imported torch, transformers and MLflow once: a process then starts in tens of
+milliseconds instead of ten seconds, and is otherwise as one that `python -m lora_lab.sweep` began.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from lora_lab.search.store import open_store
+from lora_lab.study.loading import load_study
+from lora_lab.tracking.mirror import QUIET
+
+if TYPE_CHECKING:
+    import signal
+    from pathlib import Path
+
+    from lora_lab.study.results import TrialResult
+    from lora_lab.study.spec import StudySpec
+
+PRELOADED = [
+    "lora_lab.runner.executor",
+    "lora_lab.runner.coordinator",
+    "lora_lab.runner.session",
+    "lora_lab.runner.closing",
+    "lora_lab.tracking.store",
+    "transformers.models.llama.modeling_llama",
+    "datasets",
+    "scipy.special",
+]
+
+for name, value in QUIET.items():
+    os.environ.setdefault(name, value)
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOADED)
+
+
+def _run(verb: str, words: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+    """The child: become the command."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, stream.fileno())
+    sys.argv = [verb, *words]
+    from lora_lab.command_line import run_command
+    from lora_lab.report import report
+    from lora_lab.sweep import sweep
+
+    run_command({"sweep": sweep, "report": report}[verb])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended; `code` is negative for a signal that it did not handle."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """A command in work."""
+
+    count = 0
+
+    def __init__(self, verb: str, *words: str, folder: Path, environment: dict[str, str]) -> None:
+        Command.count += 1
+        logs = folder / "logs"
+        logs.mkdir(exist_ok=True)
+        self.out, self.err = (logs / f"{Command.count}.{name}" for name in ("out", "err"))
+        self.process = _context.Process(
+            target=_run, args=(verb, list(words), folder, environment, self.out, self.err), daemon=True
+        )
+        self.process.start()
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+    def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
+        """Until the command printed `text` on stdout."""
+        deadline = time.monotonic() + timeout_s
+        while not self.out.exists() or text not in self.out.read_text():
+            assert self.process.is_alive(), f"it ended without printing {text!r}: {self.end()}"
+            assert time.monotonic() < deadline, f"{text!r} was not printed: {self.out.read_text()}"
+            time.sleep(0.02)
+
+    def end(self, timeout_s: float = 120.0) -> Ended:
+        self.process.join(timeout_s)
+        assert self.process.exitcode is not None, f"still running after {timeout_s} s"
+        texts = [path.read_text() if path.exists() else "" for path in (self.out, self.err)]
+        return Ended(self.process.exitcode, *texts)
+
+
+TRAIN = {"path": "builtin/stdlib-code", "max_examples": 16}
+EVAL = {"path": "builtin/stdlib-code", "split": "validation", "max_examples": 8}
+PARAMETERS = {
+    "r": {"values": [2, 4, 8]},
+    "alpha_ratio": {"values": [0.5, 1, 2]},
+    "learning_rate": {"min": 3e-4, "max": 1e-2, "log": True},
+}
+
+
+def study(name: str = "tiny", **sections) -> dict:
+    """A study of a second or two; the keys of `sections` take the place of its own, section by section."""
+    base = {
+        "study_name": name,
+        "model": {"model_name_or_path": "builtin/tiny-llama"},
+        "data": {"train": TRAIN, "eval": EVAL, "max_length": 48},
+        "training": {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 5e-3},
+        "lora": {"target_modules": "attention"},
+        "sweep": {"sampler": "tpe", "pruner": "asha", "n_trials": 6, "pack_size": 3, "parameters": PARAMETERS},
+    }
+    for section, values in sections.items():
+        base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
+    return base
+
+
+class Lab:
+    """A working folder with a study file, in which commands run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, content: dict) -> None:
+        (self.folder / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def start(self, *words: str, verb: str = "sweep", **environment: str) -> Command:
+        values = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        return Command(verb, "study.yaml", *words, folder=self.folder, environment=values | environment)
+
+    def sweep(self, *words: str, **environment: str) -> Ended:
+        return self.start(*words, **environment).end()
+
+    def report(self, *words: str) -> Ended:
+        return self.start(*words, verb="report").end()
+
+    def run_folder(self, name: str = "tiny") -> Path:
+        return self.folder / "runs" / name
+
+    def spec(self, name: str = "tiny") -> StudySpec:
+        return load_study(self.folder / "study.yaml", [f"study_name={name}"])
+
+    def results(self, name: str = "tiny") -> dict[int, TrialResult]:
+        """All trials of a study by number, read from its storage."""
+        with open_store(self.spec(name), f"sqlite:///{self.run_folder(name) / 'study.db'}", create=False) as store:
+            return {result.number: result for result in store.results()}
+
+    def children(self, name: str = "tiny", database: str = "mlflow.db") -> tuple[Any, list[Any]]:
+        """A study in MLflow: its parent run, and the runs of its trials."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.folder / database}")
+        runs = client.search_runs([client.get_experiment_by_name(name).experiment_id], max_results=1000)
+        parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        assert len(parents) == 1
+        children = [run for run in runs if run not in parents]
+        assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parents[0].info.run_id}
+        return parents[0], children
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory):
+    """An empty MLflow database, made once: its migrations take seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def lab(migrated_database, tmp_path):
+    shutil.copy(migrated_database, tmp_path / "mlflow.db")
+    return Lab(tmp_path)
