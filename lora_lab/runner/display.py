@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Display(Protocol):
     """What the runner tells, in this order: start, anything any number of times, stop."""
 
-    def start(self, study_name: str, total_trials: int, pack_size: int, *, done: int = 0) -> None:
-        """The study begins; `done` of its trials were finished by an earlier run."""
+    def start(self, study_name: str, total_trials: int, pack_size: int | None, *, done: int = 0) -> None:
+        """The study begins; `done` of its trials were finished before, `pack_size` is None for `auto`."""
 
     def trial_started(self, number: int, config: TrialConfig) -> None:
         """A trial was given a slot."""
@@ -79,11 +79,12 @@ class PlainDisplay:
         self._quiet = quiet
         self._stopped = False
 
-    def start(self, study_name: str, total_trials: int, pack_size: int, *, done: int = 0) -> None:
+    def start(self, study_name: str, total_trials: int, pack_size: int | None, *, done: int = 0) -> None:
         """Say what begins."""
         self._progress.start(study_name, total_trials, pack_size, done)
         earlier = f", {done} done before" if done else ""
-        self._say(f"{study_name}: {plural(total_trials, 'trial')}{earlier}, {pack_size} at a time")
+        at_a_time = f"{pack_size} at a time" if pack_size else "as many at a time as pay"
+        self._say(f"{study_name}: {plural(total_trials, 'trial')}{earlier}, {at_a_time}")
 
     def trial_started(self, number: int, config: TrialConfig) -> None:
         """Say which configuration trains."""
@@ -130,7 +131,7 @@ class JsonDisplay:
         self._quiet = quiet
         self._stopped = False
 
-    def start(self, study_name: str, total_trials: int, pack_size: int, *, done: int = 0) -> None:
+    def start(self, study_name: str, total_trials: int, pack_size: int | None, *, done: int = 0) -> None:
         """Say what begins."""
         self._progress.start(study_name, total_trials, pack_size, done)
         self._say("started", study_name=study_name, total_trials=total_trials, pack_size=pack_size, done=done)

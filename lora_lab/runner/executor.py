@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from lora_lab.runner.pack_size import PackSize
 from lora_lab.tracking.records import DatasetInput
 from lora_lab.training.base import architecture, default_device, device_name, load_base
 from lora_lab.training.datasets import DataCatalog
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from lora_lab.study.settings import ModelSettings, TrialConfig
     from lora_lab.study.targets import LinearMap
     from lora_lab.training.datasets import TokenizedSplits
+
+SPEED_SMOOTHING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,14 @@ class Executor(Protocol):
 class InProcessExecutor:
     """One device, one pack, one base at a time, in this process."""
 
-    def __init__(self, trials_folder: Path, data_cache: Path, pack_size: int) -> None:
+    def __init__(self, trials_folder: Path, data_cache: Path, pack_size: int | None) -> None:
         self._trials_folder = trials_folder
         self._data_cache = data_cache
-        self._pack_size = pack_size
+        self._pack_size = PackSize(pack_size)
+        self._set_aside: dict[int, TrialConfig] = {}
+        """Trials that left a pack which did not fit into memory; they come back first."""
+        self._configs: dict[int, TrialConfig] = {}
+        self._tokens_per_second = 0.0
         self._settings: ModelSettings | None = None
         self._engine: PackedEngine | None = None
         self._catalog: DataCatalog | None = None
@@ -85,18 +92,18 @@ class InProcessExecutor:
 
     @property
     def active(self) -> tuple[int, ...]:
-        """Numbers of the trials in the pack."""
-        return self._engine.active if self._engine else ()
+        """Numbers of the trials in the pack, and of those that wait to come back into it."""
+        return (*(self._engine.active if self._engine else ()), *self._set_aside)
 
     @property
     def has_room(self) -> bool:
         """Whether the pack is not full."""
-        return len(self.active) < self._pack_size
+        return not self._set_aside and len(self.active) < self._pack_size.limit
 
     @property
     def tokens_per_second(self) -> float:
         """Trained tokens per second of the whole pack, recently."""
-        return self._engine.tokens_per_second if self._engine else 0.0
+        return self._tokens_per_second
 
     def accepts(self, config: TrialConfig) -> bool:
         """Whether the pack has room, and is on this trial's base or can change to it."""
@@ -109,17 +116,37 @@ class InProcessExecutor:
             InputError: the trial cannot be trained as it is.
             CheckpointError: its checkpoint is damaged.
         """
-        self._engine_for(config.model).admit(number, config)
+        engine = self._engine_for(config.model)
+        self._configs[number] = config
+        engine.admit(number, config)
+        self._take_set_aside(engine)
 
     def stop(self, number: int) -> None:
         """Take a trial out of the pack."""
+        self._set_aside.pop(number, None)
         if self._engine:
             self._engine.discard(number)
 
     def poll(self) -> list[TrialEvent]:
-        """One step of the pack."""
-        assert self._engine is not None
-        return self._engine.step()
+        """One step of the pack; one that did not fit into memory is tried again with fewer trials."""
+        engine = self._engine
+        assert engine is not None
+        while self._set_aside and len(engine.active) < self._pack_size.limit:
+            number = next(iter(self._set_aside))
+            engine.admit(number, self._set_aside.pop(number))
+        training = len(engine.active)
+        events = engine.step()
+        self._take_set_aside(engine)
+        self._pack_size.measured(training, engine.tokens_per_second)
+        self._tokens_per_second += SPEED_SMOOTHING * (engine.tokens_per_second - self._tokens_per_second)
+        return events
+
+    def _take_set_aside(self, engine: PackedEngine) -> None:
+        """Keep the trials that had to leave the pack, and do not fill it so far again."""
+        for number in engine.set_aside:
+            self._set_aside[number] = self._configs[number]
+            self._pack_size.shrink(len(engine.active))
+        engine.set_aside.clear()
 
     def save_checkpoints(self) -> None:
         """Write a checkpoint of every active trial."""

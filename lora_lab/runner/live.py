@@ -42,7 +42,7 @@ class LiveDisplay:
             refresh_per_second=REFRESHES_PER_SECOND,
         )
 
-    def start(self, study_name: str, total_trials: int, pack_size: int, *, done: int = 0) -> None:
+    def start(self, study_name: str, total_trials: int, pack_size: int | None, *, done: int = 0) -> None:
         """Begin to draw."""
         self._progress.start(study_name, total_trials, pack_size, done)
         self._live.start()
@@ -95,7 +95,7 @@ def _header(progress: Progress, running: int) -> RenderableType:
     states = progress.states
     lost = states["diverged"] + states["out_of_memory"] + states["failed"]
     line = Text(progress.study_name, style="bold", no_wrap=True, overflow="ellipsis")
-    slots = f"{running}/{progress.pack_size} running"
+    slots = f"{running}/{progress.pack_size} running" if progress.pack_size else f"{running} running"
     counts = f"  {progress.done}/{progress.total} done, {slots}, {states['pruned']} pruned, {lost} lost"
     line.append(counts, style="not bold")
     left = progress.left_s

@@ -51,7 +51,7 @@ class Progress:
     total: int = 0
     earlier: int = 0
     """Trials finished by an earlier run of the same study."""
-    pack_size: int = 0
+    pack_size: int | None = None
     began: float = 0.0
     tokens_per_second: float = 0.0
     tracking: str = ""
@@ -62,7 +62,7 @@ class Progress:
     rungs: dict[int, float] = field(default_factory=dict)
     """Best eval_loss by evaluation."""
 
-    def start(self, study_name: str, total_trials: int, pack_size: int, done: int) -> None:
+    def start(self, study_name: str, total_trials: int, pack_size: int | None, done: int) -> None:
         """Begin to count."""
         self.study_name, self.total, self.pack_size, self.earlier = study_name, total_trials, pack_size, done
         self.began = self.clock()

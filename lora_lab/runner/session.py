@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Parameter, Value
 
-PACK_SIZE_CPU, PACK_SIZE_CUDA = 4, 8
-"""`pack_size: auto`: on a CPU more slots only delay the first results once the cores are busy."""
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -97,12 +94,11 @@ class _Session:
         tracking_uri: str | None,
     ) -> None:
         from lora_lab.runner.executor import InProcessExecutor  # imports torch: not for a complete study
-        from lora_lab.training.base import has_cuda
 
         self._spec, self._folder, self._source, self._store = spec, folder, source, store
         self._display, self._stop = display, stop
         chosen = spec.sweep.pack_size
-        self._pack_size = chosen if chosen != "auto" else PACK_SIZE_CUDA if has_cuda() else PACK_SIZE_CPU
+        self._pack_size = None if chosen == "auto" else chosen
         self._executor: Executor = InProcessExecutor(folder.trials, folder.data_cache, self._pack_size)
         self._mirror = MlflowMirror(folder.root, tracking_uri)
 

@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 ASKED = "asked"
 OUTCOME = "outcome"
 CURVE = "curve"
-PRUNE_FROM = "prune_from"
 REPLICATE = "replicate"
 CONFIRMS = "confirms"
 SEED = "replicate_seed"
-RESERVED_KEYS = frozenset({ASKED, OUTCOME, CURVE, PRUNE_FROM, REPLICATE, CONFIRMS, SEED})
+RESERVED_KEYS = frozenset({ASKED, OUTCOME, CURVE, REPLICATE, CONFIRMS, SEED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

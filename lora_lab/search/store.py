@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from lora_lab.search import records
 from lora_lab.search.connection import connect
 from lora_lab.search.grid import Grid
+from lora_lab.search.pruners import build_pruner, planned_evaluations
 from lora_lab.search.records import Asked, Outcome, is_replicate, outcome_of
-from lora_lab.search.samplers import build_pruner, build_sampler, planned_evaluations
+from lora_lab.search.samplers import build_sampler
 from lora_lab.search.space import SearchSpace
 from lora_lab.search.telling import INFEASIBLE, as_told
 from lora_lab.search.urls import mask_password
@@ -186,21 +187,16 @@ class StudyStore:
     def should_prune(self, number: int) -> bool:
         """Whether the pruner would stop the trial after its last reported evaluation.
 
-        Never for a replicate, nor after the last evaluation, where nothing is left to save. A yes is kept:
-        the pruner compares a trial at a rung once, and would let it pass when asked again after a kill.
+        Trials that train together are compared with each other when all of them have reported before the first
+        is asked about. Never true for a replicate, nor after the last evaluation: nothing is left to save.
         """
         trial = self._trial(number)
         if self._spec.sweep.multi_objective or is_replicate(trial) or trial.last_step is None:
             return False
-        if records.PRUNE_FROM in trial.user_attrs:
-            return True
         asked = records.asked_of(trial)
         planned = planned_evaluations(asked.config.training) if asked else None
         at_its_end = planned is not None and trial.last_step >= planned
-        if not self._live(number).should_prune() or at_its_end:
-            return False
-        self._set(number, records.PRUNE_FROM, trial.last_step)
-        return True
+        return self._study.pruner.prune(self._study, trial) and not at_its_end
 
     def finish(self, number: int, metrics: Mapping[str, float]) -> None:
         """Tell a trial complete with its final metrics; one whose objective is not finite has diverged.
@@ -370,7 +366,8 @@ class StudyStore:
             self._tell(trial, known or outcome)
 
     def _tell(self, trial: FrozenTrial, outcome: Outcome) -> None:
-        state, values = as_told(outcome, self._spec.sweep, self._trials(Told.COMPLETE))
+        others = self._trials(Told.COMPLETE) if outcome.state in INFEASIBLE else []
+        state, values = as_told(outcome, self._spec.sweep, others)
         if outcome.state != "failed" and CONSTRAINT not in trial.constraints:
             self._live(trial.number).set_constraint(CONSTRAINT, 1 if outcome.state in INFEASIBLE else -1)
         try:

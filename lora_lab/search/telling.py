@@ -24,7 +24,7 @@ SAMPLERS_BLIND_TO_PRUNED = ("gp", "nsga2")
 
 
 def as_told(outcome: Outcome, sweep: SweepSettings, complete: Iterable[FrozenTrial]) -> tuple[Told, list[float] | None]:
-    """Optuna's state and objective values for an outcome, given the trials that are complete in Optuna.
+    """Optuna's state and objective values for an outcome; an infeasible one is rated by the complete trials.
 
     TPE takes a pruned trial that violates a constraint as a bad one, and never sees a failed trial. GP and
     NSGA-II see completed trials only, so they get the worst values so far, which the constraint voids.

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from peft import LoraConfig, TaskType, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_lab.study.targets import resolve_targets
+from lora_lab.training.durable import storage_errors, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,21 +111,24 @@ def save_adapter(
     """Write a PEFT adapter folder (`adapter_config.json`, `adapter_model.safetensors`), whole or not at all.
 
     `PeftModel.from_pretrained(base, folder)` loads it. An adapter that is already there is replaced.
+
+    Raises:
+        StorageError: it cannot be written (disk full, no permission).
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     tensors = {
         f"base_model.model.{name}.lora_{side}.weight": tensor.detach().cpu().contiguous()
         for name, pair in weights.items()
         for side, tensor in (("A", pair.a), ("B", pair.b))
     }
-    save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
     config.base_model_name_or_path = model_path
     config.revision = model.revision
     config.inference_mode = True
     fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    (partial / "adapter_config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)  # noqa: PTH105 -- the atomic rename is the point
+    with storage_errors(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        write_durably(partial / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+        write_durably(partial / "adapter_config.json", (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)  # noqa: PTH105 -- the atomic rename is the point

@@ -52,13 +52,16 @@ def linear_map_of_config(config: PretrainedConfig | Path | str) -> LinearMap:
     if isinstance(config, (str, Path)):
         path = Path(config)
         try:
-            config = AutoConfig.from_pretrained(path.parent if path.is_file() else path)
+            config = AutoConfig.from_pretrained(path.parent if path.is_file() else path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not a model config that transformers can read ({error})") from error
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except ValueError as error:
-            raise InputError(f"{type(config).__name__} is not a causal language model ({error})") from error
+            reason = " ".join(str(error).split())[:200]  # transformers lists every model that it has
+            raise InputError(
+                f"{type(config).__name__} is not the config of a causal language model; give one that is ({reason})"
+            ) from error
     return linear_map(model)

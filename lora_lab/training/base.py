@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from lora_lab.demo.catalog import model_folder
 from lora_lab.study.errors import InputError
@@ -26,6 +28,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+NOT_LOADABLE = (OSError, ValueError, TypeError, SafetensorError, StrictDataclassError)
+"""What transformers raises for a model that does not exist, or whose files are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +52,6 @@ class Base:
 def default_device() -> torch.device:
     """The first CUDA device where there is one, otherwise the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def has_cuda() -> bool:
-    """Whether trials train on a GPU."""
-    return torch.cuda.is_available()
 
 
 def device_name() -> str:
@@ -92,6 +92,8 @@ def locate(settings: ModelSettings) -> str:
 
 
 def _check_folder(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise _is_an_adapter(str(folder))
     if not (folder / "config.json").is_file():
         raise InputError(f"model.model_name_or_path: {folder} has no config.json; save it with save_pretrained")
     if not any(folder.glob("*.safetensors")):
@@ -111,8 +113,8 @@ def architecture(settings: ModelSettings) -> LinearMap:
     """
     location = locate(settings)
     try:
-        config = AutoConfig.from_pretrained(location, revision=settings.revision)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
+    except NOT_LOADABLE as error:
         raise _not_loadable(location, error) from error
     return linear_map_of_config(config)
 
@@ -129,14 +131,23 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
         )
     location = locate(settings)
     disable_progress_bar()  # the sweep has its own display
+    set_verbosity_error()  # its report on missing weights becomes an error here
     dtype = resolve_dtype(settings, device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=settings.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            location, revision=settings.revision, dtype=dtype, use_safetensors=True
+        # Left out, trust_remote_code means: ask on the terminal whether to run the model's code.
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=settings.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except NOT_LOADABLE as error:
         raise _not_loadable(location, error) from error
+    _check_weights(model, report, location)
     model.to(device).requires_grad_(requires_grad=False)
     model.eval()
     modules = linear_modules(model).values()
@@ -151,8 +162,32 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     )
 
 
+def _check_weights(model: Any, report: dict[str, Any], location: str) -> None:
+    """Every weight must come from the files: transformers fills the others with random numbers."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise _is_an_adapter(location)
+    wrong = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if wrong:
+        raise InputError(
+            f"model.model_name_or_path: {location} lacks {len(wrong)} weights that its config.json asks for, or has "
+            f"them in another shape (first: {wrong[0]}); give a folder whose config and weights belong together"
+        )
+
+
+def _is_an_adapter(location: str) -> InputError:
+    return InputError(
+        f"model.model_name_or_path: {location} is a LoRA adapter (it has an adapter_config.json), not a base; give "
+        "the base that it was trained on, or merge the two with merge_and_unload and save_pretrained"
+    )
+
+
 def _not_loadable(location: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:300]
+    if "trust_remote_code" in reason:
+        return InputError(
+            f"model.model_name_or_path: {location} brings code of its own, which is never run; "
+            "use a model whose architecture transformers has itself"
+        )
     return InputError(
         f"model.model_name_or_path: {location} is neither a usable model folder nor a Hub model that can be "
         f"reached ({reason}); give a folder with config.json and *.safetensors, or a Hub id"

@@ -2,27 +2,42 @@
 
 A checkpoint exists when its manifest does. The data file gets a name of its own and is on the disk before the
 manifest that names it takes the old manifest's place; so a kill at any moment leaves the old or the new one.
+What is read is checked before it is used: a folder may be damaged, foreign, or made to do harm.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lora_lab.study.errors import CheckpointError, StorageError
-from lora_lab.training.slot import Progress
+from lora_lab.study.errors import CheckpointError
+from lora_lab.study.settings import Settings
+from lora_lab.training.durable import storage_errors, write_durably
+from lora_lab.training.slot import Progress  # noqa: TC001 -- pydantic reads the annotation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+MOMENTS = {"exp_avg", "exp_avg_sq"}
+"""AdamW's state, which there is from the first optimizer step on."""
+MAX_HEADER_BYTES = 2**16
+
+
+class _Manifest(Settings):
+    file: Annotated[str, Field(pattern=r"^step-[0-9a-f-]+\.safetensors$")]
+    sha256: str
+    identity: str
+    progress: Progress
 
 
 def write_checkpoint(folder: Path, identity: str, tensors: dict[str, Tensor], progress: Progress) -> None:
@@ -38,71 +53,65 @@ def write_checkpoint(folder: Path, identity: str, tensors: dict[str, Tensor], pr
         StorageError: it cannot be written (disk full, no permission); the old checkpoint stays whole.
     """
     payload = save(tensors)
-    data = folder / f"step-{progress.step:08d}.safetensors"
-    manifest = {
-        "file": data.name,
-        "sha256": hashlib.sha256(payload).hexdigest(),
-        "identity": identity,
-        "progress": asdict(progress),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_durably(data, payload)
-        write_durably(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+    digest = hashlib.sha256(payload).hexdigest()
+    # The digest makes the name this content's own, so that the file of the old manifest is never replaced.
+    data = folder / f"step-{progress.step:08d}-{digest[:16]}.safetensors"
+    manifest = _Manifest(file=data.name, sha256=digest, identity=identity, progress=progress)
+    write_durably(data, payload)
+    write_durably(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
+    with storage_errors(folder):
         for other in folder.iterdir():
-            if other.name not in (data.name, MANIFEST):
+            if other.name != data.name and other.suffix in (".safetensors", ".partial"):
                 other.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"cannot write the checkpoint {folder}: {error.strerror}; free space or fix permissions, and run "
-            "the same command again: it goes on from the last checkpoint"
-        ) from error
 
 
-def write_durably(path: Path, payload: bytes) -> None:
-    """Write a file so that `path` holds the old or the new content, also after a power cut."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)  # noqa: PTH105 -- the atomic rename is the point
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def read_checkpoint(folder: Path, identity: str) -> tuple[dict[str, Tensor], Progress] | None:
-    """The checkpoint in `folder`, or None where there is none.
+def read_checkpoint(folder: Path, identity: str, parameters: int) -> tuple[dict[str, Tensor], Progress] | None:
+    """The checkpoint in `folder` of an adapter of so many parameters, or None where there is none.
 
     Raises:
         CheckpointError: it is damaged, or belongs to another configuration.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(folder / MANIFEST):
         return None
+    manifest = _read_manifest(folder)
+    if manifest.identity != identity:
+        raise _damaged(folder, "it was written for another configuration or other data")
+    names = {"parameters", *(MOMENTS if manifest.progress.step else ())}
+    payload = _read(folder, manifest.file, at_most=len(names) * parameters * 8 + MAX_HEADER_BYTES)
+    if hashlib.sha256(payload).hexdigest() != manifest.sha256:
+        raise _damaged(folder, f"{manifest.file} does not have the hash that the manifest states")
     try:
-        manifest = json.loads(path.read_text())
-        name, digest = manifest["file"], manifest["sha256"]
-        progress = Progress(**manifest["progress"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, f"its manifest is not readable ({error})") from error
-    if Path(name).name != name:
-        raise _damaged(folder, f"its manifest names a file outside the folder ({name!r})")
+        tensors = load(payload)
+    except SafetensorError as error:
+        raise _damaged(folder, f"{manifest.file} is not a safetensors file ({error})") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != dict.fromkeys(names, (parameters,)):
+        raise _damaged(folder, f"the adapter has {parameters} parameters, but {manifest.file} holds {shapes}")
+    return tensors, manifest.progress
+
+
+def _read_manifest(folder: Path) -> _Manifest:
     try:
-        payload = (folder / name).read_bytes()
+        manifest = _Manifest.model_validate_json(_read(folder, MANIFEST, at_most=MAX_HEADER_BYTES))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ascii(".".join(str(key) for key in first["loc"]))[:80]
+        raise _damaged(folder, f"its manifest is not readable ({place}: {first['msg']})") from error
+    if not all(0 <= figure < math.inf for figure in astuple(manifest.progress)):
+        raise _damaged(folder, f"its manifest states an impossible {manifest.progress}")
+    return manifest
+
+
+def _read(folder: Path, name: str, *, at_most: int) -> bytes:
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise _damaged(folder, f"{name} is {'missing' if not path.exists() else 'a link or no plain file'}")
+    try:
+        if path.stat().st_size > at_most:
+            raise _damaged(folder, f"{name} has {path.stat().st_size} bytes where at most {at_most} can be right")
+        return path.read_bytes()
     except OSError as error:
         raise _damaged(folder, f"{name} cannot be read ({error.strerror})") from error
-    if hashlib.sha256(payload).hexdigest() != digest:
-        raise _damaged(folder, f"{name} does not have the hash that the manifest states")
-    if manifest["identity"] != identity:
-        raise _damaged(folder, "it was written for another configuration or other data")
-    try:
-        return load(payload), progress
-    except SafetensorError as error:
-        raise _damaged(folder, f"{name} is not a safetensors file ({error})") from error
 
 
 def _damaged(folder: Path, problem: str) -> CheckpointError:

@@ -15,11 +15,12 @@ import torch
 from safetensors.numpy import save as save_arrays
 
 from lora_lab.study.errors import TrainingError
-from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, TrialEvent
+from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, OutOfMemory, TrialEvent
 from lora_lab.training.adapters import initial_weights, lora_config, save_adapter
-from lora_lab.training.checkpoint import read_checkpoint, write_checkpoint, write_durably
+from lora_lab.training.checkpoint import read_checkpoint, write_checkpoint
+from lora_lab.training.durable import write_durably
 from lora_lab.training.evaluation import ExampleLosses, evaluate
-from lora_lab.training.memory import LiveBytes, resident_tensors
+from lora_lab.training.memory import LiveBytes, free_cached_memory, is_out_of_memory, resident_tensors
 from lora_lab.training.packed_model import IGNORED, PackedBatch, PackedModel, pad_rows
 from lora_lab.training.schedule import BatchPlan
 from lora_lab.training.slot import PendingStep, Slot
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 LENGTH_BUCKET = 8
 """Padded lengths are multiples of this, so that there are few distinct shapes."""
-SPEED_SMOOTHING = 0.1
 
 
 class PackedEngine:
@@ -57,7 +57,9 @@ class PackedEngine:
         self._slots: dict[int, Slot] = {}
         self._peaks: dict[Hashable, int] = {}
         self.tokens_per_second = 0.0
-        """Trained tokens per second of the whole pack, smoothed over some steps."""
+        """Trained tokens per second of the whole pack, in the newest step."""
+        self.set_aside: list[int] = []
+        """Trials that left the pack because it did not fit into memory; `admit` takes them up where they were."""
         self._base_losses: dict[DataSettings, tuple[float, float | None]] = {}
 
     @property
@@ -87,8 +89,10 @@ class PackedEngine:
             CheckpointError: its checkpoint is damaged.
         """
         slot = self._new_slot(number, config)
-        self._peak_bytes(slot)
-        saved = read_checkpoint(self.trial_folder(number) / "checkpoint", _identity(slot))
+        if not self._measure_memory(slot):
+            self.set_aside.append(number)
+            return
+        saved = read_checkpoint(self.trial_folder(number) / "checkpoint", _identity(slot), slot.parameter_count)
         if saved is not None:
             slot.restore(*saved)
         self._slots[number] = slot
@@ -105,21 +109,36 @@ class PackedEngine:
             compute_dtype=base.dtype,
         )
 
-    def _peak_bytes(self, slot: Slot) -> int:
-        """Memory of the trial alone at its largest step: measured on a copy of it, once per distinct shape."""
-        training, train = slot.config.training, slot.data.train
-        longest = sorted(range(len(train)), key=lambda index: len(train.input_ids[index]))
-        rows = longest[-training.per_device_train_batch_size :]
-        shape = (slot.memory_shape, len(rows), len(train.input_ids[rows[-1]]), slot.config.lora.lora_dropout > 0)
-        if shape not in self._peaks:
-            copy = self._new_slot(slot.number, slot.config)
-            copy.pending = PendingStep([np.array(rows)], sum(train.label_tokens(index) for index in rows))
-            speed = self.tokens_per_second
+    def _measure_memory(self, slot: Slot) -> bool:
+        """Count the trial's memory, alone at its largest step, once per distinct shape.
+
+        Returns:
+            False when there is no room for that beside the trials in the pack.
+        """
+        shape, rows = self._memory_shape(slot)
+        if shape in self._peaks:
+            return True
+        copy = self._new_slot(slot.number, slot.config)
+        train = slot.data.train
+        copy.pending = PendingStep([np.array(rows)], sum(train.label_tokens(index) for index in rows))
+        try:
             with LiveBytes((*resident_tensors(self._base.model), *copy.resident_tensors())) as live:
                 self._train([copy])
-            self.tokens_per_second = speed
-            self._peaks[shape] = live.peak
-        return self._peaks[shape]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            free_cached_memory()
+            return not self._slots  # alone in the pack it may try; its first step will tell
+        self._peaks[shape] = live.peak
+        return True
+
+    def _memory_shape(self, slot: Slot) -> tuple[Hashable, list[int]]:
+        """What decides a trial's memory, and the rows of its largest step."""
+        training, train = slot.config.training, slot.data.train
+        by_length = sorted(range(len(train)), key=lambda index: len(train.input_ids[index]))
+        rows = by_length[-training.per_device_train_batch_size :]
+        length = len(train.input_ids[rows[-1]])
+        return (slot.memory_shape, len(rows), length, slot.config.lora.lora_dropout > 0), rows
 
     def discard(self, number: int) -> None:
         """Take a trial out of the pack; its neighbors do not notice."""
@@ -140,6 +159,36 @@ class PackedEngine:
         Returns:
             What happened, in the order of admission; a trial that ended has left the pack.
         """
+        try:
+            return self._step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return self._make_room(str(error))
+
+    def _make_room(self, reason: str) -> list[TrialEvent]:
+        """Set the newest trial aside and let the others start the step again; alone, it does not fit at all."""
+        for slot in self._slots.values():
+            slot.abandon_step()
+        newest = next(reversed(self._slots.values()))
+        self.discard(newest.number)
+        free_cached_memory()
+        if self._slots:
+            self._save_checkpoint(newest)
+            self.set_aside.append(newest.number)
+            return []
+        step = newest.progress.step
+        return [
+            OutOfMemory(
+                number=newest.number,
+                step=step,
+                epoch=newest.plan.epoch(step),
+                reason=f"does not fit even alone ({' '.join(reason.split())[:200]}); lower "
+                "per_device_train_batch_size (with gradient_accumulation_steps) or data.max_length",
+            )
+        ]
+
+    def _step(self) -> list[TrialEvent]:
         events: list[TrialEvent] = []
         training = [slot for slot in self._slots.values() if not slot.finished and slot.due_evaluation is None]
         if training:
@@ -196,7 +245,7 @@ class PackedEngine:
         tokens = [
             sum(len(slot.data.train.input_ids[i]) for i in rows) for slot, rows in zip(slots, chosen, strict=True)
         ]
-        self.tokens_per_second += SPEED_SMOOTHING * (sum(tokens) / seconds - self.tokens_per_second)
+        self.tokens_per_second = sum(tokens) / seconds
         work = [self._flops(slot, own) for slot, own in zip(slots, tokens, strict=True)]
         for slot, loss, own, share in zip(slots, losses, tokens, work, strict=True):
             assert slot.pending is not None
@@ -266,7 +315,6 @@ class PackedEngine:
 
     def _save_losses(self, slot: Slot, name: str, losses: ExampleLosses) -> None:
         folder = self.trial_folder(slot.number) / "evaluations"
-        folder.mkdir(parents=True, exist_ok=True)
         payload = save_arrays({"nll": losses.nll, "label_tokens": losses.label_tokens})
         write_durably(folder / f"{name}.safetensors", payload)
 
@@ -292,7 +340,6 @@ class PackedEngine:
             "trainable_percent": 100.0 * count / (total + count),
             "adapter_bytes": float(count * size),
             "optimizer_bytes": float(2 * count * size),
-            "peak_memory_bytes": float(self._peak_bytes(slot)),
             "train_seconds": progress.train_seconds,
             "train_tokens": float(progress.train_tokens),
             "tokens_per_second": progress.train_tokens / progress.train_seconds if progress.train_seconds else 0.0,
@@ -300,6 +347,9 @@ class PackedEngine:
             "steps": float(progress.step),
             "epochs": evaluated.epoch,
         }
+        peak = self._peaks.get(self._memory_shape(slot)[0])
+        if peak is not None:
+            metrics["peak_memory_bytes"] = float(peak)
         _, before = self.base_losses(slot.config)
         if evaluated.forgetting_loss is not None and before is not None:
             metrics["forgetting"] = evaluated.forgetting_loss - before

@@ -73,6 +73,12 @@ def resident_tensors(model: nn.Module) -> Iterable[Tensor]:
     yield from model.buffers()
 
 
-def peak_cuda_bytes() -> int | None:
-    """The most that this process had allocated on the current CUDA device; None without one."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on a CPU (where torch raises a plain RuntimeError)."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def free_cached_memory() -> None:
+    """Give memory that the allocator keeps for later back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lora_lab.study.errors import TrainingError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -53,6 +55,8 @@ class Routing:
 
     def __init__(self) -> None:
         self.spans: tuple[Span, ...] = ()
+        self.rows = 0
+        """Rows [T] that every module is given, those of the bare base counted."""
 
 
 class _AddAdapters(torch.autograd.Function):
@@ -139,6 +143,11 @@ def attach(module: nn.Module, name: str, routing: Routing) -> None:
         parts = [(span, view) for span in routing.spans if (view := span.adapters.get(name)) is not None]
         if not parts:
             return y
+        if args[0].numel() != routing.rows * args[0].shape[-1]:
+            raise TrainingError(
+                f"the base gives {name} {args[0].numel() // args[0].shape[-1]} rows where {routing.rows} tokens go in, "
+                "so that trials cannot be told apart there; leave it out of lora.target_modules"
+            )
         if torch.is_grad_enabled():
             added: Tensor = _AddAdapters.apply(y, args[0], parts, *(span.parameters for span, _ in parts))  # type: ignore[no-untyped-call]
             return added

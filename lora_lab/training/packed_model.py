@@ -101,6 +101,7 @@ class PackedModel:
         label_counts = [int(part.sum()) for part in torch.split(row_counts, list(batch.rows))]
         self._body.spans = _spans(slots, [rows * length for rows in batch.rows])
         self._head.spans = _spans(slots, label_counts)
+        self._body.rows, self._head.rows = batch.input_ids.numel(), len(targets)
         try:
             nll = self._nll(batch.input_ids.to(self._device), positions, targets)
         finally:
@@ -132,7 +133,7 @@ class PackedModel:
         whole = self._head.spans
 
         def piece(start: int, hidden: Tensor, targets: Tensor) -> Tensor:
-            self._head.spans = _cut(whole, start, start + len(targets))
+            self._head.spans, self._head.rows = _cut(whole, start, start + len(targets)), len(targets)
             try:
                 return self._cross_entropy(self._plain_head(hidden), targets)  # type: ignore[misc]
             finally:
