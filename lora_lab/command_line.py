@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import contextmanager
@@ -30,14 +31,24 @@ TrackingUri = Annotated[
 ]
 
 
+DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+"""What a disk refuses at any write, anywhere; other system errors would be mistakes of ours."""
+
+
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Print a `LoraLabError` as it reads, without a traceback, and exit with its code."""
+    """Print what the user can act on in one line, without a traceback, and exit with its code."""
     try:
         yield
     except LoraLabError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        way_out = "free space or fix permissions, and run the same command again: it goes on where it stopped"
+        typer.echo(f"error: {error.filename or 'a file of this study'}: {error.strerror}; {way_out}", err=True)
+        raise typer.Exit(1) from None
 
 
 def arguments(context: typer.Context) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_lab.study.errors import StorageError
 
 RUNS = Path("runs")
+PROBE_BYTES = 1 << 16
+"""Written once at the start of a run: a full disk takes empty files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,11 @@ class RunFolder:
         probe = self.root / ".writable"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
+            probe.write_bytes(bytes(PROBE_BYTES))
             probe.unlink()
         except OSError as error:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
             raise StorageError(
                 f"the run folder {self.root} cannot be written ({error.strerror}); "
                 "fix its permissions, free space, or run from another folder"

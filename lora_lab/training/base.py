@@ -29,8 +29,8 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-NOT_LOADABLE = (OSError, ValueError, TypeError, SafetensorError, StrictDataclassError)
-"""What transformers raises for a model that does not exist, or whose files are damaged."""
+NOT_LOADABLE = (OSError, ValueError, TypeError, LookupError, ImportError, SafetensorError, StrictDataclassError)
+"""What transformers raises for a model that does not exist, is damaged, or needs a package that is not here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +182,12 @@ def _is_an_adapter(location: str) -> InputError:
 
 
 def _not_loadable(location: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:300]
-    if "trust_remote_code" in reason:
+    if "trust_remote_code" in str(error):
         return InputError(
             f"model.model_name_or_path: {location} brings code of its own, which is never run; "
             "use a model whose architecture transformers has itself"
         )
+    reason = " ".join(str(error).split())[:300]
     return InputError(
         f"model.model_name_or_path: {location} is neither a usable model folder nor a Hub model that can be "
         f"reached ({reason}); give a folder with config.json and *.safetensors, or a Hub id"

@@ -1,8 +1,8 @@
-"""A small study that is killed before its N-th write to the database, for every N; run as a script.
+"""A small study that is killed before its N-th write to the database; run as a script.
 
-    python killed_study.py FOLDER
+    python killed_study.py FOLDER STRIDE
 
-leaves `FOLDER/N.db` for N = 1, 2, ..., and at last one that was not killed.
+leaves `FOLDER/N.db` for N = 1, 1 + STRIDE, ..., and at last one that was not killed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPEC = StudySpec.model_validate(
         },
     }
 )
-LOSSES = {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}
+LOSSES = {0: 1.0, 1: 2.0, 2: 0.5}
 
 
 def go_on(store: StudyStore) -> None:
@@ -60,7 +60,7 @@ def train(store: StudyStore, number: int, *, is_replicate: bool) -> None:
         store.share(number, 0)
     else:
         store.report(number, 1, LOSSES[number])
-        if store.should_prune(number) and number == 1:
+        if store.should_prune(number):
             store.prune(number, "worse")
         elif number == 2:
             store.fail(number, "diverged", "loss is nan")
@@ -87,8 +87,8 @@ def kill_before_write(nth: int) -> None:
     event.listen(Engine, "commit", commit)
 
 
-def main(folder: Path) -> None:
-    for nth in range(1, 1000):
+def main(folder: Path, stride: int) -> None:
+    for nth in range(1, 1000, stride):
         child = os.fork()
         if child == 0:
             kill_before_write(nth)
@@ -103,4 +103,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from lora_lab.search.store import open_store
 from lora_lab.search.urls import sqlite_url
 from lora_lab.study.errors import StorageError
@@ -37,11 +39,12 @@ def stored(spec: object, url: str) -> list[TrialResult]:
         return []
 
 
-def test_a_study_killed_before_any_write_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.faults)])
+def test_a_study_killed_before_any_write_ends_as_an_undisturbed_one(tmp_path: Path, stride: int) -> None:
     study = scripted()
-    subprocess.run([sys.executable, SCRIPT, tmp_path], check=True, timeout=200)
+    subprocess.run([sys.executable, SCRIPT, tmp_path, str(stride)], check=True, timeout=200)
     files = sorted(tmp_path.glob("*.db"), key=lambda file: int(file.stem))
-    assert len(files) > 30
+    assert len(files) > 30 // stride
     undisturbed = stored(study.SPEC, sqlite_url(files[-1]))
     assert [(result.state, result.replicate) for result in undisturbed] == ENDS
     for file in files[:-1]:

@@ -148,36 +148,6 @@ def test_a_replicate_repeats_its_source_with_its_own_seed(store: StudyStore) -> 
     assert store.budget() == (1, 6)
 
 
-def test_a_replicate_is_never_pruned(spec_of: Callable[..., StudySpec], url: str) -> None:
-    with open_store(spec_of(pruner="asha"), url) as store:
-        store.report(ask(store), 1, 1.0)
-        assert not store.should_prune(0)
-        store.finish(0, LOSS)
-        store.enqueue_replicate(0, seed=1, replicate=1)
-        store.report(ask(store), 1, 99.0)
-        assert not store.should_prune(1)
-
-
-def test_a_decision_to_prune_stands_after_a_kill(spec_of: Callable[..., StudySpec], url: str) -> None:
-    spec = spec_of(pruner="asha")
-    with open_store(spec, url) as store:
-        for loss in (1.0, 2.0):
-            store.report(ask(store), 1, loss)
-        assert [store.should_prune(0), store.should_prune(1)] == [False, True]
-    with open_store(spec, url) as store:
-        assert [asked.number for asked in store.running()] == [0, 1]
-        assert [store.should_prune(0), store.should_prune(1)] == [False, True]
-
-
-def test_nothing_is_pruned_after_its_last_evaluation(spec_of: Callable[..., StudySpec], url: str) -> None:
-    parameters = {"num_train_epochs": {"values": [1]}, "r": {"values": [2, 4]}}
-    with open_store(spec_of(pruner="asha", parameters=parameters), url) as store:
-        for loss in (1.0, 2.0, 3.0):
-            number = ask(store)
-            store.report(number, 1, loss)
-            assert not store.should_prune(number)
-
-
 def test_impossible_combinations_fail_and_count(spec_of: Callable[..., StudySpec], url: str) -> None:
     parameters = {"r": {"values": [3, 4]}, "init_lora_weights": {"values": [True, "orthogonal"]}}
     with open_store(spec_of(sampler="grid", n_trials=None, parameters=parameters), url) as store:

@@ -1,0 +1,117 @@
+"""Which trials are stopped early."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+
+from lora_lab.search.pruners import BetterHalfPruner, build_pruner
+from lora_lab.search.store import StudyStore, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lora_lab.study.spec import StudySpec
+
+PRUNERS = {
+    "asha": BetterHalfPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+    "median": optuna.pruners.MedianPruner,
+    "none": optuna.pruners.NopPruner,
+}
+
+
+def survivors(store: StudyStore, numbers: Sequence[int], evaluation: int, losses: Sequence[float]) -> list[int]:
+    """Report for all, then ask for each: the trials that go on."""
+    for number, loss in zip(numbers, losses, strict=True):
+        store.report(number, evaluation, loss)
+    rejected = [number for number in numbers if store.should_prune(number)]
+    for number in rejected:
+        store.prune(number, "worse than others")
+    return [number for number in numbers if number not in rejected]
+
+
+def pack(store: StudyStore, size: int) -> list[int]:
+    return [asked.number for asked in (store.ask() for _ in range(size)) if asked is not None]
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_every_pruner_lets_the_best_trial_through(spec_of: Callable[..., StudySpec], url: str, pruner: str) -> None:
+    """Packs of four, the best trial in the first and in the last of them."""
+    spec = spec_of(pruner=pruner, n_trials=16)
+    assert type(build_pruner(spec)) is PRUNERS[pruner]
+    with open_store(spec, url) as store:
+        for offset in (0, 4, 8, 12):
+            losses = {offset + place: 5.0 + offset + place for place in range(4)} | {0: 1.0, 15: 0.5}
+            left = pack(store, 4)
+            for evaluation in (1, 2, 3):
+                left = survivors(store, left, evaluation, [losses[number] for number in left])
+            for number in left:
+                store.finish(number, {"eval_loss": losses[number]})
+        best, states = store.best(), [result.state for result in store.results()]
+    assert ("pruned" in states) == (pruner != "none")
+    assert best is not None
+    assert best.number == 15
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_better_half_of_a_pack_goes_on_whatever_the_order(
+    spec_of: Callable[..., StudySpec], url: str, seed: int
+) -> None:
+    losses = [float(loss) for loss in range(8)]
+    random.Random(seed).shuffle(losses)
+    with open_store(spec_of(pruner="asha", n_trials=8), url) as store:
+        first = survivors(store, pack(store, 8), 1, losses)
+        assert sorted(losses[number] for number in first) == [0, 1, 2, 3]
+        second = survivors(store, first, 2, [losses[number] for number in first])
+        assert sorted(losses[number] for number in second) == [0, 1]
+        assert survivors(store, second, 3, [losses[number] for number in second]) == second
+
+
+def test_the_better_half_of_the_largest(spec_of: Callable[..., StudySpec], url: str) -> None:
+    spec = spec_of(pruner="asha", metric={"name": "eval_loss", "goal": "maximize"})
+    with open_store(spec, url) as store:
+        assert survivors(store, pack(store, 4), 1, [1.0, 4.0, 3.0, 2.0]) == [1, 2]
+
+
+def test_a_trial_that_comes_later_is_compared_with_all_before(spec_of: Callable[..., StudySpec], url: str) -> None:
+    with open_store(spec_of(pruner="asha"), url) as store:
+        assert survivors(store, pack(store, 4), 1, [1.0, 2.0, 3.0, 4.0]) == [0, 1]
+        assert survivors(store, pack(store, 1), 1, [2.5]) == []
+        assert survivors(store, pack(store, 1), 1, [1.5]) == [5]
+
+
+def test_a_loss_that_is_no_number_is_rejected_and_counts_for_nothing(
+    spec_of: Callable[..., StudySpec], url: str
+) -> None:
+    with open_store(spec_of(pruner="asha"), url) as store:
+        assert survivors(store, pack(store, 3), 1, [float("nan"), 2.0, 1.0]) == [2]
+
+
+def test_a_replicate_is_never_pruned_and_judges_nobody(spec_of: Callable[..., StudySpec], url: str) -> None:
+    with open_store(spec_of(pruner="asha"), url) as store:
+        assert survivors(store, pack(store, 1), 1, [5.0]) == [0]
+        store.finish(0, {"eval_loss": 5.0})
+        for replicate in (1, 2):
+            store.enqueue_replicate(0, seed=replicate, replicate=replicate)
+        assert survivors(store, pack(store, 2), 1, [1.0, 99.0]) == [1, 2]
+        assert survivors(store, pack(store, 1), 1, [4.0]) == [3]
+
+
+def test_the_decision_is_the_same_when_asked_again_after_a_kill(spec_of: Callable[..., StudySpec], url: str) -> None:
+    spec = spec_of(pruner="asha")
+    for _ in range(2):
+        with open_store(spec, url) as store:
+            numbers = [asked.number for asked in store.running()] or pack(store, 3)
+            for number, loss in zip(numbers, (2.0, 1.0, 3.0), strict=True):
+                store.report(number, 1, loss)
+            assert [store.should_prune(number) for number in numbers] == [True, False, True]
+
+
+def test_nothing_is_pruned_after_its_last_evaluation(spec_of: Callable[..., StudySpec], url: str) -> None:
+    parameters = {"num_train_epochs": {"values": [1]}, "r": {"values": [2, 4]}}
+    with open_store(spec_of(pruner="asha", parameters=parameters), url) as store:
+        assert survivors(store, pack(store, 3), 1, [1.0, 2.0, 3.0]) == [0, 1, 2]
