@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lora_lab.study.settings import TrialConfig
+    from lora_lab.study.settings import ModelSettings, TrialConfig
     from lora_lab.study.sweep import Value
 
 
@@ -83,7 +83,13 @@ def config_label(config: TrialConfig) -> str:
     lora, training = config.lora, config.training
     layers = "" if lora.layers == "all" else f" layers {value_text(lora.layers)}"
     length = plural(training.num_train_epochs, "epoch") if training.max_steps is None else f"{training.max_steps} steps"
+    base = "" if config.model.quantization == "none" else f", {quantization_text(config.model)}"
     return (
         f"r={lora.r} alpha={number_text(lora.alpha)} {value_text(lora.target_modules)}{layers}, "
-        f"{length}, lr {rate_text(training.learning_rate)}"
+        f"{length}, lr {rate_text(training.learning_rate)}{base}"
     )
+
+
+def quantization_text(model: ModelSettings) -> str:
+    """How the base is quantized, such as `nf4` or `nf4 double`."""
+    return model.quantization + (" double" if model.double_quant else "")

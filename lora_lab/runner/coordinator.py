@@ -42,6 +42,8 @@ CHECKPOINT_SHARE = 50
 """The next checkpoint comes at least this many times the newest one's duration later: at most 2% of the time."""
 KEPT_ADAPTERS = 3
 TICK_S = 1.0
+LOOK_AHEAD = 8
+"""Trials on other bases that may wait for theirs."""
 
 
 class Coordinator:
@@ -147,18 +149,24 @@ class Coordinator:
             asked = self._next_asked()
             if asked is None:
                 return
-            if not self._executor.accepts(asked.config):
-                self._waiting.appendleft(asked)
-                return
             self._start(asked)
 
     def _next_asked(self) -> Asked | None:
-        """The next trial, asked for only when there is a place: a later question knows more results."""
-        if self._waiting:
-            return self._waiting.popleft()
-        if self._executor.active and not self._executor.has_room:
-            return None
-        return self._store.ask()
+        """The next trial that can start now; asked for only when there is a place, since later questions know more.
+
+        A trial on another base than the pack's waits until the pack is empty, and so each base is loaded as few
+        times as looking a little ahead allows.
+        """
+        for asked in self._waiting:
+            if self._executor.accepts(asked.config):
+                self._waiting.remove(asked)
+                return asked
+        while self._executor.has_room and len(self._waiting) < LOOK_AHEAD:
+            asked_next = self._store.ask()
+            if asked_next is None or self._executor.accepts(asked_next.config):
+                return asked_next
+            self._waiting.append(asked_next)
+        return None
 
     def _start(self, asked: Asked) -> None:
         number, config = asked.number, asked.config

@@ -34,9 +34,10 @@ def trial_name(number: int, config: TrialConfig) -> str:
     """Such as `trial-0007 r=16 a=32 all-linear e=2`; the layers stand in it where they are not all."""
     lora = config.lora
     layers = "" if lora.layers == "all" else f" {_short(lora.layers)}"
+    quantization = "" if config.model.quantization == "none" else f" {config.model.quantization}"
     return (
         f"trial-{number:04d} r={lora.r} a={lora.alpha:g} {_short(lora.target_modules)}{layers} "
-        f"e={config.training.num_train_epochs}"
+        f"e={config.training.num_train_epochs}{quantization}"
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -43,6 +45,11 @@ class Base:
     linears: LinearMap
     device: torch.device
     dtype: torch.dtype
+    """Of the weights that are not quantized, and of the products with those that are."""
+    adapter_dtype: torch.dtype
+    """What PEFT rounds fresh adapters to on this base, before it takes them to float32 at least."""
+    compute_dtype: torch.dtype
+    """Of the products with adapters."""
     location: str
     """The folder or Hub id that the weights came from."""
     fan_in_fan_out: bool
@@ -125,10 +132,6 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     Raises:
         InputError: the model does not exist, has no safetensors, or asks for code of its own.
     """
-    if settings.quantization != "none":
-        raise InputError(
-            f"model.quantization: {settings.quantization} is not supported by this version yet; use `none`"
-        )
     location = locate(settings)
     disable_progress_bar()  # the sweep has its own display
     set_verbosity_error()  # its report on missing weights becomes an error here
@@ -144,22 +147,54 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **_quantization(settings, dtype, device),
         )
     except NOT_LOADABLE as error:
         raise _not_loadable(location, error) from error
     _check_weights(model, report, location)
-    model.to(device).requires_grad_(requires_grad=False)
+    quantized = settings.quantization != "none"
+    if quantized:
+        # Freezes everything and takes norms, embeddings and head to float32. After adapters are attached it would
+        # freeze them too, and nothing would train; here there are none yet.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a name inside transformers that peft still uses
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    else:
+        model.to(device)
+    model.requires_grad_(requires_grad=False)
     model.eval()
     modules = linear_modules(model).values()
+    if quantized:
+        for module in modules:
+            module.train()  # else bitsandbytes repacks 4-bit weights for inference on a CPU, and gradients end there
     return Base(
         model=model,
         tokenizer=tokenizer,
-        linears=linear_map(model),
+        linears=architecture(settings) if quantized else linear_map(model),  # packed weights hide their number
         device=device,
         dtype=dtype,
+        adapter_dtype=torch.float32 if quantized else dtype,
+        compute_dtype=torch.float32 if quantized and device.type == "cpu" else dtype,
         location=location,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules),
     )
+
+
+def _quantization(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs to quantize the base's linear modules (all but the head) with bitsandbytes."""
+    match settings.quantization:
+        case "none":
+            return {}
+        case "int8":
+            config = BitsAndBytesConfig(load_in_8bit=True)
+        case "nf4" | "fp4" as kind:
+            config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=kind,
+                bnb_4bit_use_double_quant=settings.double_quant,
+                bnb_4bit_compute_dtype=dtype,
+            )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _check_weights(model: Any, report: dict[str, Any], location: str) -> None:

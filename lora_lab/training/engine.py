@@ -26,7 +26,7 @@ from lora_lab.training.schedule import BatchPlan
 from lora_lab.training.slot import PendingStep, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -102,11 +102,11 @@ class PackedEngine:
         return Slot(
             number,
             config,
-            weights=initial_weights(config.lora, base.linears, config.training.seed, base.dtype),
+            weights=initial_weights(config.lora, base.linears, config.training.seed, base.adapter_dtype),
             plan=BatchPlan(len(data.train), config.training),
             data=data,
             device=base.device,
-            compute_dtype=base.dtype,
+            compute_dtype=base.compute_dtype,
         )
 
     def _measure_memory(self, slot: Slot) -> bool:
@@ -123,7 +123,7 @@ class PackedEngine:
         copy.pending = PendingStep([np.array(rows)], sum(train.label_tokens(index) for index in rows))
         try:
             with LiveBytes((*resident_tensors(self._base.model), *copy.resident_tensors())) as live:
-                self._train([copy])
+                list(self._train([copy]))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -159,12 +159,17 @@ class PackedEngine:
         Returns:
             What happened, in the order of admission; a trial that ended has left the pack.
         """
+        events: list[TrialEvent] = []
         try:
-            return self._step()
+            for event in self._step():
+                events.append(event)
+                if isinstance(event, (Finished, Diverged, Failed)):
+                    self.discard(event.number)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return self._make_room(str(error))
+            events += self._make_room(str(error))
+        return events
 
     def _make_room(self, reason: str) -> list[TrialEvent]:
         """Set the newest trial aside and let the others start the step again; alone, it does not fit at all."""
@@ -188,22 +193,18 @@ class PackedEngine:
             )
         ]
 
-    def _step(self) -> list[TrialEvent]:
-        events: list[TrialEvent] = []
+    def _step(self) -> Iterator[TrialEvent]:
+        """One event at a time, so that what has happened is told also if memory runs out thereafter."""
         training = [slot for slot in self._slots.values() if not slot.finished and slot.due_evaluation is None]
         if training:
-            events += self._train(training)
+            yield from self._train(training)
         due = [slot for slot in self._slots.values() if slot.due_evaluation is not None]
         if due:
-            events += self._evaluate(due)
-        for event in events:
-            if isinstance(event, (Finished, Diverged, Failed)):
-                self.discard(event.number)
-        return events
+            yield from self._evaluate(due)
 
     # Training
 
-    def _train(self, slots: list[Slot]) -> list[TrialEvent]:
+    def _train(self, slots: list[Slot]) -> Iterator[TrialEvent]:
         started = time.perf_counter()
         chosen = [slot.next_micro_batch() for slot in slots]
         batch = self._batch(slots, chosen)
@@ -257,30 +258,27 @@ class PackedEngine:
         """Of training on `tokens`: 2 + 2 per parameter of the frozen base, 2 + 4 per adapter parameter."""
         return tokens * (4 * self._base.linears.total_parameters + 6 * slot.parameter_count)
 
-    def _update(self, due: list[Slot], norms: list[float]) -> list[TrialEvent]:
-        events: list[TrialEvent] = []
+    def _update(self, due: list[Slot], norms: list[float]) -> Iterator[TrialEvent]:
         for slot, norm in zip(due, norms, strict=True):
             assert slot.pending is not None
             where = {"number": slot.number, "step": slot.progress.step + 1}
             epoch = slot.plan.epoch(slot.progress.step + 1)
             if not (abs(slot.pending.loss) < float("inf") and norm < float("inf")):
                 reason = f"loss {slot.pending.loss}, gradient norm {norm} at optimizer step {where['step']}"
-                events.append(Diverged(**where, epoch=epoch, reason=reason))
+                yield Diverged(**where, epoch=epoch, reason=reason)
                 continue
             rate = slot.learning_rate
             try:
                 done = slot.update()
             except TrainingError as error:
-                events.append(Failed(**where, epoch=epoch, reason=str(error)))
+                yield Failed(**where, epoch=epoch, reason=str(error))
                 continue
             if slot.progress.step % slot.config.training.logging_steps == 0 or slot.finished:
-                events.append(Logged(**where, epoch=epoch, loss=done.loss, grad_norm=norm, learning_rate=rate))
-        return events
+                yield Logged(**where, epoch=epoch, loss=done.loss, grad_norm=norm, learning_rate=rate)
 
     # Evaluation and the end of a trial
 
-    def _evaluate(self, due: list[Slot]) -> list[TrialEvent]:
-        events: list[TrialEvent] = []
+    def _evaluate(self, due: list[Slot]) -> Iterator[TrialEvent]:
         groups: dict[tuple[DataSettings, int], list[Slot]] = {}
         for slot in due:
             key = (slot.config.data, slot.config.training.per_device_eval_batch_size)
@@ -288,8 +286,7 @@ class PackedEngine:
         for (_, rows), slots in groups.items():
             held_out = evaluate(self._model, slots[0].data.eval, slots, rows)
             for slot, losses in zip(slots, held_out, strict=True):
-                events += self._evaluated(slot, losses)
-        return events
+                yield from self._evaluated(slot, losses)
 
     def _evaluated(self, slot: Slot, losses: ExampleLosses) -> list[TrialEvent]:
         number = slot.due_evaluation
@@ -299,7 +296,6 @@ class PackedEngine:
         if not losses.mean < float("inf"):
             return [Diverged(**where, epoch=epoch, reason=f"eval_loss is {losses.mean}")]
         self._save_losses(slot, f"eval-{number:04d}", losses)
-        slot.progress.last_evaluation = number
         forgetting = None
         if slot.finished and slot.data.forgetting is not None:
             rows = slot.config.training.per_device_eval_batch_size
@@ -309,9 +305,9 @@ class PackedEngine:
         evaluated = Evaluated(
             **where, epoch=epoch, evaluation=number, eval_loss=losses.mean, forgetting_loss=forgetting
         )
-        if not slot.finished:
-            return [evaluated]
-        return [evaluated, self._finish(slot, evaluated)]
+        events: list[TrialEvent] = [evaluated, self._finish(slot, evaluated)] if slot.finished else [evaluated]
+        slot.progress.last_evaluation = number  # at the end: until here, memory may run out, and it comes again
+        return events
 
     def _save_losses(self, slot: Slot, name: str, losses: ExampleLosses) -> None:
         folder = self.trial_folder(slot.number) / "evaluations"

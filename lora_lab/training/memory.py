@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
 
@@ -68,9 +68,21 @@ class LiveBytes(TorchDispatchMode):
 
 
 def resident_tensors(model: nn.Module) -> Iterable[Tensor]:
-    """The weights and buffers of a model."""
-    yield from model.parameters()
+    """The weights and buffers of a model, and the constants that belong to quantized weights."""
     yield from model.buffers()
+    for parameter in model.parameters():
+        yield parameter
+        yield from _tensors_in(getattr(parameter, "quant_state", None))
+        yield from _tensors_in(getattr(parameter, "SCB", None))
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a bitsandbytes quantization state, whose own state may be quantized once more."""
+    if isinstance(value, Tensor):
+        yield value
+    elif value is not None:
+        for name in ("absmax", "code", "offset", "state2"):
+            yield from _tensors_in(getattr(value, name, None))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

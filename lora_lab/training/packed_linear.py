@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lora_lab.study.errors import TrainingError
 
@@ -68,13 +69,12 @@ class _AddAdapters(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, parts: list[tuple[Span, AdapterView]], *_: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        out = y.view(-1, y.shape[-1])
-        inner, masks = _add(out, rows, parts, training=True)
+        rows = _rows(x, parts)
+        inner, masks = _add(y.view(-1, y.shape[-1]), rows, parts, training=True)
         ctx.parts = parts
         ctx.save_for_backward(rows, *inner, *(mask for mask in masks if mask is not None))
         ctx.masked = [mask is not None for mask in masks]
-        ctx.x_shape = x.shape
+        ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
         ctx.mark_dirty(y)
         return y
 
@@ -83,7 +83,7 @@ class _AddAdapters(torch.autograd.Function):
         rows, *saved = ctx.saved_tensors
         count = len(ctx.parts)
         inner, masks = saved[:count], iter(saved[count:])
-        grad_out = grad_y.reshape(-1, grad_y.shape[-1])
+        grad_out = grad_y.reshape(-1, grad_y.shape[-1]).to(rows.dtype)
         grad_x = _rows_like(rows, ctx.parts) if ctx.needs_input_grad[1] else None
         for (span, view), h, masked in zip(ctx.parts, inner, ctx.masked, strict=True):
             grad_k = grad_out[span.start : span.stop]
@@ -100,7 +100,7 @@ class _AddAdapters(torch.autograd.Function):
                 if mask is not None:
                     target.mul_(mask)
         nothing = (None,) * (1 + count)
-        return grad_y, None if grad_x is None else grad_x.view(ctx.x_shape), *nothing
+        return grad_y, None if grad_x is None else grad_x.view(ctx.x_shape).to(ctx.x_dtype), *nothing
 
 
 def _add(
@@ -113,18 +113,23 @@ def _add(
         x_k = rows[span.start : span.stop]
         mask = view.dropout(x_k) if training and view.dropout is not None else None
         h = torch.mm(x_k if mask is None else x_k * mask, view.a.t())
-        out[span.start : span.stop].addmm_(h, view.bt, alpha=view.scaling)
+        _accumulate(out[span.start : span.stop], h, view.bt, view.scaling)
         inner.append(h)
         masks.append(mask)
     return inner, masks
 
 
-def _accumulate(grad: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
-    """`grad += scaling * left @ right`, in the dtype of `grad` although the product may be in a lower one."""
-    if grad.dtype == left.dtype:
-        grad.addmm_(left, right, alpha=scaling)
+def _rows(x: Tensor, parts: list[tuple[Span, AdapterView]]) -> Tensor:
+    """The module's input as rows [T, d_in] in the dtype that the adapters compute in."""
+    return x.reshape(-1, x.shape[-1]).to(parts[0][1].a.dtype)
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
+    """`total += scaling * left @ right`, in the dtype of `total` although the product may be in a lower one."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=scaling)
     else:
-        grad.add_(torch.mm(left, right), alpha=scaling)
+        total.add_(torch.mm(left, right), alpha=scaling)
 
 
 def _rows_like(rows: Tensor, parts: list[tuple[Span, AdapterView]]) -> Tensor:
@@ -138,11 +143,14 @@ def attach(module: nn.Module, name: str, routing: Routing) -> None:
 
     A forward hook leaves the module itself as it was, so quantized and other linear classes work unchanged.
     """
+    is_plain = type(module) in (nn.Linear, Conv1D)
 
     def hook(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         parts = [(span, view) for span in routing.spans if (view := span.adapters.get(name)) is not None]
         if not parts:
             return y
+        if not is_plain:  # a quantized product may hand out a view, which must not be written to
+            y = y.clone()
         if args[0].numel() != routing.rows * args[0].shape[-1]:
             raise TrainingError(
                 f"the base gives {name} {args[0].numel() // args[0].shape[-1]} rows where {routing.rows} tokens go in, "
@@ -151,7 +159,7 @@ def attach(module: nn.Module, name: str, routing: Routing) -> None:
         if torch.is_grad_enabled():
             added: Tensor = _AddAdapters.apply(y, args[0], parts, *(span.parameters for span, _ in parts))  # type: ignore[no-untyped-call]
             return added
-        _add(y.view(-1, y.shape[-1]), args[0].reshape(-1, args[0].shape[-1]), parts, training=False)
+        _add(y.view(-1, y.shape[-1]), _rows(args[0], parts), parts, training=False)
         return y
 
     module.register_forward_hook(hook)

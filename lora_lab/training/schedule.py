@@ -70,7 +70,7 @@ def learning_rate_factor(step: int, total_steps: int, training: TrainingSettings
             return step / warmup if step < warmup else 1.0
     if step < warmup:
         return step / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
+    falling_steps = max(1, total_steps - warmup)
     if training.lr_scheduler_type == "linear":
-        return max(0.0, 1.0 - progress)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+        return max(0.0, (total_steps - step) / falling_steps)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup) / falling_steps))))

@@ -14,9 +14,7 @@ HEAVY = {"torch", "transformers", "peft", "mlflow", "optuna", "plotly", "pandas"
 
 def call(folder, *words: str, options: tuple[str, ...] = ()) -> tuple[subprocess.CompletedProcess, float]:
     began = time.perf_counter()
-    ended = subprocess.run(
-        [sys.executable, *options, *words], cwd=folder, capture_output=True, text=True, check=False
-    )
+    ended = subprocess.run([sys.executable, *options, *words], cwd=folder, capture_output=True, text=True, check=False)
     return ended, time.perf_counter() - began
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -84,9 +85,9 @@ class Run:
 class Lab:
     """Makes trials, and runs them packed or with the oracle."""
 
-    def __init__(self, base_folder, data_folder, scratch, dtype):
+    def __init__(self, base_folder, data_folder, scratch, dtype, **quantization):
         self.scratch = scratch
-        self.model = ModelSettings(model_name_or_path=str(base_folder), dtype=dtype)
+        self.model = ModelSettings(model_name_or_path=str(base_folder), dtype=dtype, **quantization)
         self.data = DataSettings(
             train=str(data_folder / "train.jsonl"), eval=str(data_folder / "validation.jsonl"), max_length=32
         )
@@ -134,9 +135,19 @@ class Lab:
             for number in range(count)
         ]
 
+    def _plain_base(self):
+        dtype = getattr(torch, self.dtype)
+        if self.model.quantization == "none":
+            return AutoModelForCausalLM.from_pretrained(self.base_folder, dtype=dtype)
+        quantization = _bits_and_bytes(self.model)
+        model = AutoModelForCausalLM.from_pretrained(
+            self.base_folder, dtype=dtype, quantization_config=quantization, device_map={"": "cpu"}
+        )
+        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
     def alone(self, config: TrialConfig) -> Run:
         """The oracle: `Trainer` + `get_peft_model`, given the same order of rows."""
-        model = AutoModelForCausalLM.from_pretrained(self.base_folder, dtype=getattr(torch, self.dtype))
+        model = self._plain_base()
         engine = self.engine()
         from lora_lab.training.adapters import lora_config  # the very config that users are given
 
@@ -145,6 +156,18 @@ class Lab:
         model = get_peft_model(model, LoraConfig(**_init_fields(peft_config)))
         splits = engine._data.splits(config.data)
         return train_alone(model, config, splits.train, self.scratch)
+
+
+def _bits_and_bytes(model: ModelSettings) -> BitsAndBytesConfig:
+    """Written out once more for the oracle, as a user of transformers would."""
+    if model.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model.quantization,
+        bnb_4bit_use_double_quant=model.double_quant,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
 
 
 def _init_fields(config: LoraConfig) -> dict:

@@ -164,10 +164,6 @@ def test_an_unknown_builtin_model():
     assert "no built-in model 'builtin/none'" in refusal("builtin/none")
 
 
-def test_quantization_is_said_to_be_missing(tiny_base):
-    assert "nf4 is not supported by this version yet; use `none`" in refusal(tiny_base, quantization="nf4")
-
-
 def test_an_adapter_is_not_a_base(folder):
     for name in ("config.json", "model.safetensors"):
         (folder / name).unlink()

@@ -123,7 +123,7 @@ class Killer:
 
     def opened(self, path, mode):
         self.count()
-        file = open(path, mode)  # noqa: PTH123 -- this is what Path.open is replaced by
+        file = open(path, mode)  # noqa: PTH123, SIM115 -- what Path.open is replaced by
         return HalfWriter(file, self) if "b" in mode and mode != "rb" else file
 
     def install(self) -> None:
@@ -232,7 +232,7 @@ def small_files():
 def test_a_write_that_fails_is_named_and_leaves_the_old_one(tmp_path, request):
     write_old(tmp_path)
     request.getfixturevalue("small_files")
-    with pytest.raises(StorageError, match="cannot write .*step-00000008.*File too large; free space") as raised:
+    with pytest.raises(StorageError, match=r"cannot write .*step-00000008.*File too large; free space") as raised:
         write_new(tmp_path)
     assert "\n" not in str(raised.value)
     assert len(list(tmp_path.iterdir())) == 2, "a partial file takes the space that is missing"
@@ -256,7 +256,7 @@ def test_a_full_disk_at_any_point_leaves_a_whole_one_and_goes_on_once_freed(tmp_
         if call == "replace" and successes > 1:
             write_new(tmp_path)
         else:
-            with pytest.raises(StorageError, match="No space left on device; free space .* run the same command"):
+            with pytest.raises(StorageError, match=r"No space left on device; free space .* run the same command"):
                 write_new(tmp_path)
     saved = read_checkpoint(tmp_path, IDENTITY, SIZE)
     assert_holds(tmp_path, saved[1].step, saved[1])
@@ -267,7 +267,7 @@ def test_a_full_disk_at_any_point_leaves_a_whole_one_and_goes_on_once_freed(tmp_
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "0001").write_text("a file in the way")
-    with pytest.raises(StorageError, match="cannot write .*0001/checkpoint.*Not a directory; free space or fix"):
+    with pytest.raises(StorageError, match=r"cannot write .*0001/checkpoint.*Not a directory; free space or fix"):
         write_new(tmp_path / "0001" / "checkpoint")
 
 

@@ -9,7 +9,6 @@ import torch
 from tiny import (
     VOCABULARY,
     gradients,
-    in_dtype,
     llama_config,
     make_base,
     make_batch,
@@ -30,6 +29,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from lora_lab.study.errors import TrainingError
 from lora_lab.training import packed_model
 from lora_lab.training.packed_model import IGNORED, PackedBatch, PackedModel
 
@@ -124,9 +124,7 @@ def test_a_slot_of_none_is_the_bare_base(name):
     batch = make_batch(tokens)
     logits = base.model(input_ids=batch.input_ids).logits[:, :-1]
     labels = batch.labels[:, 1:]
-    expected = torch.nn.functional.cross_entropy(
-        logits[labels != IGNORED], labels[labels != IGNORED], reduction="none"
-    )
+    expected = torch.nn.functional.cross_entropy(logits[labels != IGNORED], labels[labels != IGNORED], reduction="none")
     model = PackedModel(base)
     slot = make_slot(base)
     with torch.no_grad():
@@ -248,9 +246,20 @@ def test_a_base_that_sends_rows_to_experts_is_handled_or_refused():
         assert (nll - with_peft(pristine, base, slot, dataset).nll).abs().max() < 1e-10
 
 
+def test_a_module_that_is_given_other_rows_than_the_tokens_is_refused():
+    base = make_base(PLAIN["llama"])
+    projection = base.model.model.layers[0].mlp.up_proj
+    projection.register_forward_pre_hook(lambda _, args: (args[0].repeat(2, 1, 1),))
+    projection.register_forward_hook(lambda _, args, y: y.chunk(2)[0])
+    model, tokens = PackedModel(base), make_tokens(4)
+    model.token_losses(make_batch(tokens), [make_slot(base, lora={"target_modules": "attention"})])
+    with pytest.raises(TrainingError, match=r"up_proj \d+ rows where \d+ tokens go in.*lora.target_modules"):
+        model.token_losses(make_batch(tokens), [make_slot(base, lora={"target_modules": "mlp"})])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_losses_are_taken_in_float32_below_float64(dtype):
-    base = in_dtype(make_base(PLAIN["llama"]), dtype)
+    base = make_base(PLAIN["llama"], dtype)
     slot, tokens = make_slot(base), make_tokens(4)
     model = PackedModel(base)
     losses = model.token_losses(make_batch(tokens), [slot])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -127,6 +127,8 @@ def make_base(config, dtype=torch.float64) -> Base:
         linears=linear_map(model),
         device=CPU,
         dtype=dtype,
+        adapter_dtype=dtype,
+        compute_dtype=dtype,
         location="memory",
         fan_in_fan_out=transposed,
     )
@@ -155,11 +157,11 @@ def make_slot(base: Base, *, lora=None, data=None, **training) -> Slot:
     return Slot(
         0,
         config,
-        weights=initial_weights(settings, base.linears, config.training.seed, base.dtype),
+        weights=initial_weights(settings, base.linears, config.training.seed, base.adapter_dtype),
         plan=BatchPlan(len(tokens), config.training),
         data=TokenizedSplits(tokens, tokens, None, {}, ()),
         device=CPU,
-        compute_dtype=base.dtype,
+        compute_dtype=base.compute_dtype,
     )
 
 
@@ -212,7 +214,3 @@ def with_peft(pristine, base: Base, slot: Slot, tokens: TokenizedDataset) -> Ref
 
 def gradients(slot: Slot) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return {name: (view.grad_a, view.grad_bt.t()) for name, view in slot.adapters.items()}
-
-
-def in_dtype(base: Base, dtype: torch.dtype) -> Base:
-    return replace(base, model=base.model.to(dtype), dtype=dtype)

@@ -1,0 +1,183 @@
+"""A study whose trials are arithmetic: everything but the training is real, so that hundreds of runs take seconds."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lora_lab.runner.coordinator import Coordinator
+from lora_lab.runner.display import PlainDisplay
+from lora_lab.runner.folder import RunFolder
+from lora_lab.runner.stopping import StopRequest
+from lora_lab.search.store import open_store
+from lora_lab.study.errors import InputError
+from lora_lab.study.events import Diverged, Evaluated, Finished
+from lora_lab.study.spec import StudySpec
+from lora_lab.study.targets import LinearMap, LinearShape
+from lora_lab.tracking.journal import Journal, read
+from lora_lab.tracking.records import TrialEnded
+
+if TYPE_CHECKING:
+    import io
+
+    from lora_lab.study.settings import TrialConfig
+
+NAMES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
+LINEARS = LinearMap(
+    {f"model.layers.{layer}.{name}": LinearShape(8, 8) for layer in range(2) for name in NAMES}, None, 2, 1000
+)
+BASE_LOSS = 4.0
+STEPS_PER_EPOCH = 4
+
+
+def loss(config: TrialConfig, epoch: int) -> float:
+    """What a trial measures: better with r and epochs, and a little different for every seed."""
+    return 3.0 - 0.01 * config.lora.r - 0.1 * epoch + 0.001 * config.training.seed + config.training.learning_rate
+
+
+@dataclass
+class ScriptedExecutor:
+    """Trains by arithmetic, one epoch at a time; checkpoints and adapters are real folders."""
+
+    folder: RunFolder
+    pack_size: int = 2
+    refused_rank: int | None = None
+    diverging_rank: int | None = None
+    trained_epochs: list[tuple[int, int]] = field(default_factory=list)
+    running: dict[int, tuple[TrialConfig, int]] = field(default_factory=dict)
+    tokens_per_second: float = 0.0
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        return tuple(self.running)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.running) < self.pack_size
+
+    def accepts(self, config: TrialConfig) -> bool:
+        return self.has_room
+
+    def submit(self, number: int, config: TrialConfig) -> None:
+        if config.lora.r == self.refused_rank:
+            raise InputError(f"r={config.lora.r} is refused")
+        saved = self.folder.trial(number) / "checkpoint" / "epoch"
+        self.running[number] = (config, int(saved.read_text()) if saved.is_file() else 0)
+
+    def stop(self, number: int) -> None:
+        del self.running[number]
+
+    def poll(self) -> list:
+        events = []
+        for number, (config, before) in list(self.running.items()):
+            epoch = before + 1
+            self.trained_epochs.append((number, epoch))
+            where: dict[str, Any] = {"number": number, "step": epoch * STEPS_PER_EPOCH, "epoch": float(epoch)}
+            if config.lora.r == self.diverging_rank:
+                events.append(Diverged(**where, reason="loss nan"))
+                del self.running[number]
+                continue
+            value = loss(config, epoch)
+            events.append(Evaluated(**where, evaluation=epoch, eval_loss=value))
+            self.running[number] = (config, epoch)
+            if epoch == config.training.num_train_epochs:
+                adapter = self.folder.trial(number) / "adapter"
+                adapter.mkdir(parents=True, exist_ok=True)
+                metrics = {"eval_loss": value, "steps": float(where["step"]), "trainable_params": config.lora.r * 96.0}
+                events.append(Finished(**where, metrics=metrics, adapter_folder=adapter))
+                del self.running[number]
+        return events
+
+    def save_checkpoints(self) -> None:
+        for number, (_, epoch) in self.running.items():
+            checkpoint = self.folder.trial(number) / "checkpoint"
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            (checkpoint / "epoch").write_text(str(epoch))
+
+    def linears(self, model) -> LinearMap:
+        return LINEARS
+
+
+class Killed(BaseException):
+    """The process died here."""
+
+
+@dataclass
+class Countdown:
+    """Lets `calls` calls pass and kills at the next one, before or after it does its work."""
+
+    calls: int
+    after: bool = False
+
+    def guard(self, target: Any) -> Any:
+        return _Guarded(target, self)
+
+    def call(self, operation, *args: Any, **kwargs: Any) -> Any:
+        self.calls -= 1
+        if self.calls == -1 and not self.after:
+            raise Killed
+        result = operation(*args, **kwargs)
+        if self.calls == -1:
+            raise Killed
+        return result
+
+
+class _Guarded:
+    def __init__(self, target: Any, countdown: Countdown) -> None:
+        self._target, self._countdown = target, countdown
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        return functools.partial(self._countdown.call, value) if callable(value) else value
+
+
+def spec(**sweep: Any) -> StudySpec:
+    settings = {
+        "sampler": "grid",
+        "pruner": "none",
+        "parameters": {"r": {"values": [2, 4, 8]}, "learning_rate": {"values": [1e-3, 2e-3]}},
+    }
+    return StudySpec.model_validate(
+        {
+            "study_name": "scripted",
+            "model": {"model_name_or_path": "none/none"},
+            "data": {"train": "none.jsonl"},
+            "training": {"num_train_epochs": 3},
+            "sweep": settings | sweep,
+        }
+    )
+
+
+def run(folder: RunFolder, study: StudySpec, stream: io.StringIO, countdown: Countdown | None = None, **executor: Any):
+    """One call of the coordinator on a study; whether it is complete, and the executor."""
+    trainer = ScriptedExecutor(folder, **executor)
+    guard = countdown.guard if countdown else lambda target: target
+    folder.make()
+    display = PlainDisplay(stream)
+    with open_store(study, f"sqlite:///{folder.database}") as store, Journal(folder.root) as journal:
+        if store.base_losses() is None:
+            store.keep_base_losses(BASE_LOSS, None)
+        display.start("scripted", *reversed(store.budget()))
+        coordinator = Coordinator(
+            study,
+            store=guard(store),
+            executor=guard(trainer),
+            journal=guard(journal),
+            display=display,
+            folder=guard(folder),
+            stop=StopRequest(),
+            tracking_status=str,
+            checkpoint_interval_s=0.0,
+        )
+        return coordinator.run(), trainer
+
+
+def results(folder: RunFolder, study: StudySpec) -> dict:
+    with open_store(study, f"sqlite:///{folder.database}", create=False) as store:
+        return {one.number: one for one in store.results()}
+
+
+def journaled_ends(folder: RunFolder) -> list[tuple[int, str]]:
+    records = (entry.record for entry, _ in read(folder.root))
+    return sorted((one.number, one.state) for one in records if type(one) is TrialEnded)

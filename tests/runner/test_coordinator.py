@@ -1,0 +1,176 @@
+"""The loop of a sweep with trials that are arithmetic, and killed before and after each of its calls."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import scripted
+from scripted import Countdown, Killed, journaled_ends, loss, results, run, spec
+
+from lora_lab.runner.folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "scripted")
+
+
+@pytest.fixture
+def told():
+    return io.StringIO()
+
+
+def check_books(folder, study):
+    """Storage and journal agree, and no checkpoint is left."""
+    told = results(folder, study)
+    assert journaled_ends(folder) == [(number, one.state) for number, one in sorted(told.items())]
+    assert not list(folder.root.rglob("checkpoint"))
+    return told
+
+
+def test_a_grid_trains_every_cell_once(folder, told):
+    study = spec()
+    complete, executor = run(folder, study, told)
+    assert complete
+    found = check_books(folder, study)
+    assert {one.state for one in found.values()} == {"complete"}
+    assert len({tuple(one.params.items()) for one in found.values()}) == 6
+    assert all(one.eval_loss == loss(one.config, 3) for one in found.values())
+    assert sorted(executor.trained_epochs) == [(number, epoch) for number in range(6) for epoch in (1, 2, 3)]
+
+
+def test_a_freed_slot_is_filled_at_once(folder, told):
+    """Trials of 1 and 3 epochs: the pack is full as long as there are trials."""
+    study = spec(parameters={"num_train_epochs": {"values": [1, 3]}, "r": {"values": [2, 4]}})
+    _, executor = run(folder, study, told)
+    assert len(executor.trained_epochs) == 8
+    pairs = zip(executor.trained_epochs[::2], executor.trained_epochs[1::2], strict=True)
+    assert all(left[0] != right[0] for left, right in list(pairs)[:3])
+
+
+def test_a_trial_that_is_refused_fails_alone(folder, told):
+    study = spec()
+    assert run(folder, study, told, refused_rank=4)[0]
+    found = check_books(folder, study)
+    assert {one.config.lora.r: one.state for one in found.values()} == {2: "complete", 4: "failed", 8: "complete"}
+    assert {one.reason for one in found.values() if one.state == "failed"} == {"r=4 is refused"}
+
+
+def test_a_trial_that_diverges_ends_alone(folder, told):
+    study = spec()
+    assert run(folder, study, told, diverging_rank=4)[0]
+    found = check_books(folder, study)
+    assert {one.config.lora.r: one.state for one in found.values()} == {2: "complete", 4: "diverged", 8: "complete"}
+    assert "loss nan" in told.getvalue()
+
+
+def test_pruning_compares_all_trials_of_a_pack(folder, told):
+    """The worse half of the first pack goes, whatever the order in which its trials were asked for."""
+    study = spec(pruner="asha", parameters={"r": {"values": [2, 4, 8, 16]}})
+    assert run(folder, study, told, pack_size=4)[0]
+    found = check_books(folder, study)
+    states = {one.config.lora.r: one.state for one in found.values()}
+    assert states[16] == "complete"
+    assert states[2] == states[4] == "pruned"
+    assert all(len(one.curve) < 3 for one in found.values() if one.state == "pruned")
+
+
+def test_equivalent_trials_share_one_training_also_while_it_runs(folder, told):
+    values = ["attention", ["q_proj", "v_proj"]]
+    study = spec(parameters={"target_modules": {"values": values}, "r": {"values": [2, 4]}})
+    _, executor = run(folder, study, told, pack_size=4)
+    found = check_books(folder, study)
+    assert sorted(one.state for one in found.values()) == ["complete", "complete", "shared", "shared"]
+    assert len(executor.trained_epochs) == 6
+    for one in found.values():
+        if one.state == "shared":
+            assert found[one.source].config.lora.r == one.config.lora.r
+            assert (one.metrics, one.curve) == (found[one.source].metrics, found[one.source].curve)
+
+
+def test_the_best_are_confirmed_with_fresh_seeds_once(folder, told):
+    study = spec(confirm={"top": 2, "seeds": 2})
+    assert run(folder, study, told)[0]
+    found = check_books(folder, study)
+    repeats = [one for one in found.values() if one.replicate]
+    best = sorted((one.eval_loss, one.number) for one in found.values() if not one.replicate)[:2]
+    assert sorted((one.confirms, one.replicate) for one in repeats) == sorted((n, r) for _, n in best for r in (1, 2))
+    assert {one.config.training.seed for one in repeats} == {1, 2}
+    assert run(folder, study, told)[0]
+    assert results(folder, study) == found
+
+
+def adapters(folder):
+    return {int(path.parent.name) for path in folder.trials.glob("*/adapter")}
+
+
+def test_adapters_that_cannot_be_chosen_are_dropped(folder, told):
+    study = spec(parameters={"r": {"values": [2, 4, 8, 16, 32]}})
+    run(folder, study, told, pack_size=1)
+    ranks = {number: one.config.lora.r for number, one in results(folder, study).items()}
+    kept = {ranks[number] for number in adapters(folder)}
+    assert kept == {8, 16, 32}
+
+
+def test_adapters_stay_where_a_retraining_may_yet_change_the_order(folder, told):
+    study = spec(parameters={"r": {"values": [2, 4, 8, 16, 32]}}, confirm={"top": 1, "seeds": 1})
+    run(folder, study, told, pack_size=1)
+    searched = {number for number, one in results(folder, study).items() if not one.replicate}
+    assert searched <= adapters(folder)
+
+
+STUDIES = {
+    "grid": spec(parameters={"r": {"values": [2, 4, 8]}}),
+    "shared": spec(parameters={"target_modules": {"values": ["attention", ["q_proj", "v_proj"]]}}),
+    "confirmed": spec(parameters={"r": {"values": [2, 4]}}, confirm={"top": 1, "seeds": 1}),
+    "pruned": spec(pruner="asha", parameters={"r": {"values": [2, 4, 8]}}),
+}
+EVERY = 17
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("stride", [EVERY, pytest.param(1, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])])
+def test_killed_at_any_call_it_goes_on_to_the_same_end(tmp_path, told, name, after, stride):
+    study = STUDIES[name]
+    control = RunFolder(tmp_path / "control")
+    run(control, study, told)
+    expected = check_books(control, study)
+    calls = 0 if stride == 1 else 5
+    while True:
+        folder = RunFolder(tmp_path / f"killed-{calls}")
+        try:
+            run(folder, study, told, Countdown(calls, after))
+        except Killed:
+            before = {n: one for n, one in results(folder, study).items() if one.state != "running"}
+        else:
+            assert calls > 30
+            return
+        complete, executor = run(folder, study, told)
+        assert complete
+        found = check_books(folder, study)
+        assert {number: found[number] for number in before} == before
+        assert not {number for number, _ in executor.trained_epochs} & before.keys()
+        if name == "pruned":  # which trials meet on a rung depends on when the kill came
+            assert all(one.eval_loss == loss(one.config, max(one.curve)) for one in found.values())
+        else:
+            assert found == expected
+        calls += stride
+
+
+def test_a_kill_repeats_at_most_one_checkpoint_interval(folder, told):
+    """Checkpoints are written after every epoch here, so that only the epoch in work is done twice."""
+    study = spec(parameters={"r": {"values": [2, 4]}})
+    epochs = []
+    for calls in range(10, 40, 5):
+        executor = None
+        try:
+            _, executor = run(folder, study, told, Countdown(calls))
+        except Killed:
+            continue
+        epochs = executor.trained_epochs
+        break
+    assert results(folder, study).keys() == {0, 1}
+    assert len(epochs) <= 6
+    assert scripted.STEPS_PER_EPOCH * 3 == results(folder, study)[0].metrics["steps"]
