@@ -54,7 +54,8 @@ def _places(results: Results, folder: RunFolder, tracking_uri: str | None) -> di
         places["best"] = f"{folder.best}/ (adapter/, adapter_config.json, config.yaml)"
     cheapest, best = results.findings.cheapest, results.findings.best
     if cheapest and best and cheapest.number != best.number:
-        places["recommended"] = f"{folder.recommended}/ (trial {cheapest.number}, the cheapest within the margin)"
+        kept = "" if (folder.recommended / "adapter").exists() else "; only config.yaml: its adapter was dropped"
+        places["recommended"] = f"{folder.recommended}/ (trial {cheapest.number}, the cheapest within the margin{kept})"
     uri = resolve_tracking_uri(tracking_uri)
     if uri.startswith(("http://", "https://")):
         return places | {"MLflow": shown(uri)}

@@ -107,6 +107,7 @@ class Coordinator:
                 self._owners.setdefault(self._identity(result.config), result.number)
             if result.state != "running":
                 self._ended.add(result.number)
+                self._folder.drop_checkpoint(result.number)  # a kill may have come just before
         self._waiting.extend(self._store.running())
         self._complete_journal(results)
 
@@ -298,8 +299,8 @@ class Coordinator:
 
         The bound only falls while the best loss does, so what is dropped would stay out.
         """
-        if self._spec.sweep.multi_objective:
-            return
+        if self._spec.sweep.multi_objective or self._spec.sweep.confirm is not None:
+            return  # several are best, or the retrainings will say which is
         ranked = sorted(
             (result.eval_loss, result.number)
             for result in search_trials(self._store.results())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
 
 
-def write_choice(folder: Path, result: TrialResult, adapter: Path) -> None:
+def write_choice(folder: Path, result: TrialResult, adapter: Path | None) -> None:
     """Write one trial's adapter and configuration into `folder`, replacing what was there.
 
     ::
@@ -26,14 +26,19 @@ def write_choice(folder: Path, result: TrialResult, adapter: Path) -> None:
         adapter_config.json     the same config, for tools that want only the settings
         config.yaml             the trial's settings in the words of a study file, and its figures
 
+    Without an adapter there is only the last one, which a training can start from.
+
     Raises:
-        StorageError: the adapter is gone, or the folder cannot be written.
+        StorageError: the folder cannot be written.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(adapter, partial / "adapter")
-        shutil.copy2(adapter / "adapter_config.json", partial / "adapter_config.json")
+        if adapter is None:
+            partial.mkdir()
+        else:
+            shutil.copytree(adapter, partial / "adapter")
+            shutil.copy2(adapter / "adapter_config.json", partial / "adapter_config.json")
         (partial / "config.yaml").write_text(configuration_yaml(result))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)  # noqa: PTH105 -- the atomic rename is the point

@@ -165,7 +165,8 @@ def _attachments(results: Results, folder: RunFolder) -> Iterator[Attached]:
         if standing is not None
     }
     for number, place in chosen.items():
-        yield Attached(number=number, path=place / "adapter", artifact_path="adapter")
+        if (place / "adapter").is_dir():
+            yield Attached(number=number, path=place / "adapter", artifact_path="adapter")
         yield Attached(number=number, path=place / "config.yaml")
 
 

@@ -24,7 +24,7 @@ GRID = {
 
 @pytest.fixture
 def grid(lab):
-    training = {"num_train_epochs": 4}
+    training = {"num_train_epochs": 3}
     data = {"train": {"path": "builtin/stdlib-code", "max_examples": 32}, "eval": EVAL}
     lab.write(study(training=training, data=data, sweep=GRID))
     return lab
@@ -86,7 +86,7 @@ def stops(lab, count: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "seed"), [(3, 1), pytest.param(30, 2, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])]
+    ("count", "seed"), [(2, 1), pytest.param(30, 2, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])]
 )
 def test_stopped_at_random_moments_it_goes_on_to_the_same_result(grid, count, seed):
     stops(grid, count, seed)
@@ -103,7 +103,7 @@ def test_a_stopped_fresh_study_goes_on_under_its_new_name(grid):
     assert len(list((grid.folder / "runs").iterdir())) == 2
 
 
-@pytest.mark.parametrize("number", EXIT_CODES)
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
 def test_a_second_signal_ends_at_once(grid, number):
     command = grid.start()
     command.wait_for("trial 0 epoch 1")

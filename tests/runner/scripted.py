@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from lora_lab.runner.coordinator import Coordinator
 from lora_lab.runner.display import PlainDisplay
-from lora_lab.runner.folder import RunFolder
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search.store import open_store
 from lora_lab.study.errors import InputError
@@ -20,7 +19,9 @@ from lora_lab.tracking.records import TrialEnded
 
 if TYPE_CHECKING:
     import io
+    from collections.abc import Callable
 
+    from lora_lab.runner.folder import RunFolder
     from lora_lab.study.settings import TrialConfig
 
 NAMES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
@@ -47,6 +48,7 @@ class ScriptedExecutor:
     trained_epochs: list[tuple[int, int]] = field(default_factory=list)
     running: dict[int, tuple[TrialConfig, int]] = field(default_factory=dict)
     tokens_per_second: float = 0.0
+    on_poll: Callable[[], None] | None = None
 
     @property
     def active(self) -> tuple[int, ...]:
@@ -69,6 +71,8 @@ class ScriptedExecutor:
         del self.running[number]
 
     def poll(self) -> list:
+        if self.on_poll:
+            self.on_poll()
         events = []
         for number, (config, before) in list(self.running.items()):
             epoch = before + 1
@@ -149,9 +153,17 @@ def spec(**sweep: Any) -> StudySpec:
     )
 
 
-def run(folder: RunFolder, study: StudySpec, stream: io.StringIO, countdown: Countdown | None = None, **executor: Any):
+def run(
+    folder: RunFolder,
+    study: StudySpec,
+    stream: io.StringIO,
+    countdown: Countdown | None = None,
+    stop: StopRequest | None = None,
+    trainer: ScriptedExecutor | None = None,
+    **executor: Any,
+):
     """One call of the coordinator on a study; whether it is complete, and the executor."""
-    trainer = ScriptedExecutor(folder, **executor)
+    trainer = trainer or ScriptedExecutor(folder, **executor)
     guard = countdown.guard if countdown else lambda target: target
     folder.make()
     display = PlainDisplay(stream)
@@ -166,7 +178,7 @@ def run(folder: RunFolder, study: StudySpec, stream: io.StringIO, countdown: Cou
             journal=guard(journal),
             display=display,
             folder=guard(folder),
-            stop=StopRequest(),
+            stop=stop or StopRequest(),
             tracking_status=str,
             checkpoint_interval_s=0.0,
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import signal
 
 import pytest
-import scripted
-from scripted import Countdown, Killed, journaled_ends, loss, results, run, spec
+from scripted import Countdown, Killed, ScriptedExecutor, journaled_ends, loss, results, run, spec
 
 from lora_lab.runner.folder import RunFolder
+from lora_lab.runner.stopping import StopRequest
 
 
 @pytest.fixture
@@ -159,18 +160,32 @@ def test_killed_at_any_call_it_goes_on_to_the_same_end(tmp_path, told, name, aft
         calls += stride
 
 
-def test_a_kill_repeats_at_most_one_checkpoint_interval(folder, told):
+@pytest.mark.parametrize("calls", [20, 30, 40])
+def test_a_kill_repeats_at_most_one_checkpoint_interval(folder, told, calls):
     """Checkpoints are written after every epoch here, so that only the epoch in work is done twice."""
     study = spec(parameters={"r": {"values": [2, 4]}})
-    epochs = []
-    for calls in range(10, 40, 5):
-        executor = None
-        try:
-            _, executor = run(folder, study, told, Countdown(calls))
-        except Killed:
-            continue
-        epochs = executor.trained_epochs
-        break
-    assert results(folder, study).keys() == {0, 1}
-    assert len(epochs) <= 6
-    assert scripted.STEPS_PER_EPOCH * 3 == results(folder, study)[0].metrics["steps"]
+    with pytest.raises(Killed):
+        run(folder, study, told, Countdown(calls))
+    saved = {int(path.parts[-3]): int(path.read_text()) for path in folder.root.rglob("epoch")}
+    ended = {number for number, one in results(folder, study).items() if one.state != "running"}
+    _, executor = run(folder, study, told)
+    assert sorted(executor.trained_epochs) == [
+        (number, epoch) for number in {0, 1} - ended for epoch in range(saved.get(number, 0) + 1, 4)
+    ]
+
+
+def test_asked_to_stop_it_keeps_a_checkpoint_of_every_trial(folder, told):
+    study = spec(parameters={"r": {"values": [2, 4]}})
+    stop = StopRequest()
+    stop.signal = signal.SIGTERM
+    assert not run(folder, study, told, stop=stop)[0]
+    assert results(folder, study) == {}
+
+    trainer = ScriptedExecutor(folder)
+    stop.signal = None
+    trainer.on_poll = lambda: setattr(stop, "signal", signal.SIGINT)
+    assert not run(folder, study, told, stop=stop, trainer=trainer)[0]
+    assert [int(path.read_text()) for path in folder.root.rglob("epoch")] == [1, 1]
+    assert {one.state for one in results(folder, study).values()} == {"running"}
+    assert run(folder, study, told)[0]
+    check_books(folder, study)
