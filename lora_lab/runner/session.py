@@ -75,6 +75,7 @@ def run_study(
             store.replace_spec(spec)
         if store.is_complete and folder.best.exists():
             return Outcome(complete=True, ran=False, results=read_results(spec, store), tracking_note=None)
+        display.note(f"loading {spec.model.model_name_or_path} and the data")
         session = _Session(spec, folder, source, store, display=display, stop=stop, tracking_uri=tracking_uri)
         return session.run(checkpoint_interval_s)
 

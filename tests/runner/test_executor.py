@@ -7,7 +7,7 @@ import torch
 
 from lora_lab.runner.executor import InProcessExecutor
 from lora_lab.study.events import Finished, Logged, OutOfMemory
-from lora_lab.study.settings import DataSettings, DatasetRef, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 
 MODEL = ModelSettings(model_name_or_path="builtin/tiny-llama")
 DATA = DataSettings(
