@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from lora_lab.demo.datasets import write_dataset
 from lora_lab.search.store import open_store
 from lora_lab.study.loading import load_study
 from lora_lab.tracking.mirror import QUIET
@@ -104,8 +105,9 @@ class Command:
         return Ended(self.process.exitcode, *texts)
 
 
-TRAIN = {"path": "builtin/stdlib-code", "max_examples": 16}
-EVAL = {"path": "builtin/stdlib-code", "split": "validation", "max_examples": 8}
+TRAIN = {"path": "data/train.jsonl", "max_examples": 16}
+EVAL = {"path": "data/validation.jsonl", "max_examples": 8}
+"""As `builtin/stdlib-code`, without the second that it takes to write that."""
 PARAMETERS = {
     "r": {"values": [2, 4, 8]},
     "alpha_ratio": {"values": [0.5, 1, 2]},
@@ -155,7 +157,9 @@ class Lab:
 
     def results(self, name: str = "tiny") -> dict[int, TrialResult]:
         """All trials of a study by number, read from its storage."""
-        with open_store(self.spec(name), f"sqlite:///{self.run_folder(name) / 'study.db'}", create=False) as store:
+        spec = self.spec(name)
+        url = spec.storage or f"sqlite:///{self.run_folder(name) / 'study.db'}"
+        with open_store(spec, url, create=False) as store:
             return {result.number: result for result in store.results()}
 
     def children(self, name: str = "tiny", database: str = "mlflow.db") -> tuple[Any, list[Any]]:
@@ -172,16 +176,17 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory):
-    """An empty MLflow database, made once: its migrations take seconds."""
+def prepared_folder(tmp_path_factory):
+    """What takes seconds and is the same for all: an empty MLflow database, and a dataset."""
     from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    folder = tmp_path_factory.mktemp("prepared")
+    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+    write_dataset("builtin/stdlib-code", folder / "data")
+    return folder
 
 
 @pytest.fixture
-def lab(migrated_database, tmp_path):
-    shutil.copy(migrated_database, tmp_path / "mlflow.db")
+def lab(prepared_folder, tmp_path):
+    shutil.copytree(prepared_folder, tmp_path, dirs_exist_ok=True)
     return Lab(tmp_path)

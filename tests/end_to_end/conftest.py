@@ -1,3 +1,3 @@
 from __future__ import annotations
 
-from sweep_process import lab, migrated_database  # noqa: F401 -- fixtures
+from sweep_process import lab, prepared_folder  # noqa: F401 -- fixtures

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
-from sweep_process import EVAL, study
+from sweep_process import EVAL, TRAIN, study
 
 from lora_lab.search.store import open_store
 from lora_lab.study.errors import StorageError
@@ -22,7 +22,8 @@ from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.engine import PackedEngine
 
 TRAINING = {"num_train_epochs": 3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3}
-DATA = {"train": {"path": "builtin/stdlib-code", "max_examples": 32}, "eval": EVAL}
+DATA = {"train": TRAIN | {"max_examples": 32}, "eval": EVAL}
+PATHS = (("train", TRAIN["path"]), ("eval", EVAL["path"]))
 GRID = {
     "sampler": "grid",
     "pruner": "none",
@@ -126,8 +127,11 @@ def test_a_pruned_search_keeps_only_true_values(lab, kills, seed):
 def alone(lab, config, label):
     """eval_loss of a trial that has an engine for itself."""
     base = load_base(config.model, torch.device("cpu"))
-    catalog = DataCatalog(base.tokenizer, lab.folder / "alone-data")
-    engine = PackedEngine(base, catalog, lab.folder / "alone" / label)
+    data = {
+        part: getattr(config.data, part).model_copy(update={"path": str(lab.folder / path)}) for part, path in PATHS
+    }
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    engine = PackedEngine(base, DataCatalog(base.tokenizer, lab.folder / "cache"), lab.folder / "alone" / label)
     engine.admit(0, config)
     while engine.active:
         for event in engine.step():

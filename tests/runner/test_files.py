@@ -44,7 +44,7 @@ def test_the_first_unused_name(tmp_path):
 
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(StorageError, match="runs/a cannot be written.*fix its permissions"):
+    with pytest.raises(StorageError, match=r"runs/a cannot be written.*fix its permissions"):
         RunFolder.of("a", tmp_path / "runs").make()
 
 
