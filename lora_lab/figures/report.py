@@ -105,7 +105,10 @@ def _replace(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write the report {path}: {error.strerror or error}") from error
+        raise StorageError(
+            f"cannot write the report {path}: {error.strerror or error}; free space or fix permissions, and run the "
+            "same command again: nothing is trained twice"
+        ) from error
 
 
 def _head(spec: StudySpec, findings: Findings, results: Sequence[TrialResult]) -> str:

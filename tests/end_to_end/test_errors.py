@@ -14,6 +14,8 @@ from sweep_process import EVAL, PARAMETERS, Ended, study
 import lora_lab.demo
 
 MODEL = Path(lora_lab.demo.__file__).parent / "tiny-llama"
+DISK_BYTES = 24 << 20
+"""Room for a small study and twice its report, which holds plotly whole."""
 
 
 def refused(ended: Ended, code: int, *texts: str) -> None:
@@ -192,10 +194,10 @@ def test_a_second_coordinator_is_refused_and_a_dead_one_is_replaced(lab):
 
 @pytest.fixture
 def small_disk(lab):
-    """The folder `runs` on a disk of 2 MB."""
+    """The folder `runs` on a small disk of its own."""
     disk = lab.folder / "runs"
     disk.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=2m", "tmpfs"]
+    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs"]
     mounted = subprocess.run(["mount", *options, disk], capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"a disk can be mounted only by root: {mounted.stderr.strip()}")
@@ -204,7 +206,7 @@ def small_disk(lab):
 
 
 def test_full_disk_at_the_start(lab, small_disk):
-    (small_disk / "filler").write_bytes(b"\0" * (2 << 20))
+    (small_disk / "filler").write_bytes(bytes(DISK_BYTES))
     lab.write(study())
     refused(lab.sweep(), 1, "runs/tiny", "No space left")
 
@@ -228,7 +230,7 @@ def test_disk_of_the_database_that_is_full_soon(lab, small_disk, free_kb):
 
 
 def full_then_free(lab, disk, free_kb):
-    (disk / "filler").write_bytes(bytes((2 << 20) - (free_kb << 10)))
+    (disk / "filler").write_bytes(bytes(DISK_BYTES - (free_kb << 10)))
     ended = lab.sweep()
     assert ended.code == 1
     assert "Traceback" not in ended.err
