@@ -21,7 +21,10 @@ _PARAMETERS: KeyPath = ("sweep", "parameters")
 _LINKED = (
     ("quantization", "double_quant"),
     ("r", "init_lora_weights"),
+    ("quantization", "init_lora_weights"),
+    ("init_lora_weights", "loftq_config"),
     ("lr_scheduler_type", "warmup_ratio", "warmup_steps"),
+    ("lr_scheduler_type", "decay_ratio", "decay_steps"),
 )
 """Names that the rules over several keys (`RuleError` in settings.py) are about."""
 _MAX_COMBINATIONS = 2_000

@@ -48,6 +48,8 @@ class ModelSettings(Settings):
     """Quantize the quantization constants too (4-bit only); saves about 0.37 bit per parameter."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """`auto`: bfloat16 on a GPU that has it, float32 on a CPU."""
+    device_map: Literal["auto"] | None = None
+    """`auto`: split the base over all visible devices with accelerate, for one that fits on none of them."""
 
     @model_validator(mode="after")
     def _double_quant_needs_four_bits(self) -> ModelSettings:
@@ -90,6 +92,16 @@ class DataSettings(Settings):
     """General text that the base must not get worse on; measured before and after training."""
     max_length: int = Field(default=512, ge=8)
     """Tokens per example; longer ones are cut, and how many is reported."""
+    packing: bool = False
+    """Put several short training examples into one row of up to `max_length` tokens; none sees another."""
+
+
+class LoftQSettings(Settings):
+    """How LoftQ approximates the base (`peft.LoftQConfig`)."""
+
+    loftq_bits: Literal[2, 4, 8] = 4
+    loftq_iter: int = Field(default=1, ge=1)
+    """Alternating steps of quantizing and of fitting the adapter to the error."""
 
 
 class LoraSettings(Settings):
@@ -106,8 +118,16 @@ class LoraSettings(Settings):
     """Which decoder layers are adapted: a preset, or PEFT's `layers_to_transform` indices from 0."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     use_rslora: bool = False
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
-    bias: Literal["none"] = "none"
+    init_lora_weights: bool | Literal["gaussian", "orthogonal", "pissa", "olora", "loftq"] = True
+    """`pissa`, `olora` and `loftq` also change the base's weights under the adapter."""
+    loftq_config: LoftQSettings | None = None
+    """Only with `init_lora_weights: loftq`."""
+    use_dora: bool = False
+    """Train a magnitude per output beside the low-rank direction (arXiv:2402.09353)."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the base are trained too; the model then differs from the base without the adapter."""
+    modules_to_save: Names | None = None
+    """Modules trained in full beside the adapter, and saved with it."""
 
     @model_validator(mode="after")
     def _one_alpha(self) -> LoraSettings:
@@ -119,6 +139,12 @@ class LoraSettings(Settings):
             )
         if self.init_lora_weights == "orthogonal" and self.r % 2:
             raise RuleError(("init_lora_weights",), f"orthogonal needs an even r, but r is {self.r}")
+        if self.loftq_config is not None and self.init_lora_weights != "loftq":
+            raise RuleError(
+                ("loftq_config",),
+                f"has no effect unless init_lora_weights is loftq, but that is {str(self.init_lora_weights).lower()}; "
+                "change it, or remove loftq_config",
+            )
         return self
 
     @property
@@ -143,10 +169,22 @@ class TrainingSettings(Settings):
     num_train_epochs: int = Field(default=1, ge=1)
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, whatever `num_train_epochs` says."""
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "warmup_stable_decay"] = (
+        "constant"
+    )
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of all optimizer steps; give this or `warmup_steps`."""
     warmup_steps: int = Field(default=0, ge=0)
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """For warmup_stable_decay: share of all optimizer steps at the end in which the rate falls to 0 (default 0.1)."""
+    decay_steps: Annotated[int, Field(ge=1)] | None = None
+    """The same as a number of steps; give this or `decay_ratio`."""
+    optim: Literal["adamw_torch", "adamw_8bit", "sgd"] = "adamw_torch"
+    """`adamw_8bit` keeps its moments in 8 bits (bitsandbytes)."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+    """LoRA+ (arXiv:2402.12354): the learning rate of B over that of A, which is `learning_rate`."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     weight_decay: float = Field(default=0.0, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -175,6 +213,23 @@ class TrainingSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _decay_only_where_there_is_one(self) -> TrainingSettings:
+        if self.decay_ratio is not None and self.decay_steps is not None:
+            raise RuleError(
+                ("decay_ratio",),
+                f"give decay_ratio or decay_steps, not both, but got decay_ratio={self.decay_ratio} "
+                f"and decay_steps={self.decay_steps}",
+            )
+        if self.lr_scheduler_type != "warmup_stable_decay":
+            for name in ("decay_ratio", "decay_steps"):
+                if getattr(self, name) is not None:
+                    raise RuleError(
+                        (name,),
+                        f"needs lr_scheduler_type warmup_stable_decay, but that is {self.lr_scheduler_type}",
+                    )
+        return self
+
 
 class TrialConfig(Settings):
     """Everything that determines one trial's result."""
@@ -183,3 +238,14 @@ class TrialConfig(Settings):
     data: DataSettings
     training: TrainingSettings
     lora: LoraSettings
+
+    @model_validator(mode="after")
+    def _initialization_fits_the_base(self) -> TrialConfig:
+        """PEFT takes the singular vectors and LoftQ's residual of float weights only."""
+        if self.lora.init_lora_weights in ("pissa", "loftq") and self.model.quantization != "none":
+            raise RuleError(
+                ("lora", "init_lora_weights"),
+                f"{self.lora.init_lora_weights} starts from unquantized weights, but model.quantization is "
+                f"{self.model.quantization}; set it to none",
+            )
+        return self

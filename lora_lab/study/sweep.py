@@ -34,6 +34,7 @@ SEARCHABLE: dict[str, str] = {
     "quantization": "model",
     "double_quant": "model",
     "max_length": "data",
+    "packing": "data",
     **dict.fromkeys(TrainingSettings.model_fields, "training"),
     **dict.fromkeys(LoraSettings.model_fields, "lora"),
 }
@@ -214,6 +215,8 @@ class SweepSettings(Settings):
     """Trials in all; by default the whole grid for `sampler: grid`, otherwise required."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the sampler, not of the trials."""
+    seeds: Annotated[int, Field(ge=2, le=100)] | None = None
+    """Replicates of every cell of a grid: short for a parameter `seed` with the values 0 .. seeds - 1."""
     parameters: dict[ParameterName, Parameter] = Field(min_length=1)
     confirm: Confirm | None = None
     verdict: Verdict = Verdict()
@@ -233,13 +236,28 @@ class SweepSettings(Settings):
         names = [metric.name for metric in self.metric]
         if len(set(names)) < len(names):
             raise RuleError(("metric",), f"metric names must differ, but got {names}")
-        if self.multi_objective and self.pruner != "none":
+        if self.multi_objective and self.pruner not in ("asha", "none"):
             raise RuleError(
                 ("pruner",),
-                f"a study of {len(names)} metrics cannot prune yet; set `pruner: none` (it is {self.pruner})",
+                f"a study of {len(names)} metrics prunes by Pareto dominance, which is `pruner: asha`; set that or "
+                f"none (it is {self.pruner})",
             )
         if {"lora_alpha", "alpha_ratio"} <= self.parameters.keys():
             raise RuleError(("parameters", "alpha_ratio"), "search lora_alpha or alpha_ratio, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _replicates_are_a_parameter(self) -> SweepSettings:
+        if self.seeds is None:
+            return self
+        values = tuple(range(self.seeds))
+        if self.sampler != "grid":
+            raise RuleError(
+                ("seeds",), f"replicates every cell of a grid, but sampler is {self.sampler}; use confirm there"
+            )
+        if "seed" in self.parameters and self.parameters["seed"].values != values:
+            raise RuleError(("seeds",), "give seeds or the parameter seed, not both")
+        self.parameters["seed"] = Parameter(values=values)
         return self
 
     @model_validator(mode="after")

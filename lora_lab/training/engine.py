@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from lora_lab.study.settings import DataSettings, TrialConfig
     from lora_lab.training.base import Base
     from lora_lab.training.datasets import DataCatalog
-    from lora_lab.training.packed_model import TokenLosses
 
 LENGTH_BUCKET = 8
 """Padded lengths are multiples of this, so that there are few distinct shapes."""
@@ -208,16 +207,14 @@ class PackedEngine:
         started = time.perf_counter()
         chosen = [slot.next_micro_batch() for slot in slots]
         batch = self._batch(slots, chosen)
-        losses = self._model.token_losses(batch, slots)
-        parts = self._slot_losses(slots, batch, losses)
-        torch.autograd.backward(parts.sum())
+        losses = self._add_gradients(slots, batch)
         due: list[Slot] = []
         for slot in slots:
             assert slot.pending is not None
             slot.pending.done += 1
             if slot.pending.complete:
                 due.append(slot)
-        figures = torch.stack([*parts.detach().unbind(), *(slot.clip() for slot in due)]).tolist()
+        figures = torch.stack([*losses.unbind(), *(slot.clip() for slot in due)]).tolist()
         self._book(slots, chosen, figures[: len(slots)], time.perf_counter() - started)
         return self._update(due, figures[len(slots) :])
 
@@ -234,13 +231,20 @@ class PackedEngine:
             pad_rows(ids, length, 0), pad_rows(labels, length, IGNORED), tuple(len(rows) for rows in chosen)
         )
 
-    def _slot_losses(self, slots: list[Slot], batch: PackedBatch, losses: TokenLosses) -> Tensor:
-        """[K]: each slot's share of its step's loss: the sum over its labels by the step's label count."""
-        counts = [int(part.sum()) for part in torch.split(losses.row_counts, list(batch.rows))]
-        sums = [part.sum() for part in torch.split(losses.nll, counts)]
-        return torch.stack(
-            [total / slot.pending.label_tokens for slot, total in zip(slots, sums, strict=True) if slot.pending]
-        )
+    def _add_gradients(self, slots: list[Slot], batch: PackedBatch) -> Tensor:
+        """Add this micro-batch's gradients to every slot's; returns [K] its part of each slot's loss.
+
+        A slot's part is the sum over its labels by the number of labels in its whole optimizer step.
+        """
+        layout = self._model.layout(batch, slots)
+        counts = [int(part.sum()) for part in torch.split(layout.row_counts, list(batch.rows))]
+        with self._model.routed(layout):
+            sums = [part.sum() for part in torch.split(self._model.nll(layout), counts)]
+            parts = torch.stack(
+                [total / slot.pending.label_tokens for slot, total in zip(slots, sums, strict=True) if slot.pending]
+            )
+            torch.autograd.backward(parts.sum())
+        return parts.detach()
 
     def _book(self, slots: list[Slot], chosen: list[np.ndarray], losses: list[float], seconds: float) -> None:
         tokens = [

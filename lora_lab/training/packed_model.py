@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from lora_lab.training.architecture import linear_modules
 from lora_lab.training.packed_linear import Routing, Span, attach
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
@@ -36,6 +37,24 @@ class PackedBatch:
     """[R, S] int64, -100 where no loss is taken, on the CPU."""
     rows: tuple[int, ...]
     """Rows of each slot; they add up to R."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A batch on the device, and where every slot's rows and labels lie in it."""
+
+    input_ids: Tensor
+    """[R, S] int64, on the device."""
+    positions: Tensor
+    """[n] int64, on the device: the places of the flattened [R * S] tokens that predict a label."""
+    targets: Tensor
+    """[n] int64, on the device: the labels there."""
+    row_counts: Tensor
+    """[R] int64, on the CPU: label tokens of every row; they add up to n."""
+    body: tuple[Span, ...]
+    """The slots' rows of the flattened tokens."""
+    head: tuple[Span, ...]
+    """The slots' rows of the labels, which are all that goes into the head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +110,40 @@ class PackedModel:
             return args
         return (args[0].reshape(-1, args[0].shape[-1])[self._gathered].unsqueeze(0),)
 
-    def token_losses(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> TokenLosses:
-        """Losses of all label tokens; a slot of None is the bare base."""
+    def layout(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> Layout:
+        """Take a batch to the device; a slot of None is the bare base."""
         length = batch.input_ids.shape[1]
         row, column = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        targets = batch.labels[row, column + 1].to(self._device)
-        positions = (row * length + column).to(self._device)
         row_counts = torch.bincount(row, minlength=len(batch.labels))
         label_counts = [int(part.sum()) for part in torch.split(row_counts, list(batch.rows))]
-        self._body.spans = _spans(slots, [rows * length for rows in batch.rows])
-        self._head.spans = _spans(slots, label_counts)
-        self._body.rows, self._head.rows = batch.input_ids.numel(), len(targets)
+        return Layout(
+            input_ids=batch.input_ids.to(self._device),
+            positions=(row * length + column).to(self._device),
+            targets=batch.labels[row, column + 1].to(self._device),
+            row_counts=row_counts,
+            body=_spans(slots, [rows * length for rows in batch.rows]),
+            head=_spans(slots, label_counts),
+        )
+
+    @contextmanager
+    def routed(self, layout: Layout) -> Iterator[None]:
+        """Let the layout's adapters act; around a backward pass too, which may run parts of the forward pass again."""
+        self._body.spans, self._body.rows = layout.body, layout.input_ids.numel()
+        self._head.spans, self._head.rows = layout.head, len(layout.targets)
         try:
-            nll = self._nll(batch.input_ids.to(self._device), positions, targets)
+            yield
         finally:
             self._body.spans = self._head.spans = ()
-        return TokenLosses(nll, row_counts)
+
+    def token_losses(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> TokenLosses:
+        """Losses of all label tokens, for evaluation; a slot of None is the bare base."""
+        layout = self.layout(batch, slots)
+        with self.routed(layout):
+            return TokenLosses(self.nll(layout), layout.row_counts)
+
+    def nll(self, layout: Layout) -> Tensor:
+        """[n]: the loss of every label; to be called while the layout is `routed`."""
+        return self._nll(layout.input_ids, layout.positions, layout.targets)
 
     def _nll(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         if self._plain_head is None:

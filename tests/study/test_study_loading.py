@@ -73,7 +73,7 @@ MISTAKES = [
     ("lora: {lora_dropout: 0.0}", "lora: {layers: frist_half}", "13: lora.layers: must be one of all, first_half, last_half, every_2nd or a list, but is 'frist_half'; did you mean first_half?"),
     ("lora: {lora_dropout: 0.0}", "lora: {layers: [0, -1]}", "13: lora.layers[1]: must be at least 0, but is -1"),
     ("lora: {lora_dropout: 0.0}", "lora: {target_modules: [q, 3]}", "13: lora.target_modules[1]: must be text, but is 3; write it in quotes"),
-    ("lora: {lora_dropout: 0.0}", "lora: {init_lora_weights: pissa}", "13: lora.init_lora_weights: must be true or false or one of gaussian, orthogonal, but is 'pissa'"),
+    ("lora: {lora_dropout: 0.0}", "lora: {init_lora_weights: pisa}", "13: lora.init_lora_weights: must be true or false or one of gaussian, orthogonal, pissa, olora, loftq, but is 'pisa'; did you mean pissa?"),
     ("lora: {lora_dropout: 0.0}", "lora:", "13: lora: is empty; give its keys, or remove the line"),
     ("lora: {lora_dropout: 0.0}", "lora: {r: 3, init_lora_weights: orthogonal}", "13: lora.init_lora_weights: orthogonal needs an even r, but r is 3"),
     ("lora: {lora_dropout: 0.0}", "lora: {r: 8.0}", "13: lora.r: must be a whole number, but is 8.0; write 8"),
@@ -128,7 +128,7 @@ SWEEP_MISTAKES = [
     ("n_trials: 32", "n_trails: 32", "3: n_trails: unknown key; did you mean n_trials?"),
     ("n_trials: 32", "n_trials: 32\npack_size: 0", "4: pack_size: must be at least 1, but is 0"),
     ("n_trials: 32", "n_trials: 32\npack_size: aut", "4: pack_size: must be auto or a whole number, but is 'aut'; did you mean auto?"),
-    ("{name: eval_loss, goal: minimize}", "[{name: eval_loss}, {name: train_seconds}]", "1: pruner: a study of 2 metrics cannot prune yet; set `pruner: none` (it is asha)"),
+    ("{name: eval_loss, goal: minimize}", "[{name: eval_loss}, {name: train_seconds}]\npruner: median\n#", "2: pruner: a study of 2 metrics prunes by Pareto dominance, which is `pruner: asha`; set that or none (it is median)"),
     ("sampler: tpe", "sampler: tpe\nsampler: gp", "3: sampler: duplicate key; it stands on line 2 already"),
 ]  # fmt: skip
 

@@ -288,7 +288,7 @@ def test_when_memory_runs_out_nothing_that_happened_is_lost(bench, monkeypatch, 
     for number, config in enumerate(configs):
         engine.admit(number, config)
     if where == "losses":
-        monkeypatch.setattr(engine._model, "token_losses", RunsOutOnce(engine._model.token_losses, at))
+        monkeypatch.setattr(engine._model, "nll", RunsOutOnce(engine._model.nll, at))
     else:
         monkeypatch.setattr(engine_module, "evaluate", RunsOutOnce(engine_module.evaluate, at))
     events = []
