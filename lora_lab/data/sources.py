@@ -101,6 +101,8 @@ def load_splits(data: DataSettings, cache_folder: Path) -> ExampleSplits:
         evaluation = _load(eval_split, data.eval, cache_folder)
     else:
         train, evaluation = _hold_out(train, data.eval)
+    if data.max_train_examples is not None:
+        train = _first(train, data.max_train_examples)
     forgetting = load_examples(data.forgetting, "forgetting", cache_folder) if data.forgetting else None
     parts = [part for part in (train, evaluation, forgetting) if part is not None]
     notes = [*(note for part in parts for note in part.notes), *_repeated(train, evaluation)]
@@ -237,6 +239,16 @@ def _hold_out(loaded: LoadedExamples, share: float) -> tuple[LoadedExamples, Loa
         LoadedExamples(train, f"{loaded.source} without {held_out} rows", content_hash(train), loaded.notes),
         LoadedExamples(evaluation, f"{held_out} rows of {loaded.source}", content_hash(evaluation), loaded.notes),
     )
+
+
+def _first(loaded: LoadedExamples, count: int) -> LoadedExamples:
+    if count > len(loaded):
+        raise InputError(
+            f"data.max_train_examples must not exceed the training rows, but it is {count} and {loaded.source} has "
+            f"{len(loaded)}; lower or drop it"
+        )
+    examples = loaded.examples[:count]
+    return LoadedExamples(examples, f"first {count} rows of {loaded.source}", content_hash(examples), loaded.notes)
 
 
 def _repeated(train: LoadedExamples, evaluation: LoadedExamples) -> list[str]:

@@ -90,6 +90,8 @@ class DataSettings(Settings):
     """A share of the training rows, held out, or a dataset of its own."""
     forgetting: DatasetField | None = None
     """General text that the base must not get worse on; measured before and after training."""
+    max_train_examples: Annotated[int, Field(ge=1)] | None = None
+    """Train on the first N examples, after those of an `eval` share are held out; unlike a dataset, searchable."""
     max_length: int = Field(default=512, ge=8)
     """Tokens per example; longer ones are cut, and how many is reported."""
     packing: bool = False

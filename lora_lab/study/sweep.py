@@ -35,6 +35,7 @@ SEARCHABLE: dict[str, str] = {
     "double_quant": "model",
     "max_length": "data",
     "packing": "data",
+    "max_train_examples": "data",
     **dict.fromkeys(TrainingSettings.model_fields, "training"),
     **dict.fromkeys(LoraSettings.model_fields, "lora"),
 }

@@ -179,6 +179,20 @@ class TestLoadSplits:
         assert splits.notes == ()
         assert splits.forgetting is None
 
+    def test_fewer_training_rows_leave_the_held_out_ones_as_they_are(self, write_jsonl, cache):
+        path = ref(write_jsonl(TEN))
+        whole = load_splits(DataSettings(train=path, eval=0.3), cache)
+        fewer = load_splits(DataSettings(train=path, eval=0.3, max_train_examples=4), cache)
+        assert fewer.eval == whole.eval
+        assert texts(fewer.train) == texts(whole.train)[:4]
+        assert fewer.train.content_hash != whole.train.content_hash
+        assert fewer.train.source.startswith("first 4 rows of ")
+
+    def test_more_training_rows_than_there_are(self, write_jsonl, cache):
+        data = DataSettings(train=ref(write_jsonl(TEN)), eval=0.3, max_train_examples=8)
+        assert "is 8 and" in (message := refusal(load_splits, data, cache))
+        assert "has 7" in message
+
     def test_the_held_out_rows_are_the_same_for_ever(self, write_jsonl, cache):
         splits = load_splits(DataSettings(train=ref(write_jsonl(TEN)), eval=0.3), cache)
         assert texts(splits.eval) == ["row 4", "row 5", "row 7"]
