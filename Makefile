@@ -40,8 +40,11 @@ format: $(STAMP) ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure packed training against Trainer + peft (about 15 minutes on an idle machine)
+bench: $(STAMP) ## measure packed training against Trainer + peft (about 20 minutes on an idle machine)
 	$(BIN)/python benchmarks/equal_work.py
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/whole_study.py
+	$(BIN)/python benchmarks/summarize.py
 
 clean: ## remove build products, never runs/ or mlflow.db
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,198 +1,120 @@
-"""The same trials packed, and one after another with `transformers.Trainer` + `peft`: python benchmarks/equal_work.py
+"""The same trials packed, and one after another with `Trainer` + `peft`: python benchmarks/equal_work.py
 
-Both sides train the same list of mixed trials on the same tokens, in one process, on a base that is loaded once, in
-float32, with the same attention, batches, schedule, optimizer and logging interval, without evaluation and saving.
-They take turns, so that a change of the machine's speed meets both. The result is printed and written as JSON.
+Grid: tokens per trial and step x trials in a pack. Both sides train the same mix of ranks, in one process, on one
+loaded base, and take turns, so that a change of the machine's speed meets both. Only training steps are timed: not
+loading, making adapters, counting memory, evaluating or saving.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import platform
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from workload import MODEL, RANKS, SHAPES, RandomTokens, make_trials, train_alone, train_packed, write_result
 
-from lora_lab.data.tokens import TokenizedDataset
-from lora_lab.study.events import Logged
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
-from lora_lab.training.adapters import lora_config
 from lora_lab.training.base import load_base
-from lora_lab.training.datasets import TokenizedSplits
 from lora_lab.training.engine import PackedEngine
+from lora_lab.training.reference_model import sharing_copy
 
-MODEL = ModelSettings(model_name_or_path="builtin/tiny-llama")
-RANKS = (4, 8, 16, 32, 64, 128, 16, 8)
-TARGETS = ("all-linear", "attention", "mlp")
-CELLS = {64: (1, 64), 128: (1, 128), 256: (2, 128), 512: (4, 128), 1024: (8, 128), 2048: (16, 128)}
-"""Tokens per trial and step: rows, length."""
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+    from lora_lab.training.base import Base
 
-class RandomTokens:
-    """Stands where a study has its data: rows of random tokens, all of one length."""
-
-    def __init__(self, rows: int, length: int) -> None:
-        ids = tuple(np.random.default_rng(0).integers(3, 1000, (rows, length)))
-        train = TokenizedDataset(ids, ids, truncated=0, cut_tokens=0, fingerprint="random", notes=())
-        self._splits = TokenizedSplits(train, train, None, {}, ())
-        self.train = train
-
-    def splits(self, _: DataSettings) -> TokenizedSplits:
-        return self._splits
+STEPS = {64: 24, 128: 24, 256: 16, 512: 12, 1024: 8, 2048: 5, 4096: 4}
+"""Timed steps of each of eight trials."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+PACKS = (1, 2, 4, 8, 16, 32)
+MOST_TOKENS = 32768
+"""In one pass; beyond that nothing is gained any more, and main memory becomes the limit."""
 
 
-def make_trials(count: int, batch: int, steps: int) -> list[TrialConfig]:
-    return [
-        TrialConfig(
-            model=MODEL,
-            data=DataSettings(train="random"),
-            training=TrainingSettings(
-                learning_rate=1e-3 / (1 + number % 2), per_device_train_batch_size=batch, max_steps=steps, seed=number
-            ),
-            lora=LoraSettings(r=RANKS[number % len(RANKS)], target_modules=TARGETS[number % len(TARGETS)]),
+class Cell:
+    """One number of tokens per trial and step: the eight trials, and both ways to train them."""
+
+    def __init__(self, tokens: int, pristine: Any, base: Base, folder: Path, clock: Callable[[], float]) -> None:
+        self.rows, self.length = SHAPES[tokens]
+        self._tokens = RandomTokens(max(64, self.rows * 4), self.length)
+        self._engine = PackedEngine(base, self._tokens, folder / str(tokens))
+        self._pristine, self._base, self._folder, self._clock = pristine, base, folder, clock
+        self._numbers = 0
+
+    def packed(self, pack: int, steps: int) -> float:
+        """ms per trial and step in packs of `pack`; at least eight trials, and as many trial-steps as for eight."""
+        count = max(8, pack)
+        timed = max(2, steps * 8 // count)
+        trials = make_trials(count, self.rows, timed + 1, length=self.length)
+        seconds = train_packed(self._engine, trials, pack, self._numbers, self._clock)
+        self._numbers += count
+        return 1000 * seconds / count / timed
+
+    def sequential(self, steps: int) -> float:
+        """ms per trial and step of `Trainer`, one trial after another."""
+        trials = make_trials(8, self.rows, steps + 1, length=self.length)
+        folder = self._folder / "trainer"
+        seconds = sum(
+            train_alone(sharing_copy(self._pristine), self._base, self._tokens, config, folder, self._clock)
+            for config in trials
         )
-        for number in range(count)
-    ]
+        return 1000 * seconds / len(trials) / steps
 
 
-def packed_seconds(base, tokens: RandomTokens, trials: list[TrialConfig], pack: int, folder: Path) -> float:
-    """Wall time of the training steps of all trials, `pack` at a time, refilled; without the final evaluation."""
-    engine = PackedEngine(base, tokens, folder)
-    waiting, steps_left = list(enumerate(trials)), {}
-    seconds = 0.0
-    while waiting or steps_left:
-        while waiting and len(steps_left) < pack:
-            number, config = waiting.pop(0)
-            engine.admit(number, config)
-            # One step is left over, and the trial leaves before it: the last step would be followed by an evaluation.
-            steps_left[number] = config.training.max_steps - 1
-        started = time.perf_counter()
-        events = engine.step()
-        seconds += time.perf_counter() - started
-        for event in events:
-            if isinstance(event, Logged):
-                steps_left[event.number] -= 1
-                if not steps_left[event.number]:
-                    engine.discard(event.number)
-                    del steps_left[event.number]
-    for hooks in (module._forward_hooks for module in base.model.modules()):
-        hooks.clear()
-    return seconds
-
-
-def collate(rows):
-    return {name: torch.tensor(np.stack([row[name] for row in rows])) for name in ("input_ids", "labels")}
-
-
-def trainer_seconds(base, tokens: RandomTokens, trials: list[TrialConfig], folder: Path) -> float:
-    """Wall time of `Trainer.train` for one trial after another, on copies of the base made beforehand."""
-    rows = [
-        {"input_ids": ids, "labels": labels}
-        for ids, labels in zip(tokens.train.input_ids, tokens.train.labels, strict=True)
-    ]
-    seconds = 0.0
-    for config in trials:
-        settings = config.training
-        torch.manual_seed(settings.seed)
-        peft_config = lora_config(config.lora, base.linears)
-        model = get_peft_model(
-            copy.deepcopy(base.model),
-            LoraConfig(
-                task_type="CAUSAL_LM",
-                r=peft_config.r,
-                lora_alpha=peft_config.lora_alpha,
-                target_modules=peft_config.target_modules,
-            ),
-        )
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            per_device_train_batch_size=settings.per_device_train_batch_size,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="constant",
-            max_steps=settings.max_steps - 1,
-            optim="adamw_torch_fused",
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            use_cpu=not torch.cuda.is_available(),
-            disable_tqdm=True,
-            seed=settings.seed,
-        )
-        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
-        trainer.log = lambda *_, **__: None
-        started = time.perf_counter()
-        trainer.train()
-        seconds += time.perf_counter() - started
-    return seconds
-
-
-def measure(cell: int, packs: list[int], trials: int, steps: int, repeats: int, base) -> dict:
-    rows, length = CELLS[cell]
-    tokens = RandomTokens(max(64, rows * 4), length)
-    configs = make_trials(trials, rows, steps)
-    times: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for repeat in range(repeats + 1):  # the first one warms up
-            found = {"trainer": trainer_seconds(base, tokens, configs, folder / "trainer")}
-            for pack in packs:
-                found[f"packed {pack}"] = packed_seconds(base, tokens, configs, pack, folder / f"p{repeat}-{pack}")
+def measure(tokens: int, cell: Cell, repeats: int, steps: int, packs: list[int]) -> dict[str, Any]:
+    packs = [pack for pack in packs if pack * tokens <= MOST_TOKENS]
+    times: dict[str, list[float]] = {"sequential": [], **{str(pack): [] for pack in packs}}
+    for repeat in range(repeats + 1):  # the first one warms up
+        timed = steps if repeat else 2
+        found = {"sequential": cell.sequential(timed)} | {str(pack): cell.packed(pack, timed) for pack in packs}
+        for name, value in found.items():
             if repeat:
-                for name, seconds in found.items():
-                    times.setdefault(name, []).append(seconds)
-    per_step = {name: 1000 * statistics.median(values) / trials / (steps - 1) for name, values in times.items()}
+                times[name].append(value)
     ratios = {
-        name: round(statistics.median(a / b for a, b in zip(times["trainer"], values, strict=True)), 2)
-        for name, values in times.items()
+        name: statistics.median(a / b for a, b in zip(times["sequential"], times[name], strict=True))
+        for name in times
+        if name != "sequential"
     }
-    print(
-        f"{cell:5d} tokens: " + "  ".join(f"{n} {ms:.1f} ms ({ratios[n]}x)" for n, ms in per_step.items()), flush=True
-    )
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    packed = "  ".join(f"K={name} {middle[name]:.1f} ({ratio:.2f}x)" for name, ratio in ratios.items())
+    print(f"{tokens:5d} tokens: sequential {middle['sequential']:.1f} ms  {packed}", flush=True)
     return {
-        "tokens_per_trial_step": cell,
-        "ms_per_trial_step": {name: round(ms, 2) for name, ms in per_step.items()},
-        "speedup_over_trainer": ratios,
-        "seconds": {name: [round(value, 3) for value in values] for name, values in times.items()},
+        "tokens_per_trial_step": tokens,
+        "rows": cell.rows,
+        "length": cell.length,
+        "steps": steps,
+        "ms_per_trial_step": {name: [round(value, 3) for value in values] for name, values in times.items()},
+        "speedup": {name: round(ratio, 3) for name, ratio in ratios.items()},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
-    parser.add_argument("--packs", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=21)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("equal_work.json"))
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--packs", type=int, nargs="+", default=list(PACKS))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="timed steps of each trial, instead of fewer for more tokens")
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="cpu: the process's CPU time, for ratios on a shared machine, with OMP_NUM_THREADS=1",
+    )
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    base = load_base(MODEL, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    results = [
-        measure(cell, options.packs, options.trials, options.steps, options.repeats, base) for cell in options.cells
-    ]
-    report = {
-        "what": "ms per trial and step, packed against sequential Trainer + peft in one process on a loaded base",
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft", "lora-lab")},
-        "trials": options.trials,
-        "ranks": RANKS[: options.trials],
-        "steps": options.steps - 1,
-        "cells": results,
-    }
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    base = load_base(MODEL, torch.device("cpu"))
+    pristine = sharing_copy(base.model)  # before adapters are attached
+    with tempfile.TemporaryDirectory() as scratch:
+        cells = []
+        for tokens in options.tokens:
+            cell = Cell(tokens, pristine, load_base(MODEL, torch.device("cpu")), Path(scratch), CLOCKS[options.clock])
+            cells.append(measure(tokens, cell, options.repeats, options.steps or STEPS[tokens], options.packs))
+    what = "ms per trial and step: packs of K trials, and Trainer + peft one trial after another in one process"
+    result = {"clock": options.clock, "ranks": RANKS, "repeats": options.repeats, "cells": cells}
+    write_result("equal_work", what, result, options.output)
 
 
 if __name__ == "__main__":

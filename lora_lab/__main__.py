@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+import lora_lab.plan
 import lora_lab.report
 import lora_lab.sweep
 import lora_lab.ui
@@ -15,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("sweep")(lora_lab.sweep.sweep)
+app.command("plan")(lora_lab.plan.plan)
 app.command("report")(lora_lab.report.report)
 app.command("ui")(lora_lab.ui.ui)
 

@@ -30,6 +30,13 @@ TrackingUri = Annotated[
     typer.Option(metavar="URI", help="MLflow store; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."),
 ]
 
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for the base and a pack: 20GB, or a share of what is free; 92% on a GPU, no limit on a CPU.",
+    ),
+]
 
 DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 """What a disk refuses at any write, anywhere; other system errors would be mistakes of ours."""

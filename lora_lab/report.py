@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import Overrides, StudyFile, arguments, errors_shown, run_command
+from lora_lab.command_line import Overrides, errors_shown, run_command
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
+
+    from lora_lab.figures.evidence import Evidence
+
+LONGEST_NAME = 150
+"""Of a comparison's file; longer ones end in a hash."""
+
+Studies = Annotated[
+    list[Path],
+    typer.Argument(metavar="STUDY...", help="Study files, such as studies/rank_alpha.yaml; several are compared."),
+]
 
 
-def report(context: typer.Context, study: StudyFile, overrides: Overrides = None) -> None:
-    """Write runs/<study_name>/report.html and the chosen adapters anew, also while the study runs."""
+def report(studies: Studies, overrides: Overrides = None) -> None:
+    """Write runs/<study_name>/report.html and the chosen adapters anew, also while the study runs.
+
+    Of several studies it also writes a page that compares them: runs/comparison-<study names>.html.
+    """
     with errors_shown():
-        path = _write(study, overrides or [], arguments(context))
-    typer.echo(str(path))
+        for path in _write(studies, overrides or []):
+            typer.echo(str(path))
 
 
-def _write(study: Path, overrides: list[str], words: list[str]) -> Path:
+def _write(studies: Sequence[Path], overrides: list[str]) -> Iterator[Path]:
+    from lora_lab.figures.comparison import write_comparison
+    from lora_lab.runner.folder import RUNS, RunFolder
+
+    written = []
+    for study in studies:
+        evidence = _write_one(study, overrides)
+        written.append(evidence)
+        yield RunFolder.of(evidence.spec.study_name).report
+    if len(written) > 1:
+        page = RUNS / _comparison_name([evidence.spec.study_name for evidence in written])
+        write_comparison(page, written)
+        yield page
+
+
+def _write_one(study: Path, overrides: list[str]) -> Evidence:
     from lora_lab.runner.folder import RunFolder
     from lora_lab.runner.results import Source, read_results, write_results
     from lora_lab.runner.session import storage_url
@@ -29,10 +59,18 @@ def _write(study: Path, overrides: list[str], words: list[str]) -> Path:
 
     spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)
+    words = [str(study), *(word for override in overrides for word in ("--set", override))]
     source = Source(study, shlex.join(["python", "-m", "lora_lab.sweep", *words]))
     with open_store(spec, storage_url(spec, folder), create=False) as store:
-        write_results(read_results(spec, store), folder, source)
-    return folder.report
+        return write_results(read_results(spec, store, folder), folder, source)
+
+
+def _comparison_name(names: Sequence[str]) -> str:
+    """A file name that tells comparisons of other studies apart and is not too long for a file system."""
+    joined = "-".join(names)
+    if len(joined) > LONGEST_NAME:
+        joined = f"{joined[:LONGEST_NAME]}-{hashlib.sha256(joined.encode()).hexdigest()[:8]}"
+    return f"comparison-{joined}.html"
 
 
 if __name__ == "__main__":

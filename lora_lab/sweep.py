@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import Overrides, StudyFile, TrackingUri, arguments, errors_shown, run_command
+from lora_lab.command_line import MemoryLimit, Overrides, StudyFile, TrackingUri, arguments, errors_shown, run_command
 
 if TYPE_CHECKING:
     from lora_lab.runner.display import Display
@@ -30,6 +30,7 @@ def sweep(
     checkpoint_interval: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="At most this much work of a trial is lost to a kill.")
     ] = 30.0,
+    memory_limit: MemoryLimit = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Run a study to its end: sample, train in packs, prune, log to MLflow, decide.
@@ -45,8 +46,10 @@ def sweep(
             from lora_lab.study.errors import InputError
 
             raise InputError("--fresh starts over and --resume goes on; give one of them")
+        from lora_lab.runner import placement
         from lora_lab.study.loading import load_study
 
+        placement.memory_limit(memory_limit, None)  # a mistake in it is told before anything is loaded
         changes = [*(overrides or []), *([f"sweep.n_trials={trials}"] if trials else [])]
         spec = load_study(study, changes)
         if fresh:
@@ -57,7 +60,13 @@ def sweep(
         source = Source(study, _command(arguments(context)))
         display = choose_display(quiet=quiet, json=json, stream=sys.stdout)
         complete = _run(
-            spec, source, display, stop, tracking_uri=tracking_uri, checkpoint_interval_s=checkpoint_interval
+            spec,
+            source,
+            display,
+            stop,
+            memory_limit=memory_limit,
+            tracking_uri=tracking_uri,
+            checkpoint_interval_s=checkpoint_interval,
         )
     if not complete:
         words = _resuming(arguments(context), spec.study_name if fresh else None)
@@ -77,6 +86,7 @@ def _run(
     display: Display,
     stop: StopRequest,
     *,
+    memory_limit: str | None,
     tracking_uri: str | None,
     checkpoint_interval_s: float,
 ) -> bool:
@@ -91,6 +101,7 @@ def _run(
         source,
         display=display,
         stop=stop,
+        memory_limit=memory_limit,
         tracking_uri=tracking_uri,
         checkpoint_interval_s=checkpoint_interval_s,
     )

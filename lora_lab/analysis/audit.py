@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from lora_lab.analysis.audit_design import AuditNote, Kind, choices, design_notes
+from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.selection import value_of
-from lora_lab.analysis.wording import number_text, rate_text
+from lora_lab.analysis.wording import number_text, plural
 
 if TYPE_CHECKING:
-    from lora_lab.analysis.verdict import Findings, Standing
-    from lora_lab.study.spec import StudySpec
-    from lora_lab.study.sweep import Parameter, Value
+    from collections.abc import Iterator, Sequence
 
-Kind = Literal["edge_of_range", "one_learning_rate", "fixed_alpha", "rank_dependent_init", "schedule_pruning"]
+    from lora_lab.analysis.replicates import ReplicateGroup
+    from lora_lab.analysis.verdict import Findings, Standing
+    from lora_lab.study.results import TrialResult
+    from lora_lab.study.spec import StudySpec
+    from lora_lab.study.sweep import Parameter
+
+__all__ = ["AuditNote", "Kind", "audit"]
 
 EDGE_SHARE = 0.05
 """A value this close to an end of its range, as a share of the range, is at the edge."""
@@ -30,92 +35,74 @@ NATURAL_MINIMUM: dict[str, float] = {
     "max_grad_norm": 0,
 }
 """Below these there is nothing to try, so a best value there hides nothing."""
+NOT_ORDERED = ("seed",)
+"""Numbers that are names, so that they have no edge."""
+ADAPTIVE = ("tpe", "gp", "nsga2")
+MIN_TRIALS_FOR_IMPORTANCE = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditNote:
-    """One confound: what it is, and what to do about it."""
+def audit(spec: StudySpec, findings: Findings | None = None, results: Sequence[TrialResult] = ()) -> list[AuditNote]:
+    """Name the confounds of a study; without findings, those of its design alone (for `plan`).
 
-    kind: Kind
-    sentence: str
+    Args:
+        spec: the study.
+        findings: of `decide`.
+        results: every trial, for what shows at single ranks only.
 
-
-def audit(spec: StudySpec, findings: Findings | None = None) -> list[AuditNote]:
-    """Name the confounds of a study; without findings, those of its design alone (for `plan`)."""
-    best = findings.best if findings else None
-    return [*_rank_notes(spec), *_schedule_notes(spec), *(_edge_notes(spec, best) if best else [])]
-
-
-def _choices(spec: StudySpec, name: str) -> tuple[Value, ...]:
-    """The values that a parameter can take: those of the sweep, or the fixed one."""
-    parameter = spec.sweep.parameters.get(name)
-    if parameter is None:
-        return (value_of(spec.trial_config({}), name),)
-    if parameter.values is not None:
-        return parameter.values
-    return tuple(bound for bound in (parameter.min, parameter.max) if bound is not None)
-
-
-def _rank_notes(spec: StudySpec) -> list[AuditNote]:
-    if len(_choices(spec, "r")) < 2:
-        return []
-    notes = []
-    if len(_choices(spec, "learning_rate")) < 2:
-        sentence = (
-            f"Rank varies at one learning rate ({rate_text(spec.training.learning_rate)}), and the best rate "
-            "falls as rank rises: ranks that this rate suits look better than they are. "
-            "Put learning_rate under parameters."
-        )
-        notes.append(AuditNote(kind="one_learning_rate", sentence=sentence))
-    alpha, searched = spec.lora.lora_alpha, spec.sweep.parameters
-    if alpha is not None and "lora_alpha" not in searched and "alpha_ratio" not in searched:
-        sentence = (
-            f"lora_alpha stays {number_text(alpha)} while rank varies, so the scaling "
-            f"alpha / {'sqrt(r)' if spec.lora.use_rslora else 'r'} varies too: a difference of ranks may "
-            "be one of scaling. Fix alpha_ratio instead, or search it."
-        )
-        notes.append(AuditNote(kind="fixed_alpha", sentence=sentence))
-    if "gaussian" in _choices(spec, "init_lora_weights"):
-        sentence = (
-            "init_lora_weights: gaussian draws A with a standard deviation of 1 / r, so ranks start "
-            "differently. Use init_lora_weights: true to compare ranks."
-        )
-        notes.append(AuditNote(kind="rank_dependent_init", sentence=sentence))
+    """
+    notes = list(design_notes(spec))
+    if findings is not None and findings.best is not None:
+        notes += _edge_notes(spec, findings.best)
+        notes += _edges_at_ranks(spec, replicate_groups(results, findings.metric))
+        notes += _importance_notes(spec, findings)
     return notes
 
 
-def _schedule_notes(spec: StudySpec) -> list[AuditNote]:
-    lengths = [name for name in ("num_train_epochs", "max_steps") if len(_choices(spec, name)) > 1]
-    schedules = [name for name in ("linear", "cosine") if name in _choices(spec, "lr_scheduler_type")]
-    if spec.sweep.pruner == "none" or not lengths or not schedules:
-        return []
-    sentence = (
-        f"{spec.sweep.pruner} compares trials of different {lengths[0]} at the same step, but under "
-        f"{' and '.join(schedules)} the learning rate there depends on the total length: longer trials look "
-        "worse early and are pruned too often. Use lr_scheduler_type: constant, or pruner: none."
-    )
-    return [AuditNote(kind="schedule_pruning", sentence=sentence)]
-
-
-def _edge_notes(spec: StudySpec, best: Standing) -> list[AuditNote]:
+def _edge_notes(spec: StudySpec, best: Standing) -> Iterator[AuditNote]:
     chosen = {name: value_of(best.config, name) for name in spec.sweep.parameters}
-    notes = []
     for name, parameter in spec.sweep.parameters.items():
         value = chosen[name] if spec.active(name, chosen) else None
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or name in NOT_ORDERED:
             continue
         side = _edge(parameter, float(value))
         if side is None or (side == "lowest" and value <= NATURAL_MINIMUM.get(name, -math.inf)):
             continue
         beyond = "lower" if side == "lowest" else "higher"
-        notes.append(
-            AuditNote(
-                kind="edge_of_range",
-                sentence=f"The best trial ({best.number}) has the {side} {name} that was tried "
-                f"({number_text(float(value))}): a {beyond} one may be better still. Widen its range.",
-            )
+        sentence = (
+            f"The best trial ({best.number}) has the {side} {name} that was tried "
+            f"({number_text(float(value))}): a {beyond} one may be better still. Widen its range."
         )
-    return notes
+        yield AuditNote(kind="edge_of_range", sentence=sentence)
+
+
+def _edges_at_ranks(spec: StudySpec, groups: Sequence[ReplicateGroup]) -> Iterator[AuditNote]:
+    """Ranks whose best learning rate lies at an end of its range: they were not tuned to their end."""
+    parameter = spec.sweep.parameters.get("learning_rate")
+    if parameter is None or len(choices(spec, "r")) < 2:
+        return
+    at_edge: dict[str, list[int]] = {}
+    for r in sorted({group.config.lora.r for group in groups}):
+        best = min((g for g in groups if g.config.lora.r == r), key=lambda group: group.search_mean)
+        side = _edge(parameter, best.config.training.learning_rate)
+        if side is not None:
+            at_edge.setdefault(side, []).append(r)
+    for edge, ranks in at_edge.items():
+        sentence = (
+            f"At {plural(len(ranks), 'rank')} ({', '.join(map(str, ranks))}) the best learning_rate is the {edge} that "
+            "was tried, so what these ranks can do is not known. Widen its range before comparing ranks."
+        )
+        yield AuditNote(kind="edge_at_a_rank", sentence=sentence)
+
+
+def _importance_notes(spec: StudySpec, findings: Findings) -> Iterator[AuditNote]:
+    finished = findings.states.get("complete", 0) + findings.states.get("shared", 0)
+    if spec.sweep.sampler in ADAPTIVE and finished >= MIN_TRIALS_FOR_IMPORTANCE:
+        sentence = (
+            f"The sampler ({spec.sweep.sampler}) tried promising values more often than others: importances and "
+            "medians per value describe the region that it searched, not the whole range. "
+            "`sampler: random`, `qmc` or `grid` measures that."
+        )
+        yield AuditNote(kind="adaptive_importance", sentence=sentence)
 
 
 def _edge(parameter: Parameter, value: float) -> Literal["lowest", "highest"] | None:

@@ -1,33 +1,48 @@
-"""The verdict: the best trial, what ties with it, the cheapest of those, and what is not known."""
+"""The verdict: the best configuration, which cheaper ones are as good, and how sure that is.
+
+`decide` finds it and `sentences` says it in words; every number of a sentence is in `Findings.rows` or `facts`.
+"""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from lora_lab.analysis.selection import finished, measured, retrainings, search_trials
-from lora_lab.analysis.wording import config_label, count_text, duration_text, nats, plural
+from lora_lab.analysis.comparison import LEVEL, difference, example_difference_of, held_out_value, holm, value_interval
+from lora_lab.analysis.replicates import Noise, ReplicateGroup, noise_floor, replicate_groups
+from lora_lab.analysis.selection import search_trials
+from lora_lab.analysis.verdict_words import STATE_WORDS, Fact, facts, sentences
 from lora_lab.study.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lora_lab.analysis.paired import Difference, Evidence, ExampleLosses
     from lora_lab.study.results import TrialResult, TrialState
     from lora_lab.study.settings import TrialConfig
 
+__all__ = [
+    "STATE_WORDS",
+    "Decision",
+    "Fact",
+    "Findings",
+    "Noise",
+    "Standing",
+    "VerdictRow",
+    "decide",
+    "facts",
+    "sentences",
+]
+
 LOSSES = ("eval_loss", "forgetting")
-STATE_WORDS: dict[TrialState, str] = {
-    "complete": "complete",
-    "shared": "read off another trial",
-    "pruned": "pruned",
-    "diverged": "diverged",
-    "out_of_memory": "out of memory",
-    "failed": "failed",
-    "running": "not finished",
-}
+LESS_TIME = 0.95
+"""At equal parameters, less than this share of the other's training time is cheaper; more is within its jitter."""
+
+Decision = Literal["best", "equivalent", "worse", "undecided", "costlier", "not tested"]
+"""What the test says of a configuration: as good as the best (`equivalent`), worse than it by the margin or more
+(`worse`), or neither (`undecided`); there is nothing to test for a `costlier` one, nor without replicates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +50,20 @@ class Standing:
     """A configuration as the verdict sees it."""
 
     number: int
-    """Of its trial in the search."""
+    """Of its trial in the search; of several seeds, of the one with the lowest loss."""
     config: TrialConfig
     value: float
-    """Nats per token: the mean over the retrainings with fresh seeds; without any, the single run."""
+    """Nats per token: the mean over the retrainings with fresh seeds; without any, over its seeds in the search."""
     search_value: float
-    """Nats per token of the run in the search; as one picked from many it flatters the best."""
+    """Nats per token of that trial in the search; as one picked from many it flatters the best."""
+    runs: int
+    """Trainings behind `value`."""
     retrainings: int
     """Retrainings with a value."""
     lost_retrainings: int
-    """Retrainings that diverged, failed or were stopped."""
+    """Retrainings, or seeds where there are none, that diverged, failed or were stopped."""
     spread: float | None
-    """Standard deviation over at least two retrainings, in nats."""
+    """Standard deviation over at least two trainings, in nats."""
     trainable_params: float
     """Infinite where it is not known."""
     train_seconds: float
@@ -56,22 +73,33 @@ class Standing:
         """What makes a configuration cheaper, in order: trained parameters, training time, number."""
         return self.trainable_params, self.train_seconds, self.number
 
+    def is_cheaper_than(self, other: Standing) -> bool:
+        """Whether it trains fewer parameters, or as many in clearly less time."""
+        if self.trainable_params != other.trainable_params:
+            return self.trainable_params < other.trainable_params
+        return self.train_seconds < LESS_TIME * other.train_seconds
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
-    """Spread between trainings of one configuration under different seeds, pooled over configurations."""
+class VerdictRow:
+    """One configuration against the best one, in nats per token."""
 
-    sd: float
-    """Nats."""
-    degrees_of_freedom: int
-    configurations: int
-
-    @property
-    def smallest_real_difference(self) -> float:
-        """Nats by which two single runs must differ so that chance alone does so in 5% of cases at most."""
-        from scipy.special import stdtrit  # type: ignore[import-untyped]  # half a second: only where needed
-
-        return float(stdtrit(self.degrees_of_freedom, 0.975)) * self.sd * math.sqrt(2)
+    standing: Standing
+    value_interval: tuple[float, float] | None
+    """95% interval of its value by the noise floor."""
+    estimate: float
+    """Its value minus the best one's, over common seeds where there are any; 0 for the best."""
+    interval: tuple[float, float] | None
+    """95%, two-sided, of `estimate`; None for a single run, unless single runs are compared over examples."""
+    evidence: Evidence | None
+    """What `interval` rests on."""
+    p: float | None
+    """One-sided, against "worse than the best by the margin or more"; None: not tested."""
+    corrected_p: float | None
+    """Holm-corrected over all configurations that were tested."""
+    within_margin: bool
+    """Whether the estimate lies within the margin, which alone proves nothing."""
+    decision: Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +121,12 @@ class Findings:
     """The tie, cheapest first; the best is one of them."""
     noise: Noise | None
     """None: no noise floor was measured."""
+    tested: bool
+    """Whether the tie rests on a test; else on single runs within the margin."""
+    rows: tuple[VerdictRow, ...]
+    """The best, then the others by cost: all that were trained at least twice, and single runs within the margin."""
+    held_out_value: float | None
+    """What the choice of the best is worth on a seed that did not make it; None where fresh seeds say it already."""
 
     @property
     def cheapest(self) -> Standing | None:
@@ -110,43 +144,33 @@ class Findings:
         return self.gain > 0
 
 
-def _standing(result: TrialResult, value: float, repeats: Sequence[TrialResult], metric: str) -> Standing:
-    fresh = [loss for loss in (measured(repeat, metric) for repeat in repeats) if loss is not None]
-    over = sum(repeat.state != "running" for repeat in repeats)
-    return Standing(
-        number=result.number,
-        config=result.config,
-        value=statistics.fmean(fresh) if fresh else value,
-        search_value=value,
-        retrainings=len(fresh),
-        lost_retrainings=over - len(fresh),
-        spread=statistics.stdev(fresh) if len(fresh) > 1 else None,
-        trainable_params=result.metrics.get("trainable_params", math.inf),
-        train_seconds=result.metrics.get("train_seconds", math.inf),
-    )
+def decide(
+    results: Sequence[TrialResult],
+    base_loss: float,
+    margin: float,
+    metric: str = "eval_loss",
+    losses: Mapping[int, ExampleLosses] | None = None,
+) -> Findings:
+    """Find the best configuration and the cheapest one that is as good.
 
+    Where finalists were retrained, only they can be the best, by the mean of their fresh seeds: a single run picked
+    from many looks better than it is. Elsewhere the best is the lowest mean over seeds, or the lowest single run.
 
-def _pooled(standings: Sequence[Standing]) -> Noise | None:
-    repeated = [(s.spread, s.retrainings - 1) for s in standings if s.spread is not None]
-    freedom = sum(weight for _, weight in repeated)
-    if not freedom:
-        return None
-    variance = sum(spread**2 * weight for spread, weight in repeated) / freedom
-    return Noise(sd=math.sqrt(variance), degrees_of_freedom=freedom, configurations=len(repeated))
-
-
-def decide(results: Sequence[TrialResult], base_loss: float, margin: float, metric: str = "eval_loss") -> Findings:
-    """Find the best configuration and the cheapest one that ties with it.
-
-    Where finalists were retrained, only they can be the best, by the mean of their fresh seeds: a single run
-    picked from many looks better than it is. A configuration ties when its value (that mean, or its single
-    run) is at most `margin` times the best one's gain over `base_loss` above it.
+    A cheaper configuration is as good when a one-sided paired test at 5% rejects that it is worse than the best by
+    `margin` times the best one's gain over `base_loss` or more (non-inferiority), Holm-corrected over all cheaper
+    configurations with replicates. The best is itself picked as the lowest mean; that errs to the safe side here:
+    "within the margin of every other" is tested by the hardest of its comparisons, which is the one with the lowest
+    mean (intersection-union test, Berger 1982; Hsu 1984, "multiple comparisons with the best"). Standard errors pool
+    the study's noise floor (`comparison.difference`). Without replicates the tie is what lies within the margin by
+    its single run, and `tested` is off.
 
     Args:
         results: every trial of the study, retrainings included.
         base_loss: the metric of the bare base, in nats per token (0 for `forgetting`).
         margin: share of the gain over the base, `verdict.margin` of the study file.
         metric: `eval_loss` or `forgetting`; lower is better.
+        losses: by trial number, the metric on every evaluation example; then the intervals also cover other
+            examples of this kind, not only other seeds.
 
     Raises:
         InputError: `metric` is not a loss, or `base_loss` is not finite.
@@ -156,126 +180,119 @@ def decide(results: Sequence[TrialResult], base_loss: float, margin: float, metr
         raise InputError(f"the verdict needs a loss ({' or '.join(LOSSES)}), but metric is {metric}")
     if not math.isfinite(base_loss):
         raise InputError(f"base_loss must be finite, but is {base_loss}: the bare base cannot be evaluated")
-    standings = [
-        _standing(result, value, retrainings(results, result.number), metric)
-        for result, value in finished(results, metric)
+    groups = replicate_groups(results, metric)
+    noise = noise_floor(groups)
+    candidates = _candidates(groups)
+    best = min(candidates, key=lambda group: (group.mean, _standing(group).cost), default=None)
+    width = max(0.0, margin * (base_loss - best.mean)) if best else 0.0
+    tested = noise is not None and best is not None and len(best.values) > 1
+    rows = _rows(groups, best, width, noise if tested else None, losses or {}) if best else ()
+    tied = [
+        row.standing for row in rows if row.decision in ("best", "equivalent") or (not tested and row.within_margin)
     ]
-    candidates = [standing for standing in standings if standing.retrainings] or standings
-    best = min(candidates, key=lambda standing: (standing.value, standing.cost), default=None)
-    width = max(0.0, margin * (base_loss - best.value)) if best else 0.0
-    tied = [standing for standing in standings if best and standing.value <= best.value + width]
     return Findings(
         metric=metric,
         base_loss=base_loss,
         margin_share=margin,
         states=Counter(result.state for result in search_trials(results)),
         retrained=sum(result.replicate > 0 for result in results),
-        best=best,
+        best=_standing(best) if best else None,
         margin=width,
         equivalent=tuple(sorted(tied, key=lambda standing: standing.cost)),
-        noise=_pooled(standings),
+        noise=noise,
+        tested=tested,
+        rows=rows,
+        held_out_value=held_out_value(candidates) if best and len(best.values) > 1 and not best.retrainings else None,
     )
 
 
-def sentences(findings: Findings) -> list[str]:
-    """The verdict in plain words with its numbers, most important first; says what is not known."""
-    if findings.best is None:
-        return [_count_sentence(findings), "No trial finished, so there is no verdict.", *_way_out(findings)]
-    verdict = [_best_sentence(findings, findings.best)]
-    if findings.helped:
-        verdict.append(_cheapest_sentence(findings, findings.best, findings.equivalent[0]))
-    else:
-        verdict.append(
-            "Nothing helped: no trial is better than the bare base. Look at learning_rate, the number of "
-            "epochs and the data before comparing ranks."
-        )
-    return [*verdict, *_retraining_sentences(findings), _noise_sentence(findings), _count_sentence(findings)]
+def _candidates(groups: Sequence[ReplicateGroup]) -> list[ReplicateGroup]:
+    """Configurations that can be the best: the retrained ones; else those with most seeds; else all."""
+    retrained = [group for group in groups if group.retrainings]
+    if retrained:
+        return retrained
+    replicated = [group for group in groups if len(group.values) > 1]
+    if 2 * len(replicated) <= len(groups):
+        return list(groups)
+    most = max(len(group.values) for group in replicated)
+    return [group for group in replicated if len(group.values) == most]
 
 
-def _count_sentence(findings: Findings) -> str:
-    parts = [f"{count} {STATE_WORDS[state]}" for state in STATE_WORDS if (count := findings.states.get(state, 0))]
-    extra = f", and {plural(findings.retrained, 'retraining')} with fresh seeds" if findings.retrained else ""
-    return f"{plural(sum(findings.states.values()), 'trial')}: {', '.join(parts) or 'none started'}{extra}."
-
-
-def _way_out(findings: Findings) -> list[str]:
-    ways: dict[TrialState, str] = {
-        "diverged": "lower learning_rate (or its max)",
-        "out_of_memory": "lower per_device_train_batch_size or max_length",
-        "failed": "read the reasons in the table of trials",
-        "running": "run the same command again to go on",
-    }
-    said = [f"{STATE_WORDS[state]}: {way}" for state, way in ways.items() if findings.states.get(state)]
-    return [f"What to do: {'; '.join(said)}."] if said else []
-
-
-def _best_sentence(findings: Findings, best: Standing) -> str:
-    spread = "" if best.spread is None else f" ± {nats(best.spread)}"
-    how = f"mean of {plural(best.retrainings, 'retraining')}{spread}" if best.retrainings else "one run"
-    side = "below" if findings.gain >= 0 else "above"
-    return (
-        f"Best: trial {best.number} ({config_label(best.config)}) reaches {findings.metric} "
-        f"{nats(best.value)} nats per token ({how}), {nats(abs(findings.gain))} {side} the bare base "
-        f"({nats(findings.base_loss)})."
+def _standing(group: ReplicateGroup) -> Standing:
+    return Standing(
+        number=group.number,
+        config=group.config,
+        value=group.mean,
+        search_value=group.search_value,
+        runs=len(group.values),
+        retrainings=group.retrainings,
+        lost_retrainings=group.lost,
+        spread=group.spread,
+        trainable_params=_or_infinite(group.metric_mean("trainable_params")),
+        train_seconds=_or_infinite(group.metric_mean("train_seconds")),
     )
 
 
-def _cheapest_sentence(findings: Findings, best: Standing, cheapest: Standing) -> str:
-    within = f"within {100 * findings.margin_share:.3g}% of that gain ({nats(findings.margin)} nats)"
-    if cheapest is best:
-        return f"Nothing cheaper comes {within}: it is also the cheapest choice."
-    others = len(findings.equivalent) - 1
-    return (
-        f"{plural(others, 'other trial')} {'comes' if others == 1 else 'come'} {within}. "
-        f"The cheapest choice is trial {cheapest.number} ({config_label(cheapest.config)}): "
-        f"{findings.metric} {nats(cheapest.value)}, {_cost_comparison(cheapest, best)}."
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _rows(
+    groups: Sequence[ReplicateGroup],
+    best: ReplicateGroup,
+    margin: float,
+    noise: Noise | None,
+    losses: Mapping[int, ExampleLosses],
+) -> tuple[VerdictRow, ...]:
+    """The table of the verdict; `noise` is None where nothing is tested."""
+    champion = _standing(best)
+    others = sorted((g for g in groups if g is not best), key=lambda group: _standing(group).cost)
+    tested = {g.number: difference(g, best, noise, losses) for g in others if noise and len(g.values) > 1}
+    family = [g.number for g in others if g.number in tested and _standing(g).is_cheaper_than(champion)]
+    p_values = [tested[number].p_not_below(margin) for number in family]
+    corrected = dict(zip(family, zip(p_values, holm(p_values), strict=True), strict=True))
+    rows = [_row(best, None, None, noise=noise, estimate=0.0, margin=margin, decision="best")]
+    for group in others:
+        p_value = corrected.get(group.number)
+        apart = tested.get(group.number)
+        decision = _decision(apart, p_value, margin)
+        if apart is None and noise is None:
+            apart = example_difference_of(group, best, losses)
+        estimate = apart.mean if apart else group.mean - best.mean
+        if decision != "not tested" or estimate <= margin:
+            rows.append(_row(group, apart, p_value, noise=noise, estimate=estimate, margin=margin, decision=decision))
+    return tuple(rows)
+
+
+def _decision(apart: Difference | None, p_value: tuple[float, float] | None, margin: float) -> Decision:
+    if apart is None:
+        return "not tested"
+    if p_value is None:
+        return "costlier"
+    if p_value[1] <= LEVEL:
+        return "equivalent"
+    return "worse" if apart.interval()[0] >= margin else "undecided"
+
+
+def _row(
+    group: ReplicateGroup,
+    apart: Difference | None,
+    p_value: tuple[float, float] | None,
+    *,
+    noise: Noise | None,
+    estimate: float,
+    margin: float,
+    decision: Decision,
+) -> VerdictRow:
+    p, corrected_p = p_value or (None, None)
+    return VerdictRow(
+        standing=_standing(group),
+        value_interval=value_interval(group, noise),
+        estimate=estimate,
+        interval=apart.interval() if apart else None,
+        evidence=apart.evidence if apart else None,
+        p=p,
+        corrected_p=corrected_p,
+        within_margin=estimate <= margin,
+        decision=decision,
     )
-
-
-def _cost_comparison(cheap: Standing, best: Standing) -> str:
-    if cheap.trainable_params < best.trainable_params < math.inf:
-        few, many = count_text(cheap.trainable_params), count_text(best.trainable_params)
-        times = best.trainable_params / cheap.trainable_params
-        return f"{few} trained parameters instead of {many} ({times:.3g} times fewer)"
-    if cheap.train_seconds < best.train_seconds < math.inf:
-        short, long = duration_text(cheap.train_seconds), duration_text(best.train_seconds)
-        return f"{short} of training instead of {long}"
-    return "at the same cost"
-
-
-def _retraining_sentences(findings: Findings) -> list[str]:
-    best, cheapest = findings.best, findings.cheapest
-    said: list[str] = []
-    if best and best.retrainings and best.value > best.search_value:
-        flattered = nats(best.search_value)
-        said.append(
-            f"In the search, trial {best.number} had said {flattered}: "
-            "the best of many single runs looks better than it is."
-        )
-    for standing in dict.fromkeys((best, cheapest)):
-        if standing and standing.lost_retrainings:
-            total = standing.retrainings + standing.lost_retrainings
-            lost = f"{standing.lost_retrainings} of {plural(total, 'retraining')}"
-            said.append(f"{lost} of trial {standing.number} did not reach the end.")
-    if best and cheapest and best.retrainings and not cheapest.retrainings:
-        said.append(f"Trial {cheapest.number} was run once; it is not confirmed by a retraining.")
-    return said
-
-
-def _noise_sentence(findings: Findings) -> str:
-    margin = nats(findings.margin)
-    if findings.noise is None:
-        each = "at most one retraining each" if findings.retrained else "one run each"
-        return (
-            f"No noise floor was measured ({each}): the order of trials that differ by less than the margin "
-            f"({margin} nats) is not known to be real. `confirm: {{top: 3, seeds: 3}}` measures it."
-        )
-    noise, limit = findings.noise, findings.noise.smallest_real_difference
-    words = (
-        f"Seeds alone spread {findings.metric} by {nats(noise.sd)} nats (standard deviation, "
-        f"{plural(noise.configurations, 'configuration')} retrained): two single runs closer than "
-        f"{nats(limit)} nats are not known to differ."
-    )
-    if limit > findings.margin:
-        words += f" That is more than the margin ({margin} nats), so the tie is wider than it looks."
-    return words

@@ -20,6 +20,16 @@ def nats(value: float) -> str:
     return f"{value:.4f}"
 
 
+def interval_text(interval: tuple[float, float]) -> str:
+    """An interval of losses: `-0.0012 to 0.0030`."""
+    return f"{nats(interval[0])} to {nats(interval[1])}"
+
+
+def p_text(p: float) -> str:
+    """A p-value: `0.012`, `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
 def bytes_text(count: float) -> str:
     """Bytes in binary units."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

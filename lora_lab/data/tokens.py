@@ -25,7 +25,7 @@ TokenArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedDataset:
-    """Examples as tokens; `input_ids[i]` and `labels[i]` have the shape [length of example i]."""
+    """Rows of tokens, one example each or (`positions`) several; the arrays of row i have the shape [its length]."""
 
     input_ids: tuple[TokenArray, ...]
     labels: tuple[TokenArray, ...]
@@ -35,14 +35,16 @@ class TokenizedDataset:
     cut_tokens: int
     """Tokens that these lost."""
     fingerprint: str
-    """The sha256 of all token ids and labels."""
+    """The sha256 of all token ids and labels, and positions."""
     notes: tuple[str, ...]
+    positions: tuple[TokenArray, ...] | None = None
+    """The places of tokens in their examples, from 0, where rows hold several; None: one example each."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def label_tokens(self, index: int) -> int:
-        """Tokens of an example that are predicted: its labels but the first, which has nothing before it."""
+        """Tokens of a row that are predicted: its labels but the first, which has nothing before it."""
         return int(np.count_nonzero(self.labels[index][1:] != IGNORED))
 
 
@@ -93,7 +95,7 @@ def tokenize(loaded: LoadedExamples, tokenizer: Any, max_length: int) -> Tokeniz
     if truncated:
         cut = f"{truncated} of {len(lengths)} rows are longer than max_length={max_length} tokens and were cut"
         notes.append(f"{loaded.source}: {cut} ({100 * cut_tokens / sum(lengths):.1f}% of tokens)")
-    return TokenizedDataset(input_ids, labels, truncated, cut_tokens, _fingerprint(input_ids, labels), tuple(notes))
+    return TokenizedDataset(input_ids, labels, truncated, cut_tokens, fingerprint(input_ids, labels), tuple(notes))
 
 
 def _encode(examples: Sequence[Example], tokenizer: Any) -> list[_Encoded]:
@@ -163,10 +165,11 @@ def _without_label(row: _Encoded, max_length: int) -> str:
     )
 
 
-def _fingerprint(input_ids: Sequence[TokenArray], labels: Sequence[TokenArray]) -> str:
+def fingerprint(*columns: Sequence[TokenArray]) -> str:
+    """The sha256 of the columns' arrays, row after row; row i is as long in every column."""
     digest = hashlib.sha256()
-    for ids, targets in zip(input_ids, labels, strict=True):
-        digest.update(len(ids).to_bytes(8, "little"))
-        digest.update(ids.astype("<i8").tobytes())
-        digest.update(targets.astype("<i8").tobytes())
+    for first, *others in zip(*columns, strict=True):
+        digest.update(len(first).to_bytes(8, "little"))
+        for values in (first, *others):
+            digest.update(values.astype("<i8").tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The verdict and the best trials as Markdown, for a pull request, a chat or MLflow's description."""
+"""The report in short, as Markdown, for a pull request, a chat or MLflow's description."""
 
 from __future__ import annotations
 
@@ -8,48 +8,90 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.selection import finished
 from lora_lab.analysis.verdict import sentences
 from lora_lab.analysis.wording import config_label, count_text, nats, one_line
+from lora_lab.figures.cells import Table, number_cell, text_cell
+from lora_lab.figures.verdict import facts_table, verdict_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_lab.analysis.audit import AuditNote
-    from lora_lab.analysis.verdict import Findings
-    from lora_lab.study.results import TrialResult
-    from lora_lab.study.spec import StudySpec
+    from lora_lab.figures.evidence import Evidence
+    from lora_lab.figures.style import Panel
 
 SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
+KEY_TABLES = (
+    "adequate-rank",
+    "rules-of-thumb",
+    "target-modules-at-equal-rank",
+    "target-modules-at-equal-budget",
+    "layers-at-equal-rank",
+    "layers-at-equal-budget",
+    "front-trainable-params",
+    "importance",
+    "rank-used",
+)
+"""Panels whose words and table are worth reading without the figure."""
 
 
-def markdown_text(text: str) -> str:
-    """Foreign text on one line that no Markdown reader takes for markup."""
-    return SPECIAL.sub(r"\\\1", one_line(text))
+WORDS = 4000
+"""Characters of our own sentences, which may hold a foreign name."""
 
 
-def markdown_summary(
-    spec: StudySpec,
-    results: Sequence[TrialResult],
-    findings: Findings,
-    notes: Sequence[AuditNote] = (),
-    top: int = 8,
-) -> str:
-    """Question, verdict, caveats and the best trials of the search, best first."""
+def markdown_text(text: str, limit: int = 300) -> str:
+    """Foreign text on one line, `limit` characters at most, that no Markdown reader takes for markup."""
+    return SPECIAL.sub(r"\\\1", one_line(text, limit))
+
+
+def markdown_summary(evidence: Evidence, panels: Sequence[Panel], top: int = 8) -> str:
+    """Question, verdict and its numbers, caveats, the best trials of the search, and the tables of the key figures.
+
+    Args:
+        evidence: the study and what its trials say.
+        panels: of `panels_of` on the same evidence.
+        top: how many trials to list.
+
+    """
+    spec, findings = evidence.spec, evidence.findings
     lines = [f"# {markdown_text(spec.question or spec.study_name)}", ""]
-    lines += [f"- {markdown_text(sentence)}" for sentence in sentences(findings)]
-    if notes:
-        lines += ["", "## Read with care", "", *(f"- {markdown_text(note.sentence)}" for note in notes)]
-    ranking = sorted(finished(results), key=lambda pair: pair[1])[:top]
-    if ranking:
-        lines += ["", "| trial | eval_loss | configuration | parameters |", "|---:|---:|---|---:|"]
-        lines += [_row(result, value) for result, value in ranking]
+    lines += [f"- {markdown_text(sentence, WORDS)}" for sentence in sentences(findings)]
+    if findings.rows:
+        lines += ["", "## What the verdict rests on", "", *markdown_table(verdict_table(findings))]
+        lines += ["", *markdown_table(facts_table(findings))]
+    if evidence.notes:
+        lines += ["", "## Read with care", "", *(f"- {markdown_text(note.sentence, WORDS)}" for note in evidence.notes)]
+    best = _best_trials(evidence, top)
+    if best.rows:
+        lines += ["", "## The best trials of the search", "", *markdown_table(best)]
+    for panel in panels:
+        if panel.key in KEY_TABLES and panel.table is not None:
+            lines += ["", f"## {markdown_text(panel.title)}", "", markdown_text(panel.words, WORDS), ""]
+            lines += markdown_table(panel.table)
     return "\n".join(lines) + "\n"
 
 
-def _row(result: TrialResult, value: float) -> str:
-    params = result.metrics.get("trainable_params")
-    cells = (
-        str(result.number),
-        nats(value),
-        markdown_text(config_label(result.config)),
-        "" if params is None else count_text(params),
-    )
-    return f"| {' | '.join(cells)} |"
+def markdown_table(table: Table) -> list[str]:
+    """A table's lines; columns in which no row says anything are left out."""
+    said = [column for column in range(len(table.headers)) if any(row[column].text for row in table.rows)]
+    numeric = {column for column in said if all(row[column].kind == "n" for row in table.rows)}
+    return [
+        _line([table.headers[column] for column in said]),
+        f"|{'|'.join('---:' if column in numeric else '---' for column in said)}|",
+        *(_line([row[column].text for column in said]) for row in table.rows),
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(markdown_text, cells))} |"
+
+
+def _best_trials(evidence: Evidence, top: int) -> Table:
+    ranking = sorted(finished(evidence.results), key=lambda pair: pair[1])[:top]
+    rows = [
+        [
+            number_cell(result.number),
+            number_cell(value, nats),
+            text_cell(config_label(result.config)),
+            number_cell(result.metrics.get("trainable_params"), count_text),
+        ]
+        for result, value in ranking
+    ]
+    return Table(["trial", "eval_loss, nats", "configuration", "params"], rows)

@@ -8,9 +8,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from html import escape
+from typing import TYPE_CHECKING
 
 from plotly.offline import get_plotlyjs
+
+from lora_lab.figures.cells import folded
+from lora_lab.study.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from lora_lab.figures.style import Panel
 
 STYLE = """
 :root { color-scheme: light dark; --bg: #ffffff; --fg: #1c2430; --dim: #5a6472; --line: #d9dee5;
@@ -36,6 +47,8 @@ p, ul { margin: 4px 0 12px; overflow-wrap: anywhere; }
 .card span { color: var(--dim); font-size: .86rem; }
 .warn li { border-left: 3px solid var(--warn); padding-left: 10px; list-style: none; margin: 0 0 8px; }
 .warn { padding: 0; }
+.contents { columns: 240px; padding-left: 20px; font-size: .9rem; }
+a { color: var(--accent); }
 .scroll { overflow-x: auto; }
 .wide { min-width: 760px; }
 .grid { display: grid; gap: 8px 28px;
@@ -44,14 +57,20 @@ p, ul { margin: 4px 0 12px; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: .84rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 7px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   white-space: nowrap; }
-th { background: var(--card); }
+th { background: var(--card); white-space: normal; vertical-align: bottom; }
 td.n, th.n { text-align: right; }
-td.reason { min-width: 240px; white-space: normal; overflow-wrap: anywhere; }
+td.reason { min-width: 200px; max-width: 420px; white-space: normal; overflow-wrap: break-word; }
+td.wrap { white-space: normal; }
+.fixed th:first-child, .fixed td:first-child { position: sticky; left: 0; z-index: 1; background: var(--bg); }
+td.wrap { white-space: normal; }
+.fixed th:first-child { background: var(--card); }
 tr.choice td { font-weight: 600; background: var(--card); }
+summary { cursor: pointer; color: var(--accent); }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
+@media (scripting: none) { .needs-script { display: none; } }
 code, pre { font: .88rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; white-space: pre-wrap; }
 .plot { min-height: 240px; }
 .plot .xtick text, .plot .ytick text, .plot .xtitle, .plot .ytitle, .plot .legendtext, .plot .cbaxis text,
@@ -68,7 +87,12 @@ code, pre { font: .88rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; w
   .breakout { width: auto; margin: 0; transform: none; }
   td, th { padding: 2px 4px; }
   td:not(.n) { white-space: normal; }
+  td.reason { min-width: 80px; }
+  @page wide { size: A4 landscape; }
+  #trials, #evidence { page: wide; }
   table { font-size: .6rem; }
+  .contents, .needs-script { display: none; }
+  details::details-content { content-visibility: visible; block-size: auto; }
   .modebar { display: none !important; }
 }
 """
@@ -97,6 +121,61 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 """
+
+
+def section(panel: Panel) -> str:
+    """A panel as a section that the table of contents can point to."""
+    drawing = ""
+    numbers = "" if panel.table is None else folded(panel.table)
+    if panel.figure is not None:
+        # "<" would end the data block early; in JSON it can only stand inside strings.
+        data = panel.figure.to_json().replace("<", "\\u003c")
+        width = ' class="wide"' if panel.wide else ""
+        drawing = (
+            f'<div class="scroll"><div{width}><div class="plot" id="{panel.key}" role="img" '
+            f'aria-label="{escape(panel.title)}"></div>'
+            f'<script type="application/json">{data}</script></div></div>\n'
+        )
+    return (
+        f'<section id="about-{panel.key}"><h2>{escape(panel.title)}</h2>\n'
+        f'<p class="dim">{escape(panel.words)}</p>\n{drawing}{numbers}</section>'
+    )
+
+
+def not_drawn(panels: Iterable[Panel]) -> str:
+    """Which figures are missing, and why; empty where none is."""
+    items = "".join(f"<li>{escape(p.title)}: {escape(p.words)}</li>" for p in panels if p.figure is None)
+    return (
+        f'<section id="not-drawn"><h2>Not drawn, and why</h2>\n<ul class="dim">{items}</ul></section>' if items else ""
+    )
+
+
+def contents(titles: Iterable[tuple[str, str]]) -> str:
+    """Links to the sections of the page: ids and titles."""
+    items = "".join(f'<li><a href="#{escape(key)}">{escape(title)}</a></li>' for key, title in titles)
+    return f'<nav><ul class="contents">{items}</ul></nav>'
+
+
+def write_page(path: Path, title: str, body: str) -> None:
+    """Write a whole page, replacing the file as a whole.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    # The number of the process keeps two reports apart; a file left by a killed one blocks nobody.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(page(title, body))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write the report {path}: {error.strerror or error}; free space or fix permissions, and run the "
+            "same command again: nothing is trained twice"
+        ) from error
 
 
 def _hash(script: str) -> str:

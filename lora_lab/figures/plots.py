@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.selection import finished, measured, search_trials
-from lora_lab.analysis.tradeoff import pareto_front
-from lora_lab.analysis.wording import nats, number_text, plural
+from lora_lab.analysis.wording import config_label, nats, number_text, plural
 from lora_lab.figures.style import (
-    GRAY,
-    VERMILION,
     Panel,
     blank_figure,
     color_of,
@@ -18,9 +17,12 @@ from lora_lab.figures.style import (
     hover,
     log2_axis,
     loss_frame,
+    plot_text,
+    set_height,
     symbol_of,
     target_names,
     targets_of,
+    whole_epochs,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     import plotly.graph_objects as go
 
+    from lora_lab.analysis.replicates import Noise, ReplicateGroup
     from lora_lab.analysis.verdict import Findings
     from lora_lab.study.results import TrialResult
 
@@ -35,11 +38,12 @@ if TYPE_CHECKING:
 
 LOSS_TITLE = "eval_loss (nats per token)"
 NONE_FINISHED = "No trial finished, so there is nothing to draw."
+NOT_TOLD_APART = " \u2248"
 MOST_RATIOS = 12
 """A heat map with more rows than this is unreadable."""
 
 
-def _reference(findings: Findings) -> tuple[float, float, float]:
+def reference(findings: Findings) -> tuple[float, float, float]:
     """Base, best value and the width of the tie, in nats."""
     best = findings.best.value if findings.best else findings.base_loss
     return findings.base_loss, best, findings.margin
@@ -50,7 +54,7 @@ def _shifts(names: Sequence[str]) -> dict[str, float]:
     return {name: 2 ** (0.14 * (index - (len(names) - 1) / 2)) for index, name in enumerate(names)}
 
 
-def _scatter(figure: go.Figure, points: Sequence[Point], *, side_by_side: bool = False) -> None:
+def scatter_by_targets(figure: go.Figure, points: Sequence[Point], *, side_by_side: bool = False) -> None:
     """Points by target set, on a rank axis `side_by_side`; retrainings are hollow."""
     names = target_names([result for result, _, _ in points])
     shifts = _shifts(names)
@@ -88,9 +92,9 @@ def loss_by_rank(results: Sequence[TrialResult], findings: Findings) -> Panel:
     figure = blank_figure("rank r (log2 scale)", LOSS_TITLE)
     again = [(r, value) for r in results if r.replicate and (value := measured(r)) is not None]
     _best_lines(figure, points)
-    _scatter(figure, [(r, float(r.config.lora.r), v) for r, v in [*points, *again]], side_by_side=True)
+    scatter_by_targets(figure, [(r, float(r.config.lora.r), v) for r, v in [*points, *again]], side_by_side=True)
     frame = loss_frame([value for _, value in points], findings.base_loss)
-    draw_reference(figure, frame, *_reference(findings))
+    draw_reference(figure, frame, *reference(findings))
     figure.update_xaxes(log2_axis(ranks))
     words = (
         "Each point is a trial with its own alpha, learning rate and length; lines join each rank's best. "
@@ -118,13 +122,16 @@ def _best_lines(figure: go.Figure, points: Sequence[tuple[TrialResult, float]]) 
         )
 
 
-def rank_and_ratio(results: Sequence[TrialResult]) -> Panel:
-    """Best eval_loss of every pair of rank and alpha / r; pairs that no finished trial has stay blank."""
+def rank_and_ratio(results: Sequence[TrialResult], findings: Findings) -> Panel:
+    """Best eval_loss of every pair of rank and alpha / r, means over replicates where there are any.
+
+    Pairs that no finished trial has stay blank; pairs that the noise floor does not tell from the best are marked.
+    """
     key, title = "rank-and-ratio", "Rank and alpha together"
-    best: dict[tuple[float, int], tuple[float, TrialResult]] = {}
-    for result, value in finished(results):
-        cell = (round(result.config.lora.alpha / result.config.lora.r, 6), result.config.lora.r)
-        best[cell] = min(best.get(cell, (value, result)), (value, result), key=lambda pair: pair[0])
+    best: dict[tuple[float, int], ReplicateGroup] = {}
+    for group in replicate_groups(results):
+        cell = (round(group.config.lora.alpha / group.config.lora.r, 6), group.config.lora.r)
+        best[cell] = min(best.get(cell, group), group, key=lambda one: one.mean)
     ratios, ranks = sorted({ratio for ratio, _ in best}), sorted({rank for _, rank in best})
     if not best:
         return Panel(key=key, title=title, words=NONE_FINISHED)
@@ -132,13 +139,14 @@ def rank_and_ratio(results: Sequence[TrialResult]) -> Panel:
         tried = f"{plural(len(ranks), 'rank')} and {plural(len(ratios), 'value')} of alpha / r"
         return Panel(key=key, title=title, words=f"Finished trials have {tried}: not drawn.")
     rows = [[best.get((ratio, rank)) for rank in ranks] for ratio in ratios]
+    lowest = min(best.values(), key=lambda group: group.mean)
     figure = blank_figure("rank r", "alpha / r")
     figure.add_heatmap(
         x=[str(rank) for rank in ranks],
         y=[number_text(ratio) for ratio in ratios],
-        z=[[cell[0] if cell else None for cell in row] for row in rows],
-        text=[[f"{cell[0]:.3f}" if cell else "" for cell in row] for row in rows],
-        hovertext=[[hover(cell[1]) if cell else "not tried to the end" for cell in row] for row in rows],
+        z=[[group.mean if group else None for group in row] for row in rows],
+        text=[[_pair_text(group, lowest, findings.noise) for group in row] for row in rows],
+        hovertext=[[_pair_hover(group) for group in row] for row in rows],
         hoverinfo="text",
         texttemplate="%{text}",
         colorscale="Cividis",
@@ -147,42 +155,44 @@ def rank_and_ratio(results: Sequence[TrialResult]) -> Panel:
         ygap=3,
         colorbar={"title": {"text": "nats"}, "thickness": 12, "outlinewidth": 0},
     )
-    figure.update_layout(height=130 + 62 * len(ratios), xaxis_type="category", yaxis_type="category")
+    set_height(figure, 130 + 62 * len(ratios))
+    figure.update_layout(xaxis_type="category", yaxis_type="category")
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(showgrid=False)
-    words = "The best eval_loss (nats per token) of each pair; blank where no trial was trained to the end."
-    return Panel(key=key, title=title, words=words, figure=figure)
-
-
-def loss_by_parameters(results: Sequence[TrialResult], findings: Findings) -> Panel:
-    """eval_loss against trained parameters, with the Pareto front as steps."""
-    key, title = "loss-by-parameters", "Loss against trained parameters"
-    points = [
-        (result, params, value)
-        for result, value in finished(results)
-        if (params := measured(result, "trainable_params")) is not None
-    ]
-    if not points:
-        return Panel(key=key, title=title, words=NONE_FINISHED)
-    figure = blank_figure("trained parameters (log scale)", LOSS_TITLE)
-    front = pareto_front(results)
-    figure.add_scatter(
-        x=[result.metrics["trainable_params"] for result in front],
-        y=[result.metrics["eval_loss"] for result in front],
-        mode="lines",
-        line={"color": GRAY, "shape": "hv", "width": 2},
-        name="Pareto front",
-        hoverinfo="skip",
-    )
-    _scatter(figure, points)
-    frame = loss_frame([value for _, _, value in points], findings.base_loss)
-    draw_reference(figure, frame, *_reference(findings))
-    figure.update_xaxes(type="log", dtick=1, exponentformat="SI")
     words = (
-        "No trial beats one on the front with as few parameters. The cost is known before training; only the "
-        "loss has to be measured." + frame_words(frame, findings.base_loss)
+        "The best eval_loss (nats per token) of each pair, at its best other settings; blank where no trial was "
+        f"trained to the end. {_floor_words(findings.noise)}"
     )
     return Panel(key=key, title=title, words=words, figure=figure)
+
+
+def _floor_words(noise: Noise | None) -> str:
+    if noise is None:
+        return "No noise floor was measured, so which pairs differ for real is not known."
+    return (
+        f"Marked with{NOT_TOLD_APART}: within the noise floor of the best pair (two single runs: "
+        f"{nats(noise.smallest_real_difference)} nats; less between means of several)."
+    )
+
+
+def _pair_text(group: ReplicateGroup | None, lowest: ReplicateGroup, noise: Noise | None) -> str:
+    if group is None:
+        return ""
+    limit = 0.0
+    if noise is not None and group is not lowest:
+        # The smallest real difference is that of two single runs; means of n and m of them differ by less.
+        limit = noise.smallest_real_difference * math.sqrt((1 / len(group.values) + 1 / len(lowest.values)) / 2)
+    within = noise is not None and group.mean - lowest.mean <= limit
+    return f"{group.mean:.3f}{NOT_TOLD_APART if within else ''}"
+
+
+def _pair_hover(group: ReplicateGroup | None) -> str:
+    if group is None:
+        return "not tried to the end"
+    runs = plural(len(group.values), "run")
+    return (
+        f"trial {group.number}: {nats(group.mean)} nats per token ({runs})<br>{plot_text(config_label(group.config))}"
+    )
 
 
 def learning_curves(results: Sequence[TrialResult], findings: Findings) -> Panel:
@@ -199,8 +209,10 @@ def learning_curves(results: Sequence[TrialResult], findings: Findings) -> Panel
         best = findings.best is not None and findings.best.number == result.number
         _curve(figure, result, unit, names.index(targets_of(result)), best=best)
         figure.data[-1].showlegend = first[targets_of(result)] == result.number
+    if unit == "epoch":
+        whole_epochs(figure, [max(result.curve) for result in trials])
     frame = loss_frame([value for result in trials for value in result.curve.values()], findings.base_loss)
-    draw_reference(figure, frame, *_reference(findings))
+    draw_reference(figure, frame, *reference(findings))
     words = "Solid: reached its end. Dotted: pruned or stopped. Thick: the best trial."
     return Panel(key=key, title=title, words=words + frame_words(frame, findings.base_loss), figure=figure)
 
@@ -229,38 +241,3 @@ def _curve(figure: go.Figure, result: TrialResult, unit: str, index: int, *, bes
         text=[f"{hover(result)}<br>{unit} {n * scale}: {nats(result.curve[n])}" for n in evaluations],
         hoverinfo="text",
     )
-
-
-def memory_by_rank(results: Sequence[TrialResult]) -> Panel:
-    """Peak memory against rank by target set."""
-    key, title = "memory-by-rank", "Peak memory against rank"
-    peaks = [
-        (result, peak) for result, _ in finished(results) if (peak := measured(result, "peak_memory_bytes")) is not None
-    ]
-    if not peaks:
-        return Panel(key=key, title=title, words="No peak memory was measured.")
-    unit, size = ("GiB", 2**30) if max(peak for _, peak in peaks) >= 2**30 else ("MiB", 2**20)
-    points = [(result, float(result.config.lora.r), peak / size) for result, peak in peaks]
-    figure = blank_figure("rank r (log2 scale)", f"peak memory ({unit})")
-    _scatter(figure, points, side_by_side=True)
-    figure.update_xaxes(log2_axis([rank for _, rank, _ in points]))
-    words = "Each trial's peak while it trained. The axis does not begin at zero."
-    return Panel(key=key, title=title, words=words, figure=figure)
-
-
-def forgetting_by_gain(results: Sequence[TrialResult], base_loss: float, base_forgetting: float | None) -> Panel:
-    """What general text lost against what the task won, in nats per token."""
-    key, title = "forgetting-by-gain", "What it forgets for what it learns"
-    points = [
-        (result, base_loss - value, forgotten)
-        for result, value in finished(results)
-        if (forgotten := measured(result, "forgetting")) is not None
-    ]
-    if not points:
-        return Panel(key=key, title=title, words="Forgetting was not measured.")
-    figure = blank_figure("gain on held-out text (nats per token)", "forgetting (nats per token)")
-    _scatter(figure, points)
-    figure.add_hline(y=0, line={"color": VERMILION, "width": 1})
-    base = "" if base_forgetting is None else f" (the bare base: {nats(base_forgetting)} nats per token)"
-    words = f"Up is bad, right is good. Forgetting is the loss on general text after training minus before{base}."
-    return Panel(key=key, title=title, words=words, figure=figure)

@@ -2,113 +2,103 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict import sentences
-from lora_lab.analysis.wording import bytes_text, count_text, nats, number_text, plural, rate_text, value_text
-from lora_lab.figures.page import page
+from lora_lab.analysis.wording import (
+    bytes_text,
+    config_label,
+    count_text,
+    nats,
+    number_text,
+    plural,
+    rate_text,
+    value_text,
+)
+from lora_lab.figures.arms import arm_panels
+from lora_lab.figures.cells import Table, folded, html_table, text_cell
+from lora_lab.figures.diagnostics import importance_panel, rank_used
+from lora_lab.figures.epochs import epochs_and_overfitting
+from lora_lab.figures.fronts import forgetting_against_gain, pareto_panel
+from lora_lab.figures.memory import memory_by_rank, memory_terms, predicted_memory
+from lora_lab.figures.page import contents, not_drawn, section, write_page
 from lora_lab.figures.parallel import parallel_coordinates
 from lora_lab.figures.plots import (
-    forgetting_by_gain,
     learning_curves,
-    loss_by_parameters,
     loss_by_rank,
-    memory_by_rank,
     rank_and_ratio,
 )
-from lora_lab.figures.tables import ranks_table, table, text_cell, trials_table, value_table
-from lora_lab.study.errors import StorageError
+from lora_lab.figures.ranks import adequate_ranks, rules_of_thumb, scale_response
+from lora_lab.figures.tables import ranks_table, trials_table, value_table
+from lora_lab.figures.verdict import facts_table, verdict_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lora_lab.analysis.audit import AuditNote
     from lora_lab.analysis.verdict import Findings, Standing
+    from lora_lab.figures.evidence import Evidence, Reproduction
     from lora_lab.figures.style import Panel
     from lora_lab.study.results import TrialResult
     from lora_lab.study.spec import StudySpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reproduction:
-    """What someone else needs to run the study again."""
-
-    command: str
-    """The command line, without secrets."""
-    study_hash: str
-    """Of the study file and the sweep that it names."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """By package; also the device and the operating system."""
-
-
-def write_report(
-    path: Path,
-    spec: StudySpec,
-    results: Sequence[TrialResult],
-    findings: Findings,
-    *,
-    base_forgetting: float | None = None,
-    notes: Sequence[AuditNote] = (),
-    reproduction: Reproduction,
-) -> None:
+def write_report(path: Path, evidence: Evidence, panels: Sequence[Panel]) -> None:
     """Write the report as one HTML file that needs no network; the file is replaced as a whole.
 
     Args:
         path: where to write; its folder must exist.
-        spec: the study.
-        results: every trial in every state, retrainings included.
-        findings: of `decide` on the same results.
-        base_forgetting: loss of the bare base on general text, in nats per token.
-        notes: of `audit`.
-        reproduction: how to run it again.
+        evidence: the study and what its trials say.
+        panels: of `panels_of` on the same evidence.
 
     Raises:
         StorageError: the file cannot be written.
 
     """
-    panels = _panels(results, findings, base_forgetting)
+    spec, results, findings = evidence.spec, evidence.results, evidence.findings
+    drawn = [panel for panel in panels if panel.figure is not None]
     parts = [
         _head(spec, findings, results),
-        _notes(notes),
-        *map(_panel, panels),
+        contents(FIRST_SECTIONS + [(f"about-{panel.key}", panel.title) for panel in drawn] + OTHER_SECTIONS),
+        _evidence_for(findings),
+        _notes(evidence.notes),
+        *(section(panel) for panel in drawn),
+        not_drawn(panels),
         _values(spec, results),
         _trials(results, findings),
-        _reproduce(spec, results, reproduction),
+        _reproduce(spec, results, evidence.reproduction),
     ]
-    _replace(path, page(f"{spec.study_name}: report", "\n".join(parts)))
+    write_page(path, f"{spec.study_name}: report", "\n".join(parts))
 
 
-def _panels(results: Sequence[TrialResult], findings: Findings, base_forgetting: float | None) -> list[Panel]:
+FIRST_SECTIONS = [("evidence", "What the verdict rests on"), ("care", "Read with care")]
+OTHER_SECTIONS = [("values", "Value by value"), ("trials", "All trials"), ("reproduce", "How to reproduce")]
+
+
+def panels_of(evidence: Evidence) -> list[Panel]:
+    """The figures of a study in the order of the report, each with its words; some have only words."""
+    results, findings = evidence.results, evidence.findings
+    labels = {result.number: config_label(result.config) for result in results}
     return [
         loss_by_rank(results, findings),
-        rank_and_ratio(results),
-        loss_by_parameters(results, findings),
+        adequate_ranks(evidence.rank_curves),
+        rank_and_ratio(results, findings),
+        rules_of_thumb(evidence.rules),
+        scale_response(evidence.scale),
+        *(panel for comparison in evidence.arms for panel in arm_panels(comparison)),
+        *(pareto_panel(front, results) for front in evidence.fronts),
+        epochs_and_overfitting(evidence.epochs, labels),
         learning_curves(results, findings),
-        parallel_coordinates(results),
+        forgetting_against_gain(evidence.forgetting, evidence.base_forgetting),
         memory_by_rank(results),
-        forgetting_by_gain(results, findings.base_loss, base_forgetting),
+        predicted_memory(results),
+        memory_terms(results),
+        importance_panel(evidence.importance),
+        rank_used(evidence.spectra),
+        parallel_coordinates(results),
     ]
-
-
-def _replace(path: Path, text: str) -> None:
-    # The number of the process keeps two reports apart; a file left by a killed one blocks nobody.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write the report {path}: {error.strerror or error}; free space or fix permissions, and run the "
-            "same command again: nothing is trained twice"
-        ) from error
 
 
 def _head(spec: StudySpec, findings: Findings, results: Sequence[TrialResult]) -> str:
@@ -118,7 +108,7 @@ def _head(spec: StudySpec, findings: Findings, results: Sequence[TrialResult]) -
     return (
         f'<header><p class="dim">lora_lab report: {escape(spec.study_name)}</p>\n'
         f"<h1>{escape(spec.question or spec.study_name)}</h1></header>\n"
-        f'<section><h2>Verdict</h2>\n<p class="lead">{escape(first)}</p>\n'
+        f'<section class="long"><h2>Verdict</h2>\n<p class="lead">{escape(first)}</p>\n'
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in others)}</ul>\n"
         f"{_cards(findings, choice, memory.get(choice.number)) if choice else ''}"
         f"{_configuration(choice) if choice else ''}</section>"
@@ -161,45 +151,49 @@ def _configuration(choice: Standing) -> str:
     return f"<h3>The recommended configuration</h3>\n<pre>{escape(text)}</pre>\n"
 
 
+def _evidence_for(findings: Findings) -> str:
+    said = (
+        "one-sided paired tests against the margin, Holm-corrected" if findings.tested else "not tested: no replicates"
+    )
+    rows = (
+        f'<p class="dim">Each configuration against the best one ({said}). p is against "worse by the margin or '
+        f'more"; losses in nats per token.</p>\n{html_table(verdict_table(findings))}'
+        if findings.rows
+        else ""
+    )
+    return (
+        f'<section class="long breakout" id="evidence"><h2>What the verdict rests on</h2>\n{rows}\n'
+        f"<h3>Every other number that it says</h3>{folded(facts_table(findings))}</section>"
+    )
+
+
 def _notes(notes: Sequence[AuditNote]) -> str:
     items = "".join(f"<li>{escape(note.sentence)}</li>" for note in notes)
     said = f'<ul class="warn">{items}</ul>' if notes else "<p>The audit found none of its confounds.</p>"
-    return f"<section><h2>Read with care</h2>{said}</section>"
-
-
-def _panel(panel: Panel) -> str:
-    drawing = ""
-    if panel.figure is not None:
-        # "<" would end the data block early; in JSON it can only stand inside strings.
-        data = panel.figure.to_json().replace("<", "\\u003c")
-        width = ' class="wide"' if panel.wide else ""
-        drawing = (
-            f'<div class="scroll"><div{width}><div class="plot" id="{panel.key}"></div>'
-            f'<script type="application/json">{data}</script></div></div>\n'
-        )
-    return f'<section><h2>{escape(panel.title)}</h2>\n<p class="dim">{escape(panel.words)}</p>\n{drawing}</section>'
+    return f'<section id="care"><h2>Read with care</h2>{said}</section>'
 
 
 def _values(spec: StudySpec, results: Sequence[TrialResult]) -> str:
     if not results:
         return ""
     tables = "".join(
-        f"<div><h3>{escape(name)}</h3>{value_table(results, name)}</div>" for name in spec.sweep.parameters
+        f"<div><h3>{escape(name)}</h3>{html_table(value_table(results, name))}</div>" for name in spec.sweep.parameters
     )
     return (
-        '<section class="long"><h2>Value by value</h2>\n'
+        '<section class="long" id="values"><h2>Value by value</h2>\n'
         '<p class="dim">eval_loss in nats per token over the finished trials. A sampler tries promising '
         "values more often and with better companions: read best and median as hints.</p>\n"
-        f'<div class="grid">{tables}</div>\n<h3>Rank by target set</h3>{ranks_table(results)}</section>'
+        f'<div class="grid">{tables}</div>\n<h3>Rank by target set</h3>{html_table(ranks_table(results))}</section>'
     )
 
 
 def _trials(results: Sequence[TrialResult], findings: Findings) -> str:
     choice = findings.cheapest.number if findings.cheapest and findings.helped else None
     return (
-        f'<section class="long breakout"><h2>All {plural(len(results), "trial")}</h2>\n'
-        '<p class="dim">Click a column to sort. eval_loss and forgetting are in nats per token.</p>\n'
-        f"{trials_table(results, choice)}</section>"
+        f'<section class="long breakout" id="trials"><h2>All {plural(len(results), "trial")}</h2>\n'
+        '<p class="dim">One row per trial; "nats" are nats per token.'
+        '<span class="needs-script"> Press a column\'s name to sort by it.</span></p>\n'
+        f"{html_table(trials_table(results, choice))}</section>"
     )
 
 
@@ -221,6 +215,6 @@ def _reproduce(spec: StudySpec, results: Sequence[TrialResult], reproduction: Re
         "depends on the device, and so does what the sampler tries next; a number makes it repeatable.</p>"
     )
     return (
-        f"<section><h2>How to reproduce</h2><pre>{escape(reproduction.command)}</pre>\n{remark}"
-        f"{table(['what', 'value'], rows)}</section>"
+        f'<section id="reproduce"><h2>How to reproduce</h2><pre>{escape(reproduction.command)}</pre>\n{remark}'
+        f"{html_table(Table(['what', 'value'], rows))}</section>"
     )

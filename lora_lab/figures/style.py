@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from lora_lab.analysis.selection import measured
-from lora_lab.analysis.wording import config_label, nats, value_text
+from lora_lab.analysis.wording import config_label, count_text, nats, value_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from lora_lab.figures.cells import Table
     from lora_lab.study.results import TrialResult
 
 BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -21,6 +23,8 @@ PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)
 """Okabe and Ito's colors without black and yellow, which vanish on a dark or a white page."""
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")
 GRAY = "#808080"
+LEGEND_DISTANCE = 62
+"""Pixels from the plot down to the legend: room for ticks and the axis title."""
 GRID = "rgba(128,128,128,0.25)"
 
 
@@ -34,6 +38,8 @@ class Panel:
     figure: go.Figure | None = None
     wide: bool = False
     """Scrolls sideways on a narrow screen instead of being squeezed."""
+    table: Table | None = None
+    """The numbers of the figure."""
 
 
 def blank_figure(x_title: str, y_title: str) -> go.Figure:
@@ -54,6 +60,18 @@ def blank_figure(x_title: str, y_title: str) -> go.Figure:
             "legend": {"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0, "xanchor": "left"},
         }
     )
+
+
+def set_height(figure: go.Figure, height: int) -> None:
+    """Give a figure another height than the usual one; the legend keeps its distance from the axis."""
+    plot = height - figure.layout.margin.t - figure.layout.margin.b
+    figure.update_layout(height=height, legend={"y": -LEGEND_DISTANCE / plot})
+
+
+def whole_epochs(figure: go.Figure, epochs: Sequence[float]) -> None:
+    """Ticks at whole epochs, where these are few."""
+    if max(epochs) <= 12:
+        figure.update_xaxes(dtick=1)
 
 
 def plot_text(text: str) -> str:
@@ -98,6 +116,30 @@ def log2_axis(values: Sequence[float]) -> dict[str, Any]:
         "ticktext": [f"{tick:g}" for tick in ticks],
         "minor": {"ticks": ""},
     }
+
+
+def error_bars(values: Sequence[float], intervals: Sequence[tuple[float, float] | None]) -> dict[str, Any]:
+    """The whiskers of points whose intervals need not be symmetric; none where there is no interval."""
+    if not any(intervals):
+        return {"visible": False}
+    ends = [interval or (value, value) for value, interval in zip(values, intervals, strict=True)]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in zip(values, ends, strict=True)],
+        "arrayminus": [value - low for value, (low, _) in zip(values, ends, strict=True)],
+        "thickness": 1.4,
+        "width": 5,
+    }
+
+
+def decimal_axis(values: Sequence[float], show: Callable[[float], str] = count_text) -> dict[str, Any]:
+    """Settings of a logarithmic axis with few round ticks: the nearer the values, the more of each power of ten."""
+    low, high = min(values), max(values)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 3, 4, 5, 6, 8) if high < 4 * low else (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = [step * 10.0**power for power in powers for step in steps if low / 2 <= step * 10.0**power <= 2 * high]
+    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [show(tick) for tick in ticks]}
 
 
 @dataclass(frozen=True, slots=True)

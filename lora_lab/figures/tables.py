@@ -1,74 +1,30 @@
-"""The report's tables as HTML; every cell is escaped here."""
+"""The report's tables of trials, of parameter values and of ranks."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.selection import measured
+from lora_lab.analysis.selection import measured, value_of
 from lora_lab.analysis.tradeoff import by_value, rank_table
 from lora_lab.analysis.wording import (
     bytes_text,
     count_text,
     duration_text,
     nats,
-    number_text,
-    one_line,
     rate_text,
     value_text,
 )
+from lora_lab.figures.cells import Cell, Table, number_cell, text_cell
+from lora_lab.study.engines import engine_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lora_lab.study.results import TrialResult
+    from lora_lab.study.sweep import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What a cell shows, and by what it sorts: a number, a text, or "" for nothing known (always last)."""
-
-    text: str
-    sort: str = ""
-    kind: str = ""
-    """`n` for a number (right-aligned), `reason` for long text."""
-
-
-def text_cell(text: str, kind: str = "") -> Cell:
-    """Foreign text on one line."""
-    shown = one_line(text)
-    return Cell(shown, shown, kind)
-
-
-def number_cell(value: float | None, show: Callable[[float], str] = number_text) -> Cell:
-    """A number, blank where it is not known."""
-    return (
-        Cell("", "", "n") if value is None or not math.isfinite(value) else Cell(show(value), repr(float(value)), "n")
-    )
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, marked: Sequence[int] = ()) -> str:
-    """A sortable table that scrolls sideways where it must; rows whose index is `marked` stand out."""
-    numeric = [bool(rows) and all(row[column].kind == "n" for row in rows) for column in range(len(headers))]
-    head = "".join(
-        f'<th{" class=n" if number else ""}><button type="button">{escape(header)}</button></th>'
-        for header, number in zip(headers, numeric, strict=True)
-    )
-    body = "\n".join(
-        f"<tr{' class=choice' if index in marked else ''}>{''.join(map(_cell, row))}</tr>"
-        for index, row in enumerate(rows)
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-
-
-def _cell(cell: Cell) -> str:
-    kind = f' class="{cell.kind}"' if cell.kind else ""
-    return f'<td{kind} data-sort="{escape(cell.sort)}">{escape(cell.text)}</td>'
-
-
-def value_table(results: Sequence[TrialResult], name: str) -> str:
+def value_table(results: Sequence[TrialResult], name: str) -> Table:
     """Tried, finished, best and median loss per value of one parameter."""
     rows = [
         [
@@ -81,10 +37,10 @@ def value_table(results: Sequence[TrialResult], name: str) -> str:
         ]
         for row in by_value(results, name)
     ]
-    return table(["value", "tried", "finished", "best", "median", "trial"], rows)
+    return Table(["value", "tried", "finished", "best", "median", "trial"], rows)
 
 
-def ranks_table(results: Sequence[TrialResult]) -> str:
+def ranks_table(results: Sequence[TrialResult]) -> Table:
     """Best and median loss per target set and rank."""
     rows = [
         [
@@ -98,26 +54,43 @@ def ranks_table(results: Sequence[TrialResult]) -> str:
         ]
         for row in rank_table(results)
     ]
-    return table(["targets", "r", "finished", "best", "median", "params", "trial"], rows)
+    return Table(["targets", "r", "finished", "best", "median", "params", "trial"], rows)
 
 
-TRIAL_HEADERS = (
-    "trial",
-    "state",
-    "eval_loss",
-    "r",
-    "alpha",
-    "scaling",
-    "targets",
-    "layers",
-    "epochs",
-    "lr",
-    "params",
-    "memory",
-    "time",
-    "forgetting",
-    "remark",
+TRIAL_COLUMNS: Mapping[str, Callable[[TrialResult], Cell]] = {
+    "trial": lambda trial: number_cell(trial.number),
+    "state": lambda trial: text_cell(trial.state.replace("_", " ")),
+    "eval_loss, nats": lambda trial: number_cell(measured(trial), nats),
+    "r": lambda trial: number_cell(trial.config.lora.r),
+    "alpha": lambda trial: number_cell(trial.config.lora.alpha),
+    "scaling": lambda trial: number_cell(trial.config.lora.scaling),
+    "targets": lambda trial: text_cell(value_text(trial.config.lora.target_modules)),
+    "layers": lambda trial: text_cell(value_text(trial.config.lora.layers)),
+    "epochs": lambda trial: number_cell(trial.config.training.num_train_epochs),
+    "lr": lambda trial: number_cell(trial.config.training.learning_rate, rate_text),
+}
+"""What every study's table says of a trial before the other parameters that it searched."""
+FIGURE_COLUMNS: Mapping[str, Callable[[TrialResult], Cell]] = {
+    "seed": lambda trial: number_cell(trial.config.training.seed),
+    "params": lambda trial: _metric_cell(trial, "trainable_params", count_text),
+    "peak memory": lambda trial: _metric_cell(trial, "peak_memory_bytes", bytes_text),
+    "predicted": lambda trial: _metric_cell(trial, "predicted_memory_bytes", bytes_text),
+    "off by": lambda trial: _metric_cell(trial, "memory_error_percent", lambda share: f"{share:+.1f}%"),
+    "time": lambda trial: _metric_cell(trial, "train_seconds", duration_text),
+    "tokens / s": lambda trial: _metric_cell(trial, "tokens_per_second", count_text),
+    "forgetting, nats": lambda trial: number_cell(measured(trial, "forgetting"), nats),
+    "engine": lambda trial: text_cell(engine_for(trial.config).name),
+    "source": lambda trial: number_cell(trial.source),
+    "remark": lambda trial: text_cell(_remark(trial), "reason"),
+}
+"""What it measured, and what became of it; columns that no trial fills are left out."""
+SHOWN_APART = frozenset(
+    {"r", "lora_alpha", "alpha_ratio", "target_modules", "layers", "num_train_epochs", "learning_rate", "seed"}
 )
+
+
+def _metric_cell(trial: TrialResult, name: str, show: Callable[[float], str]) -> Cell:
+    return number_cell(trial.metrics.get(name), show)
 
 
 def _remark(result: TrialResult) -> str:
@@ -134,29 +107,20 @@ def _remark(result: TrialResult) -> str:
     return "; ".join(about)
 
 
-def trial_row(result: TrialResult) -> list[Cell]:
-    """One trial under `TRIAL_HEADERS`."""
-    lora, training = result.config.lora, result.config.training
-    return [
-        number_cell(result.number),
-        text_cell(result.state.replace("_", " ")),
-        number_cell(measured(result), nats),
-        number_cell(lora.r),
-        number_cell(lora.alpha),
-        number_cell(lora.scaling),
-        text_cell(value_text(lora.target_modules)),
-        text_cell(value_text(lora.layers)),
-        number_cell(training.num_train_epochs),
-        number_cell(training.learning_rate, rate_text),
-        number_cell(result.metrics.get("trainable_params"), count_text),
-        number_cell(result.metrics.get("peak_memory_bytes"), bytes_text),
-        number_cell(result.metrics.get("train_seconds"), duration_text),
-        number_cell(measured(result, "forgetting"), nats),
-        text_cell(_remark(result), "reason"),
-    ]
+def _parameter_cell(value: Value) -> Cell:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number_cell(value)
+    return text_cell(value_text(value))
 
 
-def trials_table(results: Sequence[TrialResult], choice: int | None) -> str:
+def trials_table(results: Sequence[TrialResult], choice: int | None) -> Table:
     """Every trial in every state; `choice` is the number of the one that the verdict recommends."""
-    marked = [index for index, result in enumerate(results) if result.number == choice]
-    return table(TRIAL_HEADERS, [trial_row(result) for result in results], marked=marked)
+    searched = dict.fromkeys(name for trial in results for name in trial.params if name not in SHOWN_APART)
+    columns = {
+        **{header: [show(trial) for trial in results] for header, show in TRIAL_COLUMNS.items()},
+        **{name: [_parameter_cell(value_of(trial.config, name)) for trial in results] for name in searched},
+        **{header: [show(trial) for trial in results] for header, show in FIGURE_COLUMNS.items()},
+    }
+    filled = {header: cells for header, cells in columns.items() if any(cell.text for cell in cells)}
+    marked = [index for index, trial in enumerate(results) if trial.number == choice]
+    return Table(list(filled), list(zip(*filled.values(), strict=True)), marked, fixed=True)

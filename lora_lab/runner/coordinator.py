@@ -1,5 +1,8 @@
 """The loop of a sweep: ask the search, admit to the pack, train, tell.
 
+A trial that another one's training contains (`sharing`) is told with the figures there, or begins where it parts from
+it, in the folder that the engine made for it.
+
 The order of writes makes a kill at any moment harmless. A trial's files come first, then the search's storage
 (the truth), then the journal from which MLflow is fed; what is missing in the journal after a kill is added
 from the storage when the study is opened again.
@@ -11,12 +14,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.selection import search_trials
+from lora_lab.runner.books import Books
+from lora_lab.runner.finalists import choosable_no_more, finalists, first_fresh_seed
+from lora_lab.runner.handover import Handover
+from lora_lab.runner.sharing import Sharing
 from lora_lab.study.errors import CheckpointError, InputError, TrainingError
-from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, OutOfMemory, TrialEvent
-from lora_lab.study.identity import trial_identity
-from lora_lab.study.targets import resolve_targets
-from lora_lab.tracking.describe import trial_started
+from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Milestone, OutOfMemory, TrialEvent
+from lora_lab.study.results import FINISHED_WITH_VALUE
 from lora_lab.tracking.records import TrialEnded
 
 if TYPE_CHECKING:
@@ -27,12 +31,10 @@ if TYPE_CHECKING:
     from lora_lab.runner.folder import RunFolder
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.search.store import Asked, StudyStore
-    from lora_lab.study.results import TrialResult, TrialState
-    from lora_lab.study.settings import TrialConfig
+    from lora_lab.study.results import TrialState
     from lora_lab.study.spec import StudySpec
     from lora_lab.tracking.journal import Journal
 
-ENGINE = "packed"
 FAILURES: dict[type[TrialEvent], TrialState] = {
     Diverged: "diverged",
     OutOfMemory: "out_of_memory",
@@ -40,7 +42,6 @@ FAILURES: dict[type[TrialEvent], TrialState] = {
 }
 CHECKPOINT_SHARE = 50
 """The next checkpoint comes at least this many times the newest one's duration later: at most 2% of the time."""
-KEPT_ADAPTERS = 3
 TICK_S = 1.0
 LOOK_AHEAD = 8
 """Trials on other bases that may wait for theirs."""
@@ -80,13 +81,11 @@ class Coordinator:
         self._next_tick = 0.0
         self._interval_s = checkpoint_interval_s
         self._next_checkpoint = time.monotonic() + checkpoint_interval_s
-        self._owners: dict[str, int] = {}
-        """Which trial trains, or trained, each distinct configuration."""
-        self._ended: set[int] = set()
-        self._followers: dict[int, list[int]] = {}
-        """Trials that wait for the outcome of an equivalent one."""
+        self._sharing = Sharing(spec, executor.linears)
+        self._books = Books(journal, display, folder, self._sharing)
         self._waiting: deque[Asked] = deque()
         """Trials that were asked for and have no place in the pack yet."""
+        self._handover = Handover(store, folder, self._sharing, self._books, self._waiting)
 
     def run(self) -> bool:
         """Train until the budget is used up; True when the study is complete, False when asked to stop."""
@@ -103,28 +102,20 @@ class Coordinator:
     def _take_up(self) -> None:
         results = self._store.results()
         for result in results:
-            if result.state != "running" and result.source is None:
-                self._owners.setdefault(self._identity(result.config), result.number)
+            self._sharing.remember(result)
+            if result.source is not None:
+                self._folder.adopt_shorter(result.source, result.config.training.num_train_epochs, result.number)
             if result.state != "running":
-                self._ended.add(result.number)
                 self._folder.drop_checkpoint(result.number)  # a kill may have come just before
-        self._waiting.extend(self._store.running())
-        self._complete_journal(results)
-
-    def _complete_journal(self, results: list[TrialResult]) -> None:
-        """Add the ends that a kill kept out of the journal after they were told to the storage."""
+        for asked in self._store.running():
+            if asked.branched_from is not None:
+                epochs = asked.config.training.num_train_epochs
+                self._folder.adopt_shorter(asked.branched_from, epochs, asked.number)
+            self._waiting.append(asked)
+        # The ends that a kill kept out of the journal after they were told to the storage.
         for result in results:
             if result.state != "running" and result.number not in self._journal.ended_trials:
-                self._journal.append(
-                    trial_started(result.number, result.config, engine=ENGINE),
-                    TrialEnded(
-                        number=result.number,
-                        state=result.state,
-                        step=int(result.metrics.get("steps", 0)),
-                        reason=result.reason,
-                        metrics=result.metrics,
-                    ),
-                )
+                self._books.record(result, self._store.result)
 
     # The loop
 
@@ -163,7 +154,7 @@ class Coordinator:
                 self._waiting.remove(asked)
                 return asked
         while self._executor.has_room and len(self._waiting) < LOOK_AHEAD:
-            asked_next = self._store.ask()
+            asked_next = self._store.ask(self._sharing.reserved)
             if asked_next is None or self._executor.accepts(asked_next.config):
                 return asked_next
             self._waiting.append(asked_next)
@@ -172,43 +163,30 @@ class Coordinator:
     def _start(self, asked: Asked) -> None:
         number, config = asked.number, asked.config
         try:
-            source = self._owners.setdefault(self._identity(config), number)
-            if source != number:
-                self._follow(number, source)
+            origin = self._sharing.origin(asked)
+            if origin is not None:
+                self._handover.follow(asked, origin)
                 return
-            self._executor.submit(number, config)
+            self._executor.submit(number, config, self._sharing.begin(asked))
         except (InputError, CheckpointError, TrainingError) as error:
-            self._announce(asked)
+            self._books.announce(asked)
             self._end(Failed(number=number, step=0, epoch=0.0, reason=str(error)))
             return
-        self._announce(asked)
-
-    def _announce(self, asked: Asked) -> None:
-        self._journal.append(trial_started(asked.number, asked.config, engine=ENGINE, tags=self._tags(asked)))
-        self._display.trial_started(asked.number, asked.config)
-
-    def _tags(self, asked: Asked) -> dict[str, str]:
-        tags = {"config_id": self._identity(asked.config, any_seed=True)[:12]}
-        if asked.confirms is not None:
-            tags |= {"confirms": str(asked.confirms), "replicate": str(asked.replicate)}
-        return tags
-
-    def _identity(self, config: TrialConfig, *, any_seed: bool = False) -> str:
-        """The hash of what is trained; with `any_seed`, equal for replicates."""
-        modules = resolve_targets(self._executor.linears(config.model), config.lora)
-        if any_seed:
-            config = config.model_copy(update={"training": config.training.model_copy(update={"seed": 0})})
-        return trial_identity(config, modules)
+        self._books.announce(asked)
 
     # What trials tell
 
     def _handle(self, events: list[TrialEvent]) -> None:
         """Report everything first, then prune: trials of one step are compared with each other."""
-        self._journal.append(*events)
+        self._journal.append(*(event for event in events if not isinstance(event, Milestone)))
         for event in events:
             self._display.event(event)
             if isinstance(event, Evaluated):
-                self._store.report(event.number, event.evaluation, event.eval_loss)
+                self._store.report(event.number, event.evaluation, event.eval_loss, event.costs)
+        training = {*self._executor.active, *(event.number for event in events)}
+        for event in events:
+            if isinstance(event, Milestone):
+                self._handover.give(event, training)
         # Asked for trials that end here too: it makes their values count on the rungs.
         rejected = {e.number for e in events if isinstance(e, Evaluated) and self._store.should_prune(e.number)}
         ending = {event.number for event in events if isinstance(event, (Finished, *FAILURES))}
@@ -218,6 +196,8 @@ class Coordinator:
                     self._end(event)
             elif event.number in rejected and isinstance(event, Evaluated):
                 self._prune(event)
+        if any(isinstance(event, (Finished, Milestone)) for event in events):
+            self._tidy_adapters()
 
     def _end(self, event: TrialEvent) -> None:
         """Tell the storage how a trial ended; other events pass."""
@@ -225,7 +205,6 @@ class Coordinator:
             case Finished():
                 self._store.finish(event.number, event.metrics)
                 self._close(event.number, "complete", event, metrics=dict(event.metrics))
-                self._tidy_adapters()
             case Diverged() | OutOfMemory() | Failed():
                 self._store.fail(event.number, FAILURES[type(event)], event.reason)
                 self._close(event.number, FAILURES[type(event)], event, reason=event.reason)
@@ -259,32 +238,7 @@ class Coordinator:
         loss = event.eval_loss if isinstance(event, Evaluated) else (metrics or {}).get("eval_loss")
         self._display.trial_ended(number, state, loss, reason)
         self._folder.drop_checkpoint(number)
-        self._ended.add(number)
-        for follower in self._followers.pop(number, []):
-            self._share(follower, number)
-
-    def _follow(self, number: int, source: int) -> None:
-        """Let an equivalent configuration have the source's outcome, now or when it is there."""
-        if source in self._ended:
-            self._share(number, source)
-        else:
-            self._followers.setdefault(source, []).append(number)
-
-    def _share(self, number: int, source: int) -> None:
-        self._store.share(number, source)
-        result = self._store.result(number)
-        self._journal.append(
-            trial_started(number, result.config, engine=ENGINE, tags={"shares": str(source)}),
-            TrialEnded(
-                number=number,
-                state=result.state,
-                step=int(result.metrics.get("steps", 0)),
-                reason=f"the same training as trial {source}",
-                metrics=result.metrics,
-            ),
-        )
-        self._ended.add(number)
-        self._display.trial_ended(number, result.state, result.eval_loss, f"the same training as trial {source}")
+        self._handover.release(number, has_value=state in FINISHED_WITH_VALUE)
 
     # Files
 
@@ -301,20 +255,10 @@ class Coordinator:
         """
         if self._spec.sweep.multi_objective or self._spec.sweep.confirm is not None:
             return  # several are best, or the retrainings will say which is
-        ranked = sorted(
-            (result.eval_loss, result.number)
-            for result in search_trials(self._store.results())
-            if result.state == "complete" and result.eval_loss is not None
-        )
-        if len(ranked) <= KEPT_ADAPTERS:
-            return
         losses = self._store.base_losses()
         assert losses is not None
-        best, base = ranked[0][0], losses[0]
-        bound = best + self._spec.sweep.verdict.margin * max(0.0, base - best)
-        for loss, number in ranked[KEPT_ADAPTERS:]:
-            if loss > bound:
-                self._folder.drop_adapter(number)
+        for number in choosable_no_more(self._store.results(), losses[0], self._spec.sweep.verdict.margin):
+            self._folder.drop_adapter(number)
 
     # Confirmation
 
@@ -322,16 +266,18 @@ class Coordinator:
         """Ask for the best trials again with fresh seeds; what is enqueued already is not doubled."""
         confirm = self._spec.sweep.confirm
         assert confirm is not None
-        results = self._store.results()
+        results, losses = self._store.results(), self._store.base_losses()
+        assert losses is not None
         known = {(result.confirms, result.replicate) for result in results}
-        by_number = {result.number: result for result in results}
-        ranked = sorted(
-            (result.eval_loss, result.number)
-            for result in search_trials(results)
-            if result.state == "complete" and result.eval_loss is not None
+        chosen = finalists(
+            results,
+            lambda config: self._sharing.identity(config, any_seed=True),
+            top=confirm.top,
+            base_loss=losses[0],
+            margin=self._spec.sweep.verdict.margin,
         )
-        for _, number in ranked[: confirm.top]:
-            seed = by_number[number].config.training.seed
+        seed = first_fresh_seed(results)
+        for result in chosen:
             for replicate in range(1, confirm.seeds + 1):
-                if (number, replicate) not in known:
-                    self._store.enqueue_replicate(number, seed=seed + replicate, replicate=replicate)
+                if (result.number, replicate) not in known:
+                    self._store.enqueue_replicate(result.number, seed=seed + replicate - 1, replicate=replicate)

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from lora_lab.runner.pack_size import PackSize
+from lora_lab.runner.placement import Need, Room, memory_limit
+from lora_lab.study.engines import engine_for
+from lora_lab.study.events import OutOfMemory
 from lora_lab.tracking.records import DatasetInput
 from lora_lab.training.base import architecture, default_device, device_name, load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.engine import PackedEngine
+from lora_lab.training.memory import device_bytes
+from lora_lab.training.probe import does_not_fit
+from lora_lab.training.reference import ReferenceEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from lora_lab.study.events import TrialEvent
@@ -52,8 +58,8 @@ class Executor(Protocol):
     def accepts(self, config: TrialConfig) -> bool:
         """Whether this very trial can start now."""
 
-    def submit(self, number: int, config: TrialConfig) -> None:
-        """Start or continue a trial."""
+    def submit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> None:
+        """Start or continue a trial; `shorter` are runs of fewer epochs in it whose results are wanted too."""
 
     def stop(self, number: int) -> None:
         """End a trial early."""
@@ -75,29 +81,44 @@ class Executor(Protocol):
 
 
 class InProcessExecutor:
-    """One device, one pack, one base at a time, in this process."""
+    """One device, one base at a time, on it one pack or one trial of the reference engine, in this process."""
 
-    def __init__(self, trials_folder: Path, data_cache: Path, pack_size: int | None) -> None:
+    def __init__(self, trials_folder: Path, data_cache: Path, pack_size: int | None, memory: str | None = None) -> None:
         self._trials_folder = trials_folder
         self._data_cache = data_cache
         self._pack_size = PackSize(pack_size)
+        free = device_bytes(default_device())
+        self._room = Room(memory_limit(memory, None if free is None else free[0]))
+        self._needs: dict[TrialConfig, Need | None] = {}
+        self._refused: list[OutOfMemory] = []
+        """Trials that need more than there is, which is told at the next poll."""
         self._set_aside: dict[int, TrialConfig] = {}
         """Trials that left a pack which did not fit into memory; they come back first."""
         self._configs: dict[int, TrialConfig] = {}
+        self._shorter: dict[int, Sequence[TrialConfig]] = {}
+        """Runs of fewer epochs inside each trial whose results are wanted too."""
         self._tokens_per_second = 0.0
         self._settings: ModelSettings | None = None
         self._engine: PackedEngine | None = None
+        self._reference: ReferenceEngine | None = None
         self._catalog: DataCatalog | None = None
         self._linears: dict[ModelSettings, LinearMap] = {}
 
     @property
     def active(self) -> tuple[int, ...]:
-        """Numbers of the trials in the pack, and of those that wait to come back into it."""
-        return (*(self._engine.active if self._engine else ()), *self._set_aside)
+        """Numbers of the trials in training, and of those that wait to come back into the pack."""
+        training = (number for engine in self._engines for number in engine.active)
+        return (*training, *self._set_aside, *(event.number for event in self._refused))
+
+    @property
+    def _engines(self) -> tuple[PackedEngine | ReferenceEngine, ...]:
+        return tuple(engine for engine in (self._engine, self._reference) if engine is not None)
 
     @property
     def has_room(self) -> bool:
-        """Whether the pack is not full."""
+        """Whether there is a pack, or none yet, and it is not full."""
+        if self._reference is not None and self._reference.active:
+            return False
         return not self._set_aside and len(self.active) < self._pack_size.limit
 
     @property
@@ -106,43 +127,102 @@ class InProcessExecutor:
         return self._tokens_per_second
 
     def accepts(self, config: TrialConfig) -> bool:
-        """Whether the pack has room, and is on this trial's base or can change to it."""
-        return not self.active or (self.has_room and config.model == self._settings)
+        """Whether the pack has room, and is on this trial's base or can change to it.
 
-    def submit(self, number: int, config: TrialConfig) -> None:
-        """Put a trial into the pack; loads its base first where another one is loaded.
+        A pack has one forward pass, so its trials keep its activations or compute them again together. A trial of
+        the reference engine trains alone.
+        """
+        if not self.active:
+            return True
+        if engine_for(config).name == "reference":
+            return False
+        neighbor = self._configs[self.active[0]].training
+        alike = neighbor.gradient_checkpointing == config.training.gradient_checkpointing
+        return self.has_room and config.model == self._settings and alike and self._fits(config)
+
+    def _fits(self, config: TrialConfig) -> bool:
+        """Whether there is memory for one more trial in the pack."""
+        if self._room.pack_limit_bytes is None:
+            return True
+        self._room.keep(self.active)
+        return self._room.fits(self._need(config))
+
+    def _need(self, config: TrialConfig) -> Need | None:
+        if config not in self._needs:
+            predicted = self._engine_for(config.model).predict(config)
+            self._needs[config] = None if predicted is None else Need.of(predicted, config.data.max_length)
+        return self._needs[config]
+
+    def submit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> None:
+        """Put a trial into the pack, or on the reference engine; loads its base first where another one is loaded.
 
         Raises:
             InputError: the trial cannot be trained as it is.
             CheckpointError: its checkpoint is damaged.
         """
         engine = self._engine_for(config.model)
-        self._configs[number] = config
-        engine.admit(number, config)
+        self._configs[number], self._shorter[number] = config, shorter
+        if engine_for(config).name == "reference":
+            assert self._reference is not None
+            self._reference.admit(number, config, shorter)
+        else:
+            self._admit(engine, number, config)
+
+    def _admit(self, engine: PackedEngine, number: int, config: TrialConfig) -> None:
+        """Put a trial into the pack, unless it was measured to need more than there is."""
+        engine.admit(number, config, self._shorter[number])
+        if number in engine.active:
+            memory, limit = engine.memory(number), self._room.limit_bytes
+            self._room.take(number, self._need(config))
+            if limit is not None and memory is not None and memory.peak_bytes > limit:
+                engine.discard(number)
+                detail = f"it needs {memory.peak_bytes:,} bytes as measured on one step"
+                reason = does_not_fit(memory.predicted, limit, detail)
+                self._refused.append(OutOfMemory(number=number, step=0, epoch=0.0, reason=reason))
         self._take_set_aside(engine)
 
     def stop(self, number: int) -> None:
-        """Take a trial out of the pack."""
+        """Take a trial out of training."""
         self._set_aside.pop(number, None)
-        if self._engine:
-            self._engine.discard(number)
+        self._refused = [event for event in self._refused if event.number != number]
+        for engine in self._engines:
+            engine.discard(number)
 
     def poll(self) -> list[TrialEvent]:
-        """One step of the pack; one that did not fit into memory is tried again with fewer trials."""
+        """One step of the pack, or of the trial on the reference engine.
+
+        A step that did not fit into memory is tried again with fewer trials.
+        """
+        if self._refused:
+            refused, self._refused = self._refused, []
+            return list(refused)
+        if self._reference is not None and self._reference.active:
+            events = self._reference.step()
+            self._note_speed(self._reference.tokens_per_second)
+            return events
         engine = self._engine
         assert engine is not None
         while self._set_aside and len(engine.active) < self._pack_size.limit:
-            number = next(iter(self._set_aside))
-            engine.admit(number, self._set_aside.pop(number))
+            number, config = next(iter(self._set_aside.items()))
+            if engine.active and not self._fits(config):
+                break
+            del self._set_aside[number]
+            self._admit(engine, number, config)
         training = len(engine.active)
         events = engine.step()
         self._take_set_aside(engine)
         self._pack_size.measured(training, engine.tokens_per_second)
-        self._tokens_per_second += SPEED_SMOOTHING * (engine.tokens_per_second - self._tokens_per_second)
+        self._note_speed(engine.tokens_per_second)
         return events
+
+    def _note_speed(self, tokens_per_second: float) -> None:
+        self._tokens_per_second += SPEED_SMOOTHING * (tokens_per_second - self._tokens_per_second)
 
     def _take_set_aside(self, engine: PackedEngine) -> None:
         """Keep the trials that had to leave the pack, and do not fill it so far again."""
+        if engine.set_aside:
+            self._room.keep(engine.active)
+            self._room.ran_out()
         for number in engine.set_aside:
             self._set_aside[number] = self._configs[number]
             self._pack_size.shrink(len(engine.active))
@@ -150,8 +230,8 @@ class InProcessExecutor:
 
     def save_checkpoints(self) -> None:
         """Write a checkpoint of every active trial."""
-        if self._engine:
-            self._engine.save_checkpoints()
+        for engine in self._engines:
+            engine.save_checkpoints()
 
     def linears(self, model: ModelSettings) -> LinearMap:
         """The linear modules of a base, from its config; nothing is loaded."""
@@ -173,9 +253,10 @@ class InProcessExecutor:
     def _engine_for(self, model: ModelSettings) -> PackedEngine:
         if self._engine is None or model != self._settings:
             assert not self.active, "a pack has one base"
-            self._engine = None  # frees the old base before the new one is loaded
+            self._engine = self._reference = None  # frees the old base before the new one is loaded
             base = load_base(model, default_device())
             self._catalog = DataCatalog(base.tokenizer, self._data_cache)
+            self._reference = ReferenceEngine(base, self._catalog, self._trials_folder)  # before adapters are attached
             self._engine = PackedEngine(base, self._catalog, self._trials_folder)
             self._settings = model
         return self._engine

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_lab.study.errors import StorageError
+from lora_lab.study.trajectory import SHORTER_RUNS, folder_of_shorter
+
+if TYPE_CHECKING:
+    from lora_lab.study.results import TrialResult
 
 RUNS = Path("runs")
 PROBE_BYTES = 1 << 16
@@ -61,6 +67,11 @@ class RunFolder:
         return self.root / "report.html"
 
     @property
+    def figures(self) -> Path:
+        """The report's key figures as PNG."""
+        return self.root / "figures"
+
+    @property
     def summary(self) -> Path:
         """The report in short, as Markdown."""
         return self.root / "summary.md"
@@ -87,6 +98,38 @@ class RunFolder:
                 f"the run folder {self.root} cannot be written ({error.strerror}); "
                 "fix its permissions, free space, or run from another folder"
             ) from error
+
+    def adapter_of(self, result: TrialResult) -> Path:
+        """Where the adapter of a trial lies, or lay: in its own folder, or in that of a trial equivalent to it."""
+        own = self.trial(result.number)
+        return (own if result.source is None or own.exists() else self.trial(result.source)) / "adapter"
+
+    def adopt_shorter(self, source: int, epochs: int, number: int) -> None:
+        """Make the files of a shorter run in the folder of trial `source` those of trial `number`, where there are any.
+
+        Raises:
+            StorageError: they cannot be moved.
+        """
+        files, target = folder_of_shorter(self.trial(source), epochs), self.trial(number)
+        if not files.is_dir():
+            return
+        try:
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(files, target)  # noqa: PTH105 -- the atomic rename is the point
+        except OSError as error:
+            raise StorageError(
+                f"cannot move {files} to {target}: {error.strerror}; fix the permissions and run again"
+            ) from error
+
+    def drop_shorter(self, source: int, epochs: int | None = None) -> None:
+        """Remove what is left of the shorter run of so many epochs, or of all, in a trial's folder."""
+        folder = self.trial(source)
+        for files in folder.glob(SHORTER_RUNS) if epochs is None else (folder_of_shorter(folder, epochs),):
+            shutil.rmtree(files, ignore_errors=True)
+
+    def drop_trial(self, number: int) -> None:
+        """Remove all files of a trial that has the outcome of another."""
+        shutil.rmtree(self.trial(number), ignore_errors=True)
 
     def drop_checkpoint(self, number: int) -> None:
         """Remove the checkpoint of a trial that ended."""

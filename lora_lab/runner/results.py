@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.audit import AuditNote, audit
 from lora_lab.analysis.verdict import Findings, decide
-from lora_lab.figures.markdown import markdown_summary
-from lora_lab.figures.report import Reproduction, write_report
+from lora_lab.runner.example_losses import read_example_losses
 from lora_lab.runner.selection import write_choice
 from lora_lab.study.errors import StorageError
-from lora_lab.tracking.describe import versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from lora_lab.analysis.verdict import Standing
+    from lora_lab.figures.evidence import Evidence
     from lora_lab.runner.folder import RunFolder
     from lora_lab.search.store import StudyStore
     from lora_lab.study.results import TrialResult
@@ -49,50 +48,53 @@ class Results:
     base_forgetting: float | None
 
 
-def read_results(spec: StudySpec, store: StudyStore) -> Results:
-    """Read the storage and decide; nothing is trained or written.
+def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder) -> Results:
+    """Read the storage, and per-example losses where they are still there, and decide; nothing is trained or written.
 
     Raises:
         StorageError: the study has not begun, or cannot be read.
+        CheckpointError: a file of losses is damaged.
     """
     losses = store.base_losses()
     if losses is None:
         raise StorageError(f"study {spec.study_name} has no results yet; run `python -m lora_lab.sweep` on it first")
     base_loss, base_forgetting = losses
     trials = store.results()
-    findings = decide(trials, base_loss, spec.sweep.verdict.margin)
-    return Results(spec, trials, findings, audit(spec, findings), base_forgetting)
+    examples = read_example_losses(folder, trials)
+    findings = decide(trials, base_loss, spec.sweep.verdict.margin, losses=examples)
+    return Results(spec, trials, findings, audit(spec, findings, trials), base_forgetting)
 
 
-def write_results(results: Results, folder: RunFolder, source: Source, device: str | None = None) -> None:
-    """Write the report, its short form, and the chosen adapters with their configurations.
+def write_results(results: Results, folder: RunFolder, source: Source, device: str | None = None) -> Evidence:
+    """Write the report, its short form, its key figures as PNG, and the chosen adapters with their configurations.
+
+    Returns:
+        What the report was made of.
 
     Raises:
         StorageError: the run folder cannot be written.
+        CheckpointError: an adapter is damaged.
     """
-    packages = versions() | ({"device": device} if device else {})
-    reproduction = Reproduction(command=source.command, study_hash=source.digest, versions=packages)
-    write_report(
-        folder.report,
-        results.spec,
-        results.trials,
-        results.findings,
-        base_forgetting=results.base_forgetting,
-        notes=results.notes,
-        reproduction=reproduction,
-    )
-    folder.summary.write_text(
-        markdown_summary(results.spec, results.trials, results.findings, results.notes), encoding="utf-8"
-    )
+    # scikit-learn, plotly and matplotlib take seconds to import: not before training.
+    from lora_lab.figures.markdown import markdown_summary
+    from lora_lab.figures.report import panels_of, write_report
+    from lora_lab.figures.stills import write_stills
+    from lora_lab.runner.evidence import gather
+
+    evidence = gather(results, folder, source, device)
+    panels = panels_of(evidence)
+    write_report(folder.report, evidence, panels)
+    write_stills(folder.figures, panels)
+    folder.summary.write_text(markdown_summary(evidence, panels), encoding="utf-8")
     _choose(results, folder, results.findings.best, folder.best)
     _choose(results, folder, results.findings.cheapest, folder.recommended)
+    return evidence
 
 
 def _choose(results: Results, folder: RunFolder, standing: Standing | None, target: Path) -> None:
     if standing is None:
         return
     result = next(trial for trial in results.trials if trial.number == standing.number)
-    owner = result.source if result.source is not None else result.number
-    adapter = folder.trial(owner) / "adapter"
+    adapter = folder.adapter_of(result)
     # Adapters far from the best are dropped as trials end; a margin that is widened later can choose such a trial.
     write_choice(target, result, adapter if adapter.is_dir() else None)

@@ -55,6 +55,7 @@ def run_study(
     *,
     display: Display,
     stop: StopRequest,
+    memory_limit: str | None = None,
     tracking_uri: str | None = None,
     checkpoint_interval_s: float = 30.0,
 ) -> Outcome:
@@ -74,9 +75,18 @@ def run_study(
             compare_for_resume(before, spec)
             store.replace_spec(spec)
         if store.is_complete and folder.best.exists():
-            return Outcome(complete=True, ran=False, results=read_results(spec, store), tracking_note=None)
+            return Outcome(complete=True, ran=False, results=read_results(spec, store, folder), tracking_note=None)
         display.note(f"loading {spec.model.model_name_or_path} and the data")
-        session = _Session(spec, folder, source, store, display=display, stop=stop, tracking_uri=tracking_uri)
+        session = _Session(
+            spec,
+            folder,
+            source,
+            store,
+            display=display,
+            stop=stop,
+            memory_limit=memory_limit,
+            tracking_uri=tracking_uri,
+        )
         return session.run(checkpoint_interval_s)
 
 
@@ -92,6 +102,7 @@ class _Session:
         *,
         display: Display,
         stop: StopRequest,
+        memory_limit: str | None,
         tracking_uri: str | None,
     ) -> None:
         from lora_lab.runner.executor import InProcessExecutor  # imports torch: not for a complete study
@@ -100,7 +111,7 @@ class _Session:
         self._display, self._stop = display, stop
         chosen = spec.sweep.pack_size
         self._pack_size = None if chosen == "auto" else chosen
-        self._executor: Executor = InProcessExecutor(folder.trials, folder.data_cache, self._pack_size)
+        self._executor: Executor = InProcessExecutor(folder.trials, folder.data_cache, self._pack_size, memory_limit)
         self._mirror = MlflowMirror(folder.root, tracking_uri)
 
     def run(self, checkpoint_interval_s: float) -> Outcome:
@@ -147,7 +158,7 @@ class _Session:
         if not complete:
             journal.append(StudyEnded(state="interrupted"))
             return Outcome(complete=False, ran=True, results=None, tracking_note=self._mirror.close(timeout_s=10))
-        results = read_results(self._spec, self._store)
+        results = read_results(self._spec, self._store, self._folder)
         write_results(results, self._folder, self._source, device)
         self._store.mark_complete()
         journal.append(*_attachments(results, self._folder), _ended(results))
@@ -157,6 +168,7 @@ class _Session:
 def _attachments(results: Results, folder: RunFolder) -> Iterator[Attached]:
     yield Attached(number=None, path=folder.report)
     yield Attached(number=None, path=folder.summary)
+    yield Attached(number=None, path=folder.figures, artifact_path="figures")
     chosen = {
         standing.number: place
         for standing, place in (

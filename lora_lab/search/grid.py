@@ -14,11 +14,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from lora_lab.study.errors import InputError
+from lora_lab.study.trajectory import EPOCHS, choice_contains_shorter_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from lora_lab.search.space import SearchSpace
+    from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Scalar
 
 MAX_CELLS = 100_000
@@ -27,11 +29,14 @@ MAX_CELLS = 100_000
 class Grid:
     """All cells, in an order that depends on the seed alone: a part of a grid then still covers its breadth.
 
+    Cells that differ in the number of epochs alone follow each other, the longest first, where its training contains
+    the others.
+
     Raises:
         InputError: there are more than 100 000 cells.
     """
 
-    def __init__(self, space: SearchSpace, seed: int) -> None:
+    def __init__(self, spec: StudySpec, space: SearchSpace) -> None:
         cells = list(islice(space.cells(), MAX_CELLS + 1))
         if len(cells) > MAX_CELLS:
             raise InputError(
@@ -39,8 +44,11 @@ class Grid:
                 "take values away, or use sampler: random"
             )
         by_key = {_key(cell): cell for cell in cells}
-        order = sorted(by_key, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
-        self._cells = {key: by_key[key] for key in order}
+        order = sorted(by_key, key=lambda key: hashlib.sha256(f"{spec.sweep.seed}/{key}".encode()).digest())
+        trajectories: dict[str, list[str]] = {}
+        for key in order:
+            trajectories.setdefault(_trajectory(spec, by_key[key]), []).append(key)
+        self._cells = {key: by_key[key] for keys in trajectories.values() for key in _longest_first(keys, by_key)}
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -49,6 +57,17 @@ class Grid:
         """The first cell that is not taken, None when all are."""
         keys = {_key(cell) for cell in taken}
         return next((cell for key, cell in self._cells.items() if key not in keys), None)
+
+
+def _trajectory(spec: StudySpec, cell: Mapping[str, Scalar]) -> str:
+    """Equal for cells of which the longest training contains the others."""
+    if EPOCHS in cell and choice_contains_shorter_runs(spec, cell):
+        return _key({name: value for name, value in cell.items() if name != EPOCHS})
+    return _key(cell)
+
+
+def _longest_first(keys: list[str], cells: Mapping[str, Mapping[str, Scalar]]) -> list[str]:
+    return sorted(keys, key=lambda key: cells[key].get(EPOCHS, 0), reverse=True)
 
 
 def _key(cell: Mapping[str, Scalar]) -> str:

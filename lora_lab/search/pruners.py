@@ -34,7 +34,7 @@ class BetterHalfPruner(BasePruner):
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial is in the worse half at the rung it stands on."""
         rung = trial.last_step
-        if rung is None or rung & (rung - 1):
+        if rung is None or not is_rung(rung):
             return False
         value = trial.intermediate_values[rung]
         if math.isnan(value):
@@ -47,6 +47,11 @@ class BetterHalfPruner(BasePruner):
             if not math.isnan(one.intermediate_values.get(rung, math.nan))
         )
         return sign * value > reported[max(1, len(reported) // KEPT_AT_A_RUNG) - 1]
+
+
+def is_rung(evaluation: int) -> bool:
+    """Whether trials are compared at this evaluation: 1, 2, 4, 8, ..."""
+    return not evaluation & (evaluation - 1)
 
 
 def build_pruner(spec: StudySpec) -> BasePruner:

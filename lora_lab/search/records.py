@@ -31,7 +31,9 @@ CURVE = "curve"
 REPLICATE = "replicate"
 CONFIRMS = "confirms"
 SEED = "replicate_seed"
-RESERVED_KEYS = frozenset({ASKED, OUTCOME, CURVE, REPLICATE, CONFIRMS, SEED})
+BRANCHED_FROM = "branched_from"
+RUNGS = "rungs"
+RESERVED_KEYS = frozenset({ASKED, OUTCOME, CURVE, REPLICATE, CONFIRMS, SEED, BRANCHED_FROM, RUNGS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,8 @@ class Asked:
     """0 for the search; 1, 2, ... for a retraining with a fresh seed."""
     confirms: int | None = None
     """For a replicate: the number of the trial that it repeats."""
+    branched_from: int | None = None
+    """The number of the trial that trained its first steps."""
 
     def record(self) -> dict[str, Any]:
         """The value of the `asked` attribute."""
@@ -95,6 +99,7 @@ def asked_of(trial: FrozenTrial) -> Asked | None:
         config=config,
         replicate=trial.user_attrs.get(REPLICATE, 0),
         confirms=trial.user_attrs.get(CONFIRMS),
+        branched_from=trial.user_attrs.get(BRANCHED_FROM),
     )
 
 
@@ -105,9 +110,15 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
 
 
 def curve_of(trial: FrozenTrial) -> dict[int, float]:
-    """eval_loss by evaluation, in order."""
-    stored = trial.user_attrs.get(CURVE, trial.intermediate_values)
-    return {int(evaluation): stored[evaluation] for evaluation in sorted(stored, key=int)}
+    """eval_loss by evaluation, in order: what pruners may compare, and what they may not."""
+    aside = {int(evaluation): value for evaluation, value in trial.user_attrs.get(CURVE, {}).items()}
+    return dict(sorted({**trial.intermediate_values, **aside}.items()))
+
+
+def first_of_curve(trial: FrozenTrial, evaluations: int | None) -> dict[int, float]:
+    """The first so many evaluations; all for None."""
+    curve = curve_of(trial)
+    return {one: value for one, value in curve.items() if evaluations is None or one <= evaluations}
 
 
 def result_of(trial: FrozenTrial) -> TrialResult | None:

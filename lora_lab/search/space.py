@@ -15,6 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
     from lora_lab.study.spec import StudySpec
@@ -41,6 +42,11 @@ class SearchSpace:
             if self._spec.active(name, chosen):
                 chosen[name] = self._value(name, _suggest(trial, name, distribution))
         return chosen
+
+    def recorded(self, chosen: Mapping[str, Value]) -> tuple[dict[str, Scalar], dict[str, BaseDistribution]]:
+        """A trial's values as Optuna stores them, and their distributions."""
+        stored = {name: _label(value) for name, value in chosen.items()}
+        return stored, {name: self._distributions[name] for name in chosen}
 
     def cells(self) -> Iterator[dict[str, Scalar]]:
         """Every cell of the grid, as Optuna stores it; parameters that are not active take no part."""

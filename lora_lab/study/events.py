@@ -38,6 +38,30 @@ class Evaluated(TrialEvent):
     eval_loss: float
     forgetting_loss: float | None = None
     """On `data.forgetting`; None where there is none, or where it is measured only at the end."""
+    costs: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Objectives that are known before the end, by their MLflow names; train_seconds as it will be at the last step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milestone(TrialEvent):
+    """A run of fewer epochs that this trial contains ends here, or parts from it here.
+
+    It follows the `Evaluated` of the same step, where there is one.
+    """
+
+    epochs: int
+    """Of the shorter run."""
+    evaluation: int
+    """The newest evaluation: how much of the curve is the shorter run's too."""
+    folder: Path
+    """The shorter run's files, as in a trial's folder: evaluations, and an adapter or a checkpoint to go on from."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The shorter run's final figures, as in `Finished`; empty where it parts from this trial."""
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether the shorter run goes on by itself from here."""
+        return not self.metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,13 @@ import json
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from lora_lab.study.events import Evaluated
 from lora_lab.tracking.records import DatasetInput, StudyStarted, TrialStarted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lora_lab.study.results import TrialResult
     from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Value
@@ -75,6 +77,26 @@ def trial_started(
     return TrialStarted(
         number=number, name=trial_name(number, config), params=trial_params(config, engine), tags=tags or {}
     )
+
+
+def curve_read_off(result: TrialResult) -> list[Evaluated]:
+    """The evaluations that a trial has from another one's training, at the steps at which it would have made them.
+
+    None where evaluations are not the epochs.
+    """
+    epochs, steps = result.config.training.num_train_epochs, result.metrics.get("steps")
+    if result.source is None or steps is None or list(result.curve) != list(range(1, epochs + 1)):
+        return []
+    return [
+        Evaluated(
+            number=result.number,
+            step=round(steps * epoch / epochs),
+            epoch=float(epoch),
+            evaluation=epoch,
+            eval_loss=loss,
+        )
+        for epoch, loss in result.curve.items()
+    ]
 
 
 def study_started(

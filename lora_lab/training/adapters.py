@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import LoraConfig, TaskType, inject_adapter_in_model
@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lora_lab.study.settings import LoftQSettings
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training.durable import storage_errors, write_durably
 
@@ -58,9 +59,19 @@ def lora_config(lora: LoraSettings, linears: LinearMap, *, fan_in_fan_out: bool 
         lora_dropout=lora.lora_dropout,
         use_rslora=lora.use_rslora,
         init_lora_weights=lora.init_lora_weights,
+        loftq_config=_loftq_config(lora),
+        use_dora=lora.use_dora,
         bias=lora.bias,
+        modules_to_save=list(lora.modules_to_save) if lora.modules_to_save else None,
         fan_in_fan_out=fan_in_fan_out,
     )
+
+
+def _loftq_config(lora: LoraSettings) -> dict[str, Any]:
+    if lora.init_lora_weights != "loftq":
+        return {}
+    settings = lora.loftq_config or LoftQSettings()
+    return {"loftq_bits": settings.loftq_bits, "loftq_iter": settings.loftq_iter}
 
 
 def initial_weights(lora: LoraSettings, linears: LinearMap, seed: int, base_dtype: torch.dtype) -> dict[str, Weights]:
@@ -115,19 +126,26 @@ def save_adapter(
     Raises:
         StorageError: it cannot be written (disk full, no permission).
     """
-    partial = folder.with_name(f".{folder.name}.partial")
     tensors = {
         f"base_model.model.{name}.lora_{side}.weight": tensor.detach().cpu().contiguous()
         for name, pair in weights.items()
         for side, tensor in (("A", pair.a), ("B", pair.b))
     }
+    write_adapter(folder, config, model, tensors, model_path)
+
+
+def write_adapter(
+    folder: Path, config: LoraConfig, model: ModelSettings, tensors: Mapping[str, Tensor], model_path: str
+) -> None:
+    """The same for tensors by the names that they have in PEFT's file."""
+    partial = folder.with_name(f".{folder.name}.partial")
     config.base_model_name_or_path = model_path
     config.revision = model.revision
     config.inference_mode = True
     fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     with storage_errors(folder):
         shutil.rmtree(partial, ignore_errors=True)
-        write_durably(partial / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+        write_durably(partial / "adapter_model.safetensors", save(dict(tensors), metadata={"format": "pt"}))
         write_durably(partial / "adapter_config.json", (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
         if folder.exists():
             shutil.rmtree(folder)

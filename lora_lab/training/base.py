@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from lora_lab.study.errors import InputError
 from lora_lab.training.architecture import linear_map, linear_map_of_config, linear_modules
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_lab.study.settings import ModelSettings
     from lora_lab.study.targets import LinearMap
 
@@ -54,6 +56,8 @@ class Base:
     """The folder or Hub id that the weights came from."""
     fan_in_fan_out: bool
     """Whether the adapted modules keep their weights transposed (GPT-2's Conv1D)."""
+    module_devices: Mapping[str, torch.device] = field(default_factory=dict)
+    """The linear modules that are on another device than `device`, which is the one of the input embeddings."""
 
 
 def default_device() -> torch.device:
@@ -118,19 +122,34 @@ def architecture(settings: ModelSettings) -> LinearMap:
     Raises:
         InputError: the model does not exist or is not a causal language model.
     """
-    location = locate(settings)
+    return linear_map_of_config(_read_config(locate(settings), settings))
+
+
+def model_config(settings: ModelSettings) -> Any:
+    """The config of a base whose weights need not be here: a folder or file with nothing else is enough.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = Path(settings.model_name_or_path).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        path = path.parent
+    is_config = (path / "config.json").is_file() and not (path / "adapter_config.json").is_file()
+    return _read_config(str(path) if is_config else locate(settings), settings)
+
+
+def _read_config(location: str, settings: ModelSettings) -> Any:
     try:
-        config = AutoConfig.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
     except NOT_LOADABLE as error:
         raise _not_loadable(location, error) from error
-    return linear_map_of_config(config)
 
 
 def load_base(settings: ModelSettings, device: torch.device) -> Base:
-    """Load the base and its tokenizer, frozen, onto `device`.
+    """Load the base and its tokenizer, frozen, onto `device`, or (`device_map`) over all that there are.
 
     Raises:
-        InputError: the model does not exist, has no safetensors, or asks for code of its own.
+        InputError: the model does not exist, has no safetensors, asks for code of its own, or does not fit.
     """
     location = locate(settings)
     disable_progress_bar()  # the sweep has its own display
@@ -147,11 +166,39 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **_quantization(settings, dtype, device),
+            **_placement(settings, dtype, device),
         )
     except NOT_LOADABLE as error:
         raise _not_loadable(location, error) from error
     _check_weights(model, report, location)
+    if settings.device_map is not None:
+        _check_placement(model, location)
+        device = model.get_input_embeddings().weight.device
+    elif settings.quantization == "none":
+        model.to(device)
+    # Packed weights hide their number.
+    linears = linear_map(model) if settings.quantization == "none" else architecture(settings)
+    base = frozen_base(model, settings, dtype, device, linears=linears, tokenizer=tokenizer, location=location)
+    return replace(base, module_devices=modules_elsewhere(model, device))
+
+
+def modules_elsewhere(model: Any, device: torch.device) -> dict[str, torch.device]:
+    """The linear modules whose weights are not on `device`, and where they are."""
+    devices = {name: next(module.parameters()).device for name, module in linear_modules(model).items()}
+    return {name: other for name, other in devices.items() if other != device}
+
+
+def frozen_base(
+    model: Any,
+    settings: ModelSettings,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    linears: LinearMap,
+    tokenizer: Any,
+    location: str,
+) -> Base:
+    """Make a model, loaded and on its device, the frozen base that adapters are trained on."""
     quantized = settings.quantization != "none"
     if quantized:
         # Freezes everything and takes norms, embeddings and head to float32. After adapters are attached it would
@@ -159,8 +206,6 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of a name inside transformers that peft still uses
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    else:
-        model.to(device)
     model.requires_grad_(requires_grad=False)
     model.eval()
     modules = linear_modules(model).values()
@@ -170,7 +215,7 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     return Base(
         model=model,
         tokenizer=tokenizer,
-        linears=architecture(settings) if quantized else linear_map(model),  # packed weights hide their number
+        linears=linears,
         device=device,
         dtype=dtype,
         adapter_dtype=torch.float32 if quantized else dtype,
@@ -180,21 +225,37 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     )
 
 
-def _quantization(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` needs to quantize the base's linear modules (all but the head) with bitsandbytes."""
-    match settings.quantization:
-        case "none":
-            return {}
-        case "int8":
-            config = BitsAndBytesConfig(load_in_8bit=True)
-        case "nf4" | "fp4" as kind:
-            config = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=kind,
-                bnb_4bit_use_double_quant=settings.double_quant,
-                bnb_4bit_compute_dtype=dtype,
-            )
-    return {"quantization_config": config, "device_map": {"": device}}
+def _placement(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs to split the base, or to quantize its linear modules (all but the head)."""
+    if settings.quantization == "none":
+        return {} if settings.device_map is None else {"device_map": settings.device_map}
+    return {
+        "quantization_config": quantization_config(settings, dtype),
+        "device_map": settings.device_map or {"": device},
+    }
+
+
+def _check_placement(model: Any, location: str) -> None:
+    """Accelerate keeps what fits on no device in main memory or on disk, and fetches it for every pass."""
+    absent = sorted({name.rpartition(".")[0] for name, weight in model.named_parameters() if weight.is_meta})
+    if absent:
+        raise InputError(
+            f"model.device_map: {len(absent)} modules of {location} (first: {absent[0]}) fit on no visible device, and "
+            "a base that is fetched anew for every step cannot train; quantize it (model.quantization: nf4), make "
+            "more devices visible, or use a smaller base"
+        )
+
+
+def quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes quantizes a base for which `quantization` is not none."""
+    if settings.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.quantization,
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def _check_weights(model: Any, report: dict[str, Any], location: str) -> None:

@@ -23,13 +23,15 @@ from lora_lab.training.durable import storage_errors, write_durably
 from lora_lab.training.slot import Progress  # noqa: TC001 -- pydantic reads the annotation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
 
+    from lora_lab.study.settings import TrialConfig
+    from lora_lab.training.datasets import TokenizedSplits
+
 MANIFEST = "manifest.json"
-MOMENTS = {"exp_avg", "exp_avg_sq"}
-"""AdamW's state, which there is from the first optimizer step on."""
 MAX_HEADER_BYTES = 2**16
 
 
@@ -40,13 +42,19 @@ class _Manifest(Settings):
     progress: Progress
 
 
+def checkpoint_identity(config: TrialConfig, data: TokenizedSplits) -> str:
+    """What a checkpoint belongs to: the configuration and the very examples, as 64 hexadecimal digits."""
+    text = config.model_dump_json() + data.train.fingerprint + data.eval.fingerprint
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_checkpoint(folder: Path, identity: str, tensors: dict[str, Tensor], progress: Progress) -> None:
     """Replace the checkpoint in `folder` by this one.
 
     Args:
         folder: The trial's checkpoint folder, made where it is missing.
         identity: What must agree on resume: a hash of the trial's configuration and data.
-        tensors: Parameters and optimizer moments.
+        tensors: `parameters`, and from the first optimizer step on the optimizer's state.
         progress: How far the trial has come.
 
     Raises:
@@ -65,8 +73,13 @@ def write_checkpoint(folder: Path, identity: str, tensors: dict[str, Tensor], pr
                 other.unlink()
 
 
-def read_checkpoint(folder: Path, identity: str, parameters: int) -> tuple[dict[str, Tensor], Progress] | None:
-    """The checkpoint in `folder` of an adapter of so many parameters, or None where there is none.
+def read_checkpoint(folder: Path, identity: str, sizes: Mapping[str, int]) -> tuple[dict[str, Tensor], Progress] | None:
+    """The checkpoint in `folder`, or None where there is none.
+
+    Args:
+        folder: The trial's checkpoint folder.
+        identity: What it must have been written for.
+        sizes: Elements of each tensor; all but `parameters` exist from the first optimizer step on.
 
     Raises:
         CheckpointError: it is damaged, or belongs to another configuration.
@@ -76,8 +89,9 @@ def read_checkpoint(folder: Path, identity: str, parameters: int) -> tuple[dict[
     manifest = _read_manifest(folder)
     if manifest.identity != identity:
         raise _damaged(folder, "it was written for another configuration or other data")
-    names = {"parameters", *(MOMENTS if manifest.progress.step else ())}
-    payload = _read(folder, manifest.file, at_most=len(names) * parameters * 8 + MAX_HEADER_BYTES)
+    expected = {name: (size,) for name, size in sizes.items() if name == "parameters" or manifest.progress.step}
+    at_most = sum(size for (size,) in expected.values()) * 8 + MAX_HEADER_BYTES
+    payload = _read(folder, manifest.file, at_most=at_most)
     if hashlib.sha256(payload).hexdigest() != manifest.sha256:
         raise _damaged(folder, f"{manifest.file} does not have the hash that the manifest states")
     try:
@@ -85,8 +99,9 @@ def read_checkpoint(folder: Path, identity: str, parameters: int) -> tuple[dict[
     except SafetensorError as error:
         raise _damaged(folder, f"{manifest.file} is not a safetensors file ({error})") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != dict.fromkeys(names, (parameters,)):
-        raise _damaged(folder, f"the adapter has {parameters} parameters, but {manifest.file} holds {shapes}")
+    if shapes != expected:
+        count = sizes["parameters"]
+        raise _damaged(folder, f"the adapter has {count} parameters, but {manifest.file} holds {shapes}")
     return tensors, manifest.progress
 
 

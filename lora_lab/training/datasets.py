@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_lab.data.blocks import pack_examples
 from lora_lab.data.sources import load_splits
 from lora_lab.data.tokens import TokenizedDataset, tokenize
 
@@ -65,6 +66,8 @@ class DataCatalog:
             return tokenize(loaded, self._tokenizer, data.max_length)
 
         train, evaluation = tokens(splits.train), tokens(splits.eval)
+        if data.packing:
+            train = pack_examples(train, data.max_length)
         forgetting = tokens(splits.forgetting) if splits.forgetting else None
         sources: dict[Context, Source] = {
             "training": _source(splits.train),

@@ -16,17 +16,18 @@ class Dropout:
     trial's own rows and length, before padding, so that a longer neighbour does not change it.
     """
 
-    def __init__(self, probability: float, seed: int, device: torch.device) -> None:
+    def __init__(self, probability: float, seed: int) -> None:
         self._probability = probability
         self._seed = seed
-        self._generator = torch.Generator(device) if probability > 0 else None
+        self._generators: dict[torch.device, torch.Generator] = {}
+        """One for each device that modules are on."""
         self._step = self._micro_batch = 0
         self._rows = self._length = 0
 
     @property
     def active(self) -> bool:
         """Whether there is any dropout."""
-        return self._generator is not None
+        return self._probability > 0
 
     def prepare(self, step: int, micro_batch: int, rows: int, length: int) -> None:
         """Say what goes through the model next: its step, and its own rows and longest row."""
@@ -37,15 +38,17 @@ class Dropout:
 
         `n` is rows x padded length in the body of the model, and the number of labels at its head.
         """
-        assert self._generator is not None
         key = f"{self._seed}/{self._step}/{self._micro_batch}/{module}".encode()
-        self._generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1)
+        if x.device not in self._generators:
+            self._generators[x.device] = torch.Generator(x.device)
+        generator = self._generators[x.device]
+        generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1)
         keep = 1.0 - self._probability
         width = x.shape[-1]
         padded = x.shape[0] // self._rows if x.shape[0] % self._rows == 0 else 0
         if padded <= self._length:
-            return torch.empty_like(x).bernoulli_(keep, generator=self._generator).div_(keep)
+            return torch.empty_like(x).bernoulli_(keep, generator=generator).div_(keep)
         mask = x.new_ones(self._rows, padded, width)
         own = x.new_empty(self._rows, self._length, width)
-        mask[:, : self._length] = own.bernoulli_(keep, generator=self._generator).div_(keep)
+        mask[:, : self._length] = own.bernoulli_(keep, generator=generator).div_(keep)
         return mask.view(-1, width)

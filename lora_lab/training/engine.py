@@ -6,34 +6,36 @@ order and random numbers are its own (`slot`), and rows do not mix (`packed_line
 
 from __future__ import annotations
 
-import hashlib
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.numpy import save as save_arrays
 
 from lora_lab.study.errors import TrainingError
-from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, OutOfMemory, TrialEvent
+from lora_lab.study.events import Diverged, Failed, Finished, Logged, OutOfMemory, TrialEvent
 from lora_lab.training.adapters import initial_weights, lora_config, save_adapter
-from lora_lab.training.checkpoint import read_checkpoint, write_checkpoint
-from lora_lab.training.durable import write_durably
-from lora_lab.training.evaluation import ExampleLosses, evaluate
-from lora_lab.training.memory import LiveBytes, free_cached_memory, is_out_of_memory, resident_tensors
-from lora_lab.training.packed_model import IGNORED, PackedBatch, PackedModel, pad_rows
+from lora_lab.training.assessment import Assessor
+from lora_lab.training.checkpoint import checkpoint_identity, read_checkpoint, write_checkpoint
+from lora_lab.training.memory import device_bytes, free_cached_memory, is_out_of_memory
+from lora_lab.training.milestones import boundaries
+from lora_lab.training.packed_model import IGNORED, PackedBatch, PackedModel, pad_positions, pad_rows
+from lora_lab.training.probe import MemoryProbe, TrialMemory, does_not_fit
 from lora_lab.training.schedule import BatchPlan
 from lora_lab.training.slot import PendingStep, Slot
+from lora_lab.training.step import add_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
-    from lora_lab.study.settings import DataSettings, TrialConfig
+    from lora_lab.data.tokens import TokenizedDataset
+    from lora_lab.study.settings import TrainingSettings, TrialConfig
     from lora_lab.training.base import Base
     from lora_lab.training.datasets import DataCatalog
+    from lora_lab.training.prediction import MemoryPrediction
 
 LENGTH_BUCKET = 8
 """Padded lengths are multiples of this, so that there are few distinct shapes."""
@@ -54,12 +56,15 @@ class PackedEngine:
         self._folder = trials_folder
         self._model = PackedModel(base)
         self._slots: dict[int, Slot] = {}
-        self._peaks: dict[Hashable, int] = {}
+        self._probe = MemoryProbe(base, self._model)
+        self._memory: dict[Hashable, TrialMemory] = {}
         self.tokens_per_second = 0.0
         """Trained tokens per second of the whole pack, in the newest step."""
         self.set_aside: list[int] = []
         """Trials that left the pack because it did not fit into memory; `admit` takes them up where they were."""
-        self._base_losses: dict[DataSettings, tuple[float, float | None]] = {}
+        self._assessor = Assessor[Slot](
+            base, self._model, data, trials_folder, memory=self._memory_figures, save_adapter=self._save_adapter
+        )
 
     @property
     def active(self) -> tuple[int, ...]:
@@ -72,29 +77,36 @@ class PackedEngine:
 
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
         """eval_loss and loss on the forgetting text of the bare base, measured once per data settings."""
-        if config.data not in self._base_losses:
-            splits = self._data.splits(config.data)
-            rows = config.training.per_device_eval_batch_size
-            [held_out] = evaluate(self._model, splits.eval, [None], rows)
-            general = evaluate(self._model, splits.forgetting, [None], rows)[0] if splits.forgetting else None
-            self._base_losses[config.data] = (held_out.mean, general.mean if general else None)
-        return self._base_losses[config.data]
+        return self._assessor.base_losses(config)
 
-    def admit(self, number: int, config: TrialConfig) -> None:
+    def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> None:
         """Give a trial a slot; it goes on from its checkpoint where there is one.
+
+        Args:
+            number: The trial.
+            config: What it trains.
+            shorter: Configurations with fewer epochs, and otherwise the same, whose results are wanted too: each
+                gives a `Milestone` where that run ends, or begins to differ from this one.
 
         Raises:
             InputError: its adapter cannot be put on this base, or its data cannot be right.
             CheckpointError: its checkpoint is damaged.
         """
+        if config.data.packing:
+            self._model.require_separate_examples()
+        if config.training.gradient_checkpointing:
+            self._model.require_recomputation()
         slot = self._new_slot(number, config)
         if not self._measure_memory(slot):
             self.set_aside.append(number)
             return
-        saved = read_checkpoint(self.trial_folder(number) / "checkpoint", _identity(slot), slot.parameter_count)
+        identity = checkpoint_identity(config, slot.data)
+        saved = read_checkpoint(self.trial_folder(number) / "checkpoint", identity, slot.state_sizes)
         if saved is not None:
             slot.restore(*saved)
         self._slots[number] = slot
+        ahead = boundaries(len(slot.data.train), shorter)
+        slot.boundaries = [boundary for boundary in ahead if boundary.step >= slot.progress.step]
 
     def _new_slot(self, number: int, config: TrialConfig) -> Slot:
         data, base = self._data.splits(config.data), self._base
@@ -106,6 +118,7 @@ class PackedEngine:
             data=data,
             device=base.device,
             compute_dtype=base.compute_dtype,
+            module_devices=base.module_devices,
         )
 
     def _measure_memory(self, slot: Slot) -> bool:
@@ -115,29 +128,51 @@ class PackedEngine:
             False when there is no room for that beside the trials in the pack.
         """
         shape, rows = self._memory_shape(slot)
-        if shape in self._peaks:
+        if shape in self._memory:
             return True
-        copy = self._new_slot(slot.number, slot.config)
-        train = slot.data.train
-        copy.pending = PendingStep([np.array(rows)], sum(train.label_tokens(index) for index in rows))
+        copy, train = self._new_slot(slot.number, slot.config), slot.data.train
+        copy.pending = PendingStep([rows], sum(train.label_tokens(int(index)) for index in rows))
+        batch = self._batch([copy], [rows])
         try:
-            with LiveBytes((*resident_tensors(self._base.model), *copy.resident_tensors())) as live:
-                list(self._train([copy]))
+            self._memory[shape] = self._probe.measure(copy, batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             free_cached_memory()
             return not self._slots  # alone in the pack it may try; its first step will tell
-        self._peaks[shape] = live.peak
         return True
 
-    def _memory_shape(self, slot: Slot) -> tuple[Hashable, list[int]]:
+    def _memory_shape(self, slot: Slot) -> tuple[Hashable, np.ndarray]:
         """What decides a trial's memory, and the rows of its largest step."""
-        training, train = slot.config.training, slot.data.train
-        by_length = sorted(range(len(train)), key=lambda index: len(train.input_ids[index]))
-        rows = by_length[-training.per_device_train_batch_size :]
+        train = slot.data.train
+        rows = _largest_rows(train, slot.config.training)
         length = len(train.input_ids[rows[-1]])
         return (slot.memory_shape, len(rows), length, slot.config.lora.lora_dropout > 0), rows
+
+    def predict(self, config: TrialConfig) -> MemoryPrediction | None:
+        """What a trial would need, alone at its largest step; None where that cannot be known without trying."""
+        train = self._data.splits(config.data).train
+        return self._probe.predict(config, _padded([train], [_largest_rows(train, config.training)]))
+
+    @property
+    def available_bytes(self) -> int | None:
+        """What the device has for the base and the trials; None for a CPU, whose memory is not ours alone."""
+        memory = device_bytes(self._base.device)
+        return None if memory is None else memory[0] + torch.cuda.memory_reserved(self._base.device)
+
+    def memory(self, number: int) -> TrialMemory | None:
+        """What is known of the memory of a trial in the pack; None where there was no room to measure it."""
+        return self._memory.get(self._memory_shape(self._slots[number])[0])
+
+    def _memory_figures(self, slot: Slot) -> dict[str, float]:
+        """Figures of what the trial needs alone, as far as they are known."""
+        memory = self._memory.get(self._memory_shape(slot)[0])
+        return {} if memory is None else memory.metrics
+
+    def _save_adapter(self, slot: Slot, folder: Path) -> None:
+        base, model = self._base, slot.config.model
+        peft_config = lora_config(slot.config.lora, base.linears, fan_in_fan_out=base.fan_in_fan_out)
+        save_adapter(folder, peft_config, model, slot.weights(), base.location)
 
     def discard(self, number: int) -> None:
         """Take a trial out of the pack; its neighbors do not notice."""
@@ -150,7 +185,7 @@ class PackedEngine:
 
     def _save_checkpoint(self, slot: Slot) -> None:
         folder = self.trial_folder(slot.number) / "checkpoint"
-        write_checkpoint(folder, _identity(slot), slot.state(), slot.progress)
+        write_checkpoint(folder, checkpoint_identity(slot.config, slot.data), slot.state(), slot.progress)
 
     def step(self) -> list[TrialEvent]:
         """Train every active trial by one micro-batch, and evaluate those at an evaluation point.
@@ -187,8 +222,7 @@ class PackedEngine:
                 number=newest.number,
                 step=step,
                 epoch=newest.plan.epoch(step),
-                reason=f"does not fit even alone ({' '.join(reason.split())[:200]}); lower "
-                "per_device_train_batch_size (with gradient_accumulation_steps) or data.max_length",
+                reason=does_not_fit(self.predict(newest.config), self.available_bytes, " ".join(reason.split())[:200]),
             )
         ]
 
@@ -199,7 +233,9 @@ class PackedEngine:
             yield from self._train(training)
         due = [slot for slot in self._slots.values() if slot.due_evaluation is not None]
         if due:
-            yield from self._evaluate(due)
+            yield from self._assessor.evaluate(due)
+        for slot in self._slots.values():
+            yield from self._assessor.branch_off(slot)
 
     # Training
 
@@ -207,7 +243,7 @@ class PackedEngine:
         started = time.perf_counter()
         chosen = [slot.next_micro_batch() for slot in slots]
         batch = self._batch(slots, chosen)
-        losses = self._add_gradients(slots, batch)
+        losses = add_gradients(self._model, slots, self._model.layout(batch, slots))
         due: list[Slot] = []
         for slot in slots:
             assert slot.pending is not None
@@ -219,48 +255,23 @@ class PackedEngine:
         return self._update(due, figures[len(slots) :])
 
     def _batch(self, slots: list[Slot], chosen: list[np.ndarray]) -> PackedBatch:
-        ids = [slot.data.train.input_ids[i] for slot, rows in zip(slots, chosen, strict=True) for i in rows]
-        labels = [slot.data.train.labels[i] for slot, rows in zip(slots, chosen, strict=True) for i in rows]
-        longest = max(len(row) for row in ids)
-        length = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
         for slot, rows in zip(slots, chosen, strict=True):
             assert slot.pending is not None
             own = max(len(slot.data.train.input_ids[i]) for i in rows)
             slot.dropout.prepare(slot.progress.step, slot.pending.done, len(rows), own)
-        return PackedBatch(
-            pad_rows(ids, length, 0), pad_rows(labels, length, IGNORED), tuple(len(rows) for rows in chosen)
-        )
-
-    def _add_gradients(self, slots: list[Slot], batch: PackedBatch) -> Tensor:
-        """Add this micro-batch's gradients to every slot's; returns [K] its part of each slot's loss.
-
-        A slot's part is the sum over its labels by the number of labels in its whole optimizer step.
-        """
-        layout = self._model.layout(batch, slots)
-        counts = [int(part.sum()) for part in torch.split(layout.row_counts, list(batch.rows))]
-        with self._model.routed(layout):
-            sums = [part.sum() for part in torch.split(self._model.nll(layout), counts)]
-            parts = torch.stack(
-                [total / slot.pending.label_tokens for slot, total in zip(slots, sums, strict=True) if slot.pending]
-            )
-            torch.autograd.backward(parts.sum())
-        return parts.detach()
+        return _padded([slot.data.train for slot in slots], chosen)
 
     def _book(self, slots: list[Slot], chosen: list[np.ndarray], losses: list[float], seconds: float) -> None:
         tokens = [
             sum(len(slot.data.train.input_ids[i]) for i in rows) for slot, rows in zip(slots, chosen, strict=True)
         ]
         self.tokens_per_second = sum(tokens) / seconds
-        work = [self._flops(slot, own) for slot, own in zip(slots, tokens, strict=True)]
+        work = [slot.flops(own, self._base.linears.total_parameters) for slot, own in zip(slots, tokens, strict=True)]
         for slot, loss, own, share in zip(slots, losses, tokens, work, strict=True):
             assert slot.pending is not None
             slot.pending.loss += loss
             slot.pending.tokens += own
             slot.pending.seconds += seconds * share / sum(work)
-
-    def _flops(self, slot: Slot, tokens: int) -> int:
-        """Of training on `tokens`: 2 + 2 per parameter of the frozen base, 2 + 4 per adapter parameter."""
-        return tokens * (4 * self._base.linears.total_parameters + 6 * slot.parameter_count)
 
     def _update(self, due: list[Slot], norms: list[float]) -> Iterator[TrialEvent]:
         for slot, norm in zip(due, norms, strict=True):
@@ -280,83 +291,32 @@ class PackedEngine:
             if slot.progress.step % slot.config.training.logging_steps == 0 or slot.finished:
                 yield Logged(**where, epoch=epoch, loss=done.loss, grad_norm=norm, learning_rate=rate)
 
-    # Evaluation and the end of a trial
 
-    def _evaluate(self, due: list[Slot]) -> Iterator[TrialEvent]:
-        groups: dict[tuple[DataSettings, int], list[Slot]] = {}
-        for slot in due:
-            key = (slot.config.data, slot.config.training.per_device_eval_batch_size)
-            groups.setdefault(key, []).append(slot)
-        for (_, rows), slots in groups.items():
-            held_out = evaluate(self._model, slots[0].data.eval, slots, rows)
-            for slot, losses in zip(slots, held_out, strict=True):
-                yield from self._evaluated(slot, losses)
-
-    def _evaluated(self, slot: Slot, losses: ExampleLosses) -> list[TrialEvent]:
-        number = slot.due_evaluation
-        assert number is not None
-        where = {"number": slot.number, "step": slot.progress.step}
-        epoch = slot.plan.epoch(slot.progress.step)
-        if not losses.mean < float("inf"):
-            return [Diverged(**where, epoch=epoch, reason=f"eval_loss is {losses.mean}")]
-        self._save_losses(slot, f"eval-{number:04d}", losses)
-        forgetting = None
-        if slot.finished and slot.data.forgetting is not None:
-            rows = slot.config.training.per_device_eval_batch_size
-            [general] = evaluate(self._model, slot.data.forgetting, [slot], rows)
-            self._save_losses(slot, "forgetting", general)
-            forgetting = general.mean
-        evaluated = Evaluated(
-            **where, epoch=epoch, evaluation=number, eval_loss=losses.mean, forgetting_loss=forgetting
-        )
-        events: list[TrialEvent] = [evaluated, self._finish(slot, evaluated)] if slot.finished else [evaluated]
-        slot.progress.last_evaluation = number  # at the end: until here, memory may run out, and it comes again
-        return events
-
-    def _save_losses(self, slot: Slot, name: str, losses: ExampleLosses) -> None:
-        folder = self.trial_folder(slot.number) / "evaluations"
-        payload = save_arrays({"nll": losses.nll, "label_tokens": losses.label_tokens})
-        write_durably(folder / f"{name}.safetensors", payload)
-
-    def _finish(self, slot: Slot, evaluated: Evaluated) -> Finished:
-        config, base = slot.config, self._base
-        folder = self.trial_folder(slot.number) / "adapter"
-        peft_config = lora_config(config.lora, base.linears, fan_in_fan_out=base.fan_in_fan_out)
-        save_adapter(folder, peft_config, config.model, slot.weights(), base.location)
-        return Finished(
-            number=slot.number,
-            step=slot.progress.step,
-            epoch=evaluated.epoch,
-            metrics=self._final_metrics(slot, evaluated),
-            adapter_folder=folder,
-        )
-
-    def _final_metrics(self, slot: Slot, evaluated: Evaluated) -> dict[str, float]:
-        progress, count, total = slot.progress, slot.parameter_count, self._base.linears.total_parameters
-        size = slot.parameters.element_size()
-        metrics = {
-            "eval_loss": evaluated.eval_loss,
-            "trainable_params": float(count),
-            "trainable_percent": 100.0 * count / (total + count),
-            "adapter_bytes": float(count * size),
-            "optimizer_bytes": float(2 * count * size),
-            "train_seconds": progress.train_seconds,
-            "train_tokens": float(progress.train_tokens),
-            "tokens_per_second": progress.train_tokens / progress.train_seconds if progress.train_seconds else 0.0,
-            "total_flos": float(self._flops(slot, progress.train_tokens)),
-            "steps": float(progress.step),
-            "epochs": evaluated.epoch,
-        }
-        peak = self._peaks.get(self._memory_shape(slot)[0])
-        if peak is not None:
-            metrics["peak_memory_bytes"] = float(peak)
-        _, before = self.base_losses(slot.config)
-        if evaluated.forgetting_loss is not None and before is not None:
-            metrics["forgetting"] = evaluated.forgetting_loss - before
-        return metrics
+def _padded(sets: Sequence[TokenizedDataset], chosen: Sequence[np.ndarray]) -> PackedBatch:
+    """The chosen rows of each set, padded to one length."""
+    ids = [tokens.input_ids[i] for tokens, rows in zip(sets, chosen, strict=True) for i in rows]
+    labels = [tokens.labels[i] for tokens, rows in zip(sets, chosen, strict=True) for i in rows]
+    longest = max(len(row) for row in ids)
+    length = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
+    return PackedBatch(
+        pad_rows(ids, length, 0),
+        pad_rows(labels, length, IGNORED),
+        tuple(len(rows) for rows in chosen),
+        _position_ids(sets, chosen, length),
+    )
 
 
-def _identity(slot: Slot) -> str:
-    """What a checkpoint belongs to: the configuration and the very examples."""
-    text = slot.config.model_dump_json() + slot.data.train.fingerprint + slot.data.eval.fingerprint
-    return hashlib.sha256(text.encode()).hexdigest()
+def _largest_rows(train: TokenizedDataset, training: TrainingSettings) -> np.ndarray:
+    """The longest examples, as many as a trial trains on at once."""
+    by_length = sorted(range(len(train)), key=lambda index: len(train.input_ids[index]))
+    return np.array(by_length[-training.per_device_train_batch_size :])
+
+
+def _position_ids(sets: Sequence[TokenizedDataset], chosen: Sequence[np.ndarray], length: int) -> Tensor | None:
+    """None where every row holds one example: then attention needs no mask, which is faster."""
+    if all(tokens.positions is None for tokens in sets):
+        return None
+    rows = [
+        tokens.positions[i] if tokens.positions else None for tokens, own in zip(sets, chosen, strict=True) for i in own
+    ]
+    return pad_positions(rows, length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_lab.data.tokens import TokenizedDataset
-    from lora_lab.training.packed_model import PackedModel
-    from lora_lab.training.slot import Slot
+    from lora_lab.training.packed_model import TokenLosses
+
+S = TypeVar("S")
+S_contra = TypeVar("S_contra", contravariant=True)
+
+
+class Measurable(Protocol[S_contra]):
+    """What computes the losses of a batch; `S_contra` is what it knows as a trial."""
+
+    def token_losses(self, batch: PackedBatch, slots: Sequence[S_contra]) -> TokenLosses:
+        """Losses of all label tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +44,9 @@ class ExampleLosses:
 
 @torch.no_grad()
 def evaluate(
-    model: PackedModel, dataset: TokenizedDataset, slots: Sequence[Slot | None], rows_per_slot: int
+    model: Measurable[S], dataset: TokenizedDataset, slots: Sequence[S], rows_per_slot: int
 ) -> list[ExampleLosses]:
-    """Measure every slot (None: the bare base) on every example of `dataset`.
+    """Measure every slot (for the packed model, None is the bare base) on every example of `dataset`.
 
     Examples are taken in order of length, so that little is padded; which examples share a batch does not
     depend on the slots.

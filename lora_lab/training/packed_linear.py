@@ -4,12 +4,16 @@ Rows of the batch belong to slots. Behind every linear module of the base, the r
 module get `y_k += scaling_k (x_k A_k^T) B_k^T`. The base is frozen and rows are independent, so the gradient
 of the sum of the trials' losses with respect to one adapter is exactly that trial's own gradient.
 
+A plain `nn.Linear` and its adapters are one operation, in which the gradients of the input are added in place; behind
+quantized modules, Conv1D, and modules whose `forward` is somebody else's, the adapters act in a hook.
+
 A module that a slot does not adapt costs that slot nothing: its rows pass through untouched.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_lab.study.errors import TrainingError
+from lora_lab.training.frozen import product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,27 +85,35 @@ class _AddAdapters(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *saved = ctx.saved_tensors
-        count = len(ctx.parts)
-        inner, masks = saved[:count], iter(saved[count:])
-        grad_out = grad_y.reshape(-1, grad_y.shape[-1]).to(rows.dtype)
-        grad_x = _rows_like(rows, ctx.parts) if ctx.needs_input_grad[1] else None
-        for (span, view), h, masked in zip(ctx.parts, inner, ctx.masked, strict=True):
-            grad_k = grad_out[span.start : span.stop]
-            x_k = rows[span.start : span.stop]
-            mask = next(masks) if masked else None
-            _accumulate(view.grad_bt, h.t(), grad_k, view.scaling)
-            grad_h = torch.mm(grad_k, view.bt.t())
-            if view.scaling != 1.0:
-                grad_h.mul_(view.scaling)
-            _accumulate(view.grad_a, grad_h.t(), x_k if mask is None else x_k * mask, 1.0)
-            if grad_x is not None:
-                target = grad_x[span.start : span.stop]
-                torch.mm(grad_h, view.a, out=target)
-                if mask is not None:
-                    target.mul_(mask)
-        nothing = (None,) * (1 + count)
+        saved = ctx.saved_tensors  # to be read once: where activations are recomputed, torch forgets them at that
+        grad_x = torch.zeros_like(saved[0]) if ctx.needs_input_grad[1] else None
+        _add_gradients(ctx, saved, grad_y.reshape(-1, grad_y.shape[-1]), grad_x)
+        nothing = (None,) * (1 + len(ctx.parts))
         return grad_y, None if grad_x is None else grad_x.view(ctx.x_shape).to(ctx.x_dtype), *nothing
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """A frozen linear module with its adapters: rows [T, d_in] to [T, d_out]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: list[tuple[Span, AdapterView]], *_: Tensor
+    ) -> Tensor:
+        y = product(x, weight, bias)
+        ctx.parts, ctx.weight = parts, weight
+        if parts:
+            rows = _rows(x, parts)
+            inner, masks = _add(y, rows, parts, training=True)
+            ctx.save_for_backward(rows, *inner, *(mask for mask in masks if mask is not None))
+            ctx.masked = [mask is not None for mask in masks]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x = product(grad_y, ctx.weight.t()) if ctx.needs_input_grad[0] else None
+        if ctx.parts:
+            _add_gradients(ctx, ctx.saved_tensors, grad_y, grad_x)
+        return grad_x, *(None,) * (3 + len(ctx.parts))
 
 
 def _add(
@@ -132,34 +145,86 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor, scaling: float) -> N
         total.add_(torch.mm(left, right), alpha=scaling)
 
 
-def _rows_like(rows: Tensor, parts: list[tuple[Span, AdapterView]]) -> Tensor:
-    """Room for the gradient of all rows: zero where no adapter acts, uninitialized where one will write."""
-    covered = sum(span.stop - span.start for span, _ in parts)
-    return torch.empty_like(rows) if covered == rows.shape[0] else torch.zeros_like(rows)
+def _add_gradients(ctx: Any, saved: tuple[Tensor, ...], grad_y: Tensor, grad_x: Tensor | None) -> None:
+    """Add every part's gradients to its slot's own, and its share to that of the input [T, d_in]."""
+    rows, *others = saved  # the input, each part's `x A^T` [n, r], and the masks of those that have one
+    count = len(ctx.parts)
+    grad_y = grad_y.to(rows.dtype)
+    masks = iter(others[count:])
+    for (span, view), h, masked in zip(ctx.parts, others[:count], ctx.masked, strict=True):
+        grad_k, x_k = grad_y[span.start : span.stop], rows[span.start : span.stop]
+        mask = next(masks) if masked else None
+        _accumulate(view.grad_bt, h.t(), grad_k, view.scaling)
+        grad_h = torch.mm(grad_k, view.bt.t())
+        if view.scaling != 1.0:
+            grad_h.mul_(view.scaling)
+        _accumulate(view.grad_a, grad_h.t(), x_k if mask is None else x_k * mask, 1.0)
+        if grad_x is None:
+            continue
+        total = grad_x[span.start : span.stop]
+        if mask is None:
+            _accumulate(total, grad_h, view.a, 1.0)
+        else:
+            total.add_(torch.mm(grad_h, view.a).mul_(mask))
 
 
 def attach(module: nn.Module, name: str, routing: Routing) -> None:
-    """Let the adapters of `routing`'s spans act behind a linear module of the base, under its full name.
+    """Let the adapters of `routing`'s spans act behind a linear module of the base, under its full name."""
+    if type(module) is nn.Linear and "forward" not in vars(module):
+        _replace(module, name, routing)
+    else:
+        _hook(module, name, routing)
 
-    A forward hook leaves the module itself as it was, so quantized and other linear classes work unchanged.
-    """
-    is_plain = type(module) in (nn.Linear, Conv1D)
+
+def _replace(module: nn.Linear, name: str, routing: Routing) -> None:
+    """A bound method, and not a closure over `module`: a copy of the base then computes with its own weights."""
+
+    def forward(linear: nn.Linear, x: Tensor) -> Tensor:
+        parts = _parts(name, routing, x)
+        rows = x.reshape(-1, x.shape[-1])
+        if torch.is_grad_enabled() and (parts or x.requires_grad):
+            leaves = (span.parameters for span, _ in parts)
+            y = _FrozenLinear.apply(rows, linear.weight, linear.bias, parts, *leaves)  # type: ignore[no-untyped-call]
+        else:
+            y = product(rows, linear.weight, linear.bias)
+            if parts:
+                _add(y, _rows(rows, parts), parts, training=False)
+        result: Tensor = y.view(*x.shape[:-1], -1)
+        return result
+
+    module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+
+
+def _hook(module: nn.Module, name: str, routing: Routing) -> None:
+    """A forward hook leaves the module itself as it was, so quantized and other linear classes work unchanged."""
+    is_conv = type(module) is Conv1D
 
     def hook(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        parts = [(span, view) for span in routing.spans if (view := span.adapters.get(name)) is not None]
+        x = args[0].to(y.device)  # where the base is split over devices, an input may come from another one
+        parts = _parts(name, routing, x)
         if not parts:
             return y
-        if not is_plain:  # a quantized product may hand out a view, which must not be written to
+        if not is_conv:  # a quantized product may hand out a view, which must not be written to
             y = y.clone()
-        if args[0].numel() != routing.rows * args[0].shape[-1]:
-            raise TrainingError(
-                f"the base gives {name} {args[0].numel() // args[0].shape[-1]} rows where {routing.rows} tokens go in, "
-                "so that trials cannot be told apart there; leave it out of lora.target_modules"
-            )
         if torch.is_grad_enabled():
-            added: Tensor = _AddAdapters.apply(y, args[0], parts, *(span.parameters for span, _ in parts))  # type: ignore[no-untyped-call]
+            added: Tensor = _AddAdapters.apply(y, x, parts, *(span.parameters for span, _ in parts))  # type: ignore[no-untyped-call]
             return added
-        _add(y.view(-1, y.shape[-1]), _rows(args[0], parts), parts, training=False)
+        _add(y.view(-1, y.shape[-1]), _rows(x, parts), parts, training=False)
         return y
 
     module.register_forward_hook(hook)
+
+
+def _parts(name: str, routing: Routing, x: Tensor) -> list[tuple[Span, AdapterView]]:
+    """The adapters that act behind a module in this pass, and where.
+
+    Raises:
+        TrainingError: the module is not given the tokens' rows.
+    """
+    parts = [(span, view) for span in routing.spans if (view := span.adapters.get(name)) is not None]
+    if parts and x.numel() != routing.rows * x.shape[-1]:
+        raise TrainingError(
+            f"the base gives {name} {x.numel() // x.shape[-1]} rows where {routing.rows} tokens go in, "
+            "so that trials cannot be told apart there; leave it out of lora.target_modules"
+        )
+    return parts

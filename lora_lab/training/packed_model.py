@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from lora_lab.study.errors import InputError
 from lora_lab.training.architecture import linear_modules
+from lora_lab.training.frozen import simplify
+from lora_lab.training.frozen_head import head_loss
 from lora_lab.training.packed_linear import Routing, Span, attach
+from lora_lab.training.recompute import Recompute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
     from lora_lab.training.slot import Slot
 
 IGNORED = -100
+PROBE_LENGTH = 7
+"""Tokens of the examples with which it is tried whether a base keeps two of them in one row apart."""
 LOGITS_AT_ONCE = 2**26
 """Logits (rows x vocabulary) that are held at the same time; more are computed in chunks, twice."""
 
@@ -37,6 +44,8 @@ class PackedBatch:
     """[R, S] int64, -100 where no loss is taken, on the CPU."""
     rows: tuple[int, ...]
     """Rows of each slot; they add up to R."""
+    position_ids: Tensor | None = None
+    """[R, S] int64, on the CPU: positions within examples, where a row may hold several; each starts at 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,8 @@ class Layout:
 
     input_ids: Tensor
     """[R, S] int64, on the device."""
+    position_ids: Tensor | None
+    """[R, S] int64, on the device, where a row may hold several examples."""
     positions: Tensor
     """[n] int64, on the device: the places of the flattened [R * S] tokens that predict a label."""
     targets: Tensor
@@ -55,6 +66,8 @@ class Layout:
     """The slots' rows of the flattened tokens."""
     head: tuple[Span, ...]
     """The slots' rows of the labels, which are all that goes into the head."""
+    recompute: bool
+    """Whether activations are computed again in the backward pass instead of kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +88,22 @@ def pad_rows(rows: Sequence[np.ndarray], length: int, value: int) -> Tensor:
     return padded
 
 
+def pad_positions(rows: Sequence[np.ndarray | None], length: int) -> Tensor:
+    """[len(rows), length] int64: positions, counted on through the padding; None is a row of one example."""
+    padded = torch.arange(length).repeat(len(rows), 1)
+    for index, row in enumerate(rows):
+        if row is not None:
+            padded[index, : len(row)] = torch.from_numpy(row)
+            padded[index, len(row) :] += int(row[-1]) + 1 - len(row)
+    return padded
+
+
 class PackedModel:
     """Computes token losses with every slot's own adapter.
 
     Rows are padded on the right and attention is causal, so no real token sees a pad: no attention mask is
-    passed, and the fast attention path is used.
+    passed, and the fast attention path is used. Where a row holds several examples, transformers makes the mask
+    that keeps them apart, of each kind that the base has (full, sliding, ...), from positions that start again.
     """
 
     def __init__(self, base: Base) -> None:
@@ -87,28 +111,82 @@ class PackedModel:
         self._device = base.device
         self._exact = base.dtype == torch.float64
         self._body, self._head = Routing(), Routing()
+        simplify(base.model)
+        self._recompute = Recompute(base.model)
         head = base.model.get_output_embeddings()
         self._head_name = base.linears.head
         for name, module in linear_modules(base.model).items():
             attach(module, name, self._head if module is head else self._body)
         self._plain_head = head if self._head_is_plain(head) else None
+        self._separates: bool | None = None
         self._gathered: Tensor | None = None
         if self._plain_head is None:
             head.register_forward_pre_hook(self._gather)
 
     @torch.no_grad()
     def _head_is_plain(self, head: Any) -> bool:
-        """Whether logits are just head(hidden), tried out: some models scale or cap them afterwards."""
-        ids = torch.arange(8, device=self._device).unsqueeze(0)
-        expected = self._model(input_ids=ids, use_cache=False).logits
-        hidden = self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden.shape[-1] == head.weight.shape[-1] and torch.equal(expected, head(hidden))
+        """Whether logits are just head(hidden), tried out: some models scale or cap them afterwards.
+
+        No value is looked at, so that a base without data (`fake_base`) answers too.
+        """
+        states: dict[nn.Module, Tensor] = {}
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, _: Any, y: Any) -> None:
+            if isinstance(hidden := getattr(y, "last_hidden_state", None), Tensor):
+                states[module] = hidden
+
+        body, ids = self._model.base_model, torch.arange(8, device=self._device).unsqueeze(0)
+        hooks = [module.register_forward_hook(keep) for module in body.modules()]
+        hooks.append(head.register_forward_hook(lambda _, args, y: seen.extend((args[0], y))))
+        try:
+            logits = self._model(input_ids=ids, use_cache=False).logits
+            given, output = seen
+            makers = [module for module, hidden in states.items() if _is_same(hidden, given)]
+            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+            return logits is output and any(_is_same(states[module], hidden) for module in makers)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _gather(self, _: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Keep only the positions with a label before the head, in models that go on after it."""
         if self._gathered is None:
             return args
-        return (args[0].reshape(-1, args[0].shape[-1])[self._gathered].unsqueeze(0),)
+        return (_take(args[0], self._gathered).unsqueeze(0),)
+
+    @torch.no_grad()
+    def require_separate_examples(self) -> None:
+        """Prove that examples in one row do not see each other: some architectures know no such mask.
+
+        Raises:
+            InputError: this base lets them.
+        """
+        if self._separates is None:
+            self._separates = "position_ids" in inspect.signature(self._model.forward).parameters and self._forgets()
+        if not self._separates:
+            raise InputError(
+                f"data.packing: {type(self._model).__name__} lets the tokens of one example see those of another in "
+                "the same row; set data.packing to false"
+            )
+
+    def require_recomputation(self) -> None:
+        """Raise InputError unless the base has layers that can be computed again."""
+        if not self._recompute.possible:
+            raise InputError(
+                f"training.gradient_checkpointing: {type(self._model).__name__} has no layers that transformers can "
+                "compute again; set it to false"
+            )
+
+    def _forgets(self) -> bool:
+        """Whether an example's logits are the same whatever other example stands before it in its row."""
+        ids = torch.arange(PROBE_LENGTH, device=self._device)
+        rows = torch.stack([torch.cat([ids, ids]), torch.cat([ids + PROBE_LENGTH, ids])])
+        positions = torch.cat([ids, ids]).expand(2, -1)
+        logits = self._model(input_ids=rows, position_ids=positions, use_cache=False).logits[:, PROBE_LENGTH:]
+        # int8 products treat a column with an outlier in any row in another way
+        tolerance = 0.05 if getattr(self._model, "is_loaded_in_8bit", False) else 1e-6
+        return float((logits[0] - logits[1]).abs().max()) <= tolerance * float(logits.abs().max())
 
     def layout(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> Layout:
         """Take a batch to the device; a slot of None is the bare base."""
@@ -118,11 +196,13 @@ class PackedModel:
         label_counts = [int(part.sum()) for part in torch.split(row_counts, list(batch.rows))]
         return Layout(
             input_ids=batch.input_ids.to(self._device),
+            position_ids=None if batch.position_ids is None else batch.position_ids.to(self._device),
             positions=(row * length + column).to(self._device),
             targets=batch.labels[row, column + 1].to(self._device),
             row_counts=row_counts,
             body=_spans(slots, [rows * length for rows in batch.rows]),
             head=_spans(slots, label_counts),
+            recompute=any(slot.config.training.gradient_checkpointing for slot in slots if slot is not None),
         )
 
     @contextmanager
@@ -130,10 +210,12 @@ class PackedModel:
         """Let the layout's adapters act; around a backward pass too, which may run parts of the forward pass again."""
         self._body.spans, self._body.rows = layout.body, layout.input_ids.numel()
         self._head.spans, self._head.rows = layout.head, len(layout.targets)
+        self._recompute.active = layout.recompute
         try:
             yield
         finally:
             self._body.spans = self._head.spans = ()
+            self._recompute.active = False
 
     def token_losses(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> TokenLosses:
         """Losses of all label tokens, for evaluation; a slot of None is the bare base."""
@@ -143,22 +225,25 @@ class PackedModel:
 
     def nll(self, layout: Layout) -> Tensor:
         """[n]: the loss of every label; to be called while the layout is `routed`."""
-        return self._nll(layout.input_ids, layout.positions, layout.targets)
-
-    def _nll(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        inputs = {"input_ids": layout.input_ids, "use_cache": False}
+        if layout.position_ids is not None:
+            inputs["position_ids"] = layout.position_ids
         if self._plain_head is None:
-            self._gathered = positions
+            self._gathered = layout.positions
             try:
-                logits = self._model(input_ids=input_ids, use_cache=False).logits
+                logits = self._model(**inputs).logits
             finally:
                 self._gathered = None
-            return self._cross_entropy(logits.reshape(-1, logits.shape[-1]), targets)
-        hidden = self._model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
+            return self._cross_entropy(logits.reshape(-1, logits.shape[-1]), layout.targets)
+        hidden = _take(self._model.base_model(**inputs).last_hidden_state, layout.positions)
+        hidden = hidden.to(self._plain_head.weight.device)  # where the base is split, the head may be elsewhere
+        if type(self._plain_head) is nn.Linear and not any(self._head_name in span.adapters for span in layout.head):
+            targets = layout.targets.to(hidden.device)
+            return head_loss(hidden, targets, self._plain_head, LOGITS_AT_ONCE).to(self._device)
         chunk = max(1, LOGITS_AT_ONCE // self._plain_head.weight.shape[0])
-        if len(targets) <= chunk or self._head_has_dropout():
-            return self._cross_entropy(self._plain_head(hidden), targets)
-        return self._in_chunks(hidden, targets, chunk)
+        if len(layout.targets) <= chunk or self._head_has_dropout():
+            return self._cross_entropy(self._plain_head(hidden), layout.targets)
+        return self._in_chunks(hidden, layout.targets, chunk)
 
     def _head_has_dropout(self) -> bool:
         """A mask belongs to all labels of a trial at once: chunk borders, which neighbors move, cannot cut it."""
@@ -187,7 +272,19 @@ class PackedModel:
         )
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(logits if self._exact else logits.float(), targets, reduction="none")
+        logits = logits if self._exact else logits.float()
+        return functional.cross_entropy(logits, targets.to(logits.device), reduction="none").to(self._device)
+
+
+def _take(hidden: Tensor, positions: Tensor) -> Tensor:
+    """[n, d]: the rows of [R, S, d] at these places of the flattened tokens."""
+    return hidden.reshape(-1, hidden.shape[-1])[positions.to(hidden.device)]
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are views of all of the same memory."""
+    storages = [tensor.untyped_storage()._cdata for tensor in (one, other)]  # noqa: SLF001 -- it has no public name
+    return one.shape == other.shape and storages[0] == storages[1]
 
 
 def _spans(slots: Sequence[Slot | None], sizes: Sequence[int]) -> tuple[Span, ...]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from lora_lab.study.settings import TrainingSettings
 
+DEFAULT_DECAY_RATIO = 0.1
+"""Share of all steps in which `warmup_stable_decay` falls, where the study does not say."""
+
 
 class BatchPlan:
     """The examples of every optimizer step of one trial.
@@ -62,15 +65,51 @@ def _epoch_batches(examples: int, batch_size: int, seed: int, epoch: int) -> tup
 
 def learning_rate_factor(step: int, total_steps: int, training: TrainingSettings) -> float:
     """The factor on `learning_rate` at optimizer step `step` (from 0), as in `transformers.get_scheduler`."""
-    warmup = training.warmup_steps or math.ceil(training.warmup_ratio * total_steps)
-    match training.lr_scheduler_type:
-        case "constant":
-            return 1.0
-        case "constant_with_warmup":
-            return step / warmup if step < warmup else 1.0
+    warmup = warmup_steps(training, total_steps)
+    if training.lr_scheduler_type == "constant":
+        return 1.0
     if step < warmup:
         return step / warmup
-    falling_steps = max(1, total_steps - warmup)
-    if training.lr_scheduler_type == "linear":
-        return max(0.0, (total_steps - step) / falling_steps)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup) / falling_steps))))
+    match training.lr_scheduler_type:
+        case "constant_with_warmup":
+            return 1.0
+        case "linear":
+            return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+        case "cosine":
+            return _half_cosine((step - warmup) / max(1, total_steps - warmup))
+        case "warmup_stable_decay":
+            decay = decay_steps(training, total_steps)
+            into_decay = step - (total_steps - decay)
+            return 1.0 if into_decay < 0 else _half_cosine(into_decay / decay)
+
+
+def shared_steps(training: TrainingSettings, total_steps: int) -> int:
+    """The leading optimizer steps that the same settings take with the same rates in every longer training.
+
+    That is all of them where the rate is constant after the warm-up, those before the decay of
+    warmup_stable_decay, and none where the rate falls towards the end all along, or where the warm-up is a share
+    of all steps.
+    """
+    if training.warmup_ratio:
+        return 0
+    match training.lr_scheduler_type:
+        case "constant" | "constant_with_warmup":
+            return total_steps
+        case "warmup_stable_decay":
+            return max(0, total_steps - decay_steps(training, total_steps))
+    return 0
+
+
+def warmup_steps(training: TrainingSettings, total_steps: int) -> int:
+    """Optimizer steps in which the rate rises from 0."""
+    return training.warmup_steps or math.ceil(training.warmup_ratio * total_steps)
+
+
+def decay_steps(training: TrainingSettings, total_steps: int) -> int:
+    """Optimizer steps at the end in which `warmup_stable_decay` falls to 0."""
+    return training.decay_steps or math.ceil((training.decay_ratio or DEFAULT_DECAY_RATIO) * total_steps)
+
+
+def _half_cosine(progress: float) -> float:
+    """From 1 at 0 to 0 at 1."""
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -46,7 +46,7 @@ def trial(number: int, eval_loss: float | None = None, **changes: Any) -> TrialR
         if name in changes
     }
     spec = study()
-    config = spec.trial_config({"seed": fields.pop("seed", 0), **changes})
+    config = spec.trial_config({"seed": fields.pop("seed", fields.get("replicate", 0)), **changes})
     metrics = {} if eval_loss is None else {"eval_loss": eval_loss, "train_seconds": 10.0 + number}
     if eval_loss is not None:
         metrics["trainable_params"] = float(config.lora.r * 1000)

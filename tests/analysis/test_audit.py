@@ -26,7 +26,7 @@ def spec_with(
             "data": {"train": "builtin/stdlib-code"},
             "lora": lora or {},
             "training": training or {},
-            "sweep": {"n_trials": 4, "parameters": parameters, **sweep},
+            "sweep": {"n_trials": 4, "parameters": parameters, "confirm": {"top": 2, "seeds": 2}, **sweep},
         }
     )
 
@@ -56,6 +56,115 @@ def test_fixed_alpha_while_rank_varies() -> None:
     assert kinds(spec_with({"learning_rate": RATES}, lora={"lora_alpha": 32.0})) == []
     (note,) = audit(spec_with(parameters, lora={"lora_alpha": 32.0, "use_rslora": True}))
     assert "alpha / sqrt(r)" in note.sentence
+    (note,) = audit(spec_with(parameters, lora={"alpha_ratio": 2.0, "use_rslora": True}))
+    assert note.kind == "fixed_alpha"
+    assert "alpha_ratio 2 gives a scaling of that times sqrt(r)" in note.sentence
+
+
+def test_alphas_that_leave_ranks_no_common_scaling() -> None:
+    def searched(alphas: list[float], lora: dict[str, Any] | None = None) -> list[str]:
+        return kinds(spec_with({"r": RANKS, "learning_rate": RATES, "lora_alpha": {"values": alphas}}, lora=lora))
+
+    assert searched([16.0, 32.0]) == ["no_common_scaling"]
+    assert searched([2.0, 16.0, 256.0]) == []
+    assert searched([16.0, 64.0], {"use_rslora": True}) == []
+
+
+def test_rslora_at_another_scale() -> None:
+    parameters = {"use_rslora": {"values": [True, False]}, "learning_rate": RATES}
+
+    (note,) = audit(spec_with(parameters, lora={"r": 16}))
+    assert note.kind == "rslora_scale"
+    assert "multiplies the scaling by sqrt(r), here 4." in note.sentence
+    (note,) = audit(spec_with({**parameters, "r": RANKS, "alpha_ratio": {"values": [0.5, 1, 2]}}))
+    assert "here 2 to 8." in note.sentence
+
+
+def test_one_seed_only() -> None:
+    parameters = {"r": RANKS, "learning_rate": RATES}
+
+    (note,) = audit(spec_with(parameters, confirm=None))
+    assert note.kind == "one_seed"
+    assert "`confirm: {top: 3, seeds: 3}`" in note.sentence
+    assert kinds(spec_with(parameters, confirm={"top": 3, "seeds": 1})) == ["one_seed"]
+    assert kinds(spec_with({**parameters, "seed": {"values": [0, 1]}}, confirm=None, pruner="none")) == []
+
+
+def test_pruning_replicates_keeps_the_lucky_ones() -> None:
+    parameters = {"r": RANKS, "learning_rate": {"values": [1e-3, 3e-3]}}
+
+    assert kinds(spec_with(parameters, sampler="grid", seeds=3)) == ["pruned_replicates"]
+    assert kinds(spec_with(parameters, sampler="grid", seeds=3, pruner="none")) == []
+
+
+def test_arms_of_quantization_in_different_dtypes() -> None:
+    parameters = {"quantization": {"values": ["none", "int8", "nf4"]}, "learning_rate": RATES}
+
+    def model(**settings: Any) -> list[str]:
+        spec = spec_with(parameters)
+        return kinds(spec.model_copy(update={"model": spec.model.model_copy(update=settings)}))
+
+    assert model() == ["quantization_dtype"]
+    assert model(dtype="bfloat16") == ["quantization_dtype"]
+    assert (
+        "int8 rounds activations"
+        in audit(
+            spec_with(parameters).model_copy(
+                update={"model": spec_with(parameters).model.model_copy(update={"dtype": "float32"})}
+            )
+        )[0].sentence
+    )
+    assert kinds(spec_with({"quantization": {"values": ["fp4", "nf4"]}, "learning_rate": RATES})) == []
+
+
+def test_trials_that_train_on_different_amounts_of_text() -> None:
+    batches = {"per_device_train_batch_size": {"values": [4, 8]}}
+
+    (note,) = audit(spec_with({**batches, "learning_rate": RATES}, training={"max_steps": 100}))
+    assert note.kind == "unequal_budget"
+    assert "different amounts of text" in note.sentence
+    (note,) = audit(spec_with(batches))
+    assert "larger batches take fewer steps" in note.sentence
+    assert kinds(spec_with({**batches, "learning_rate": RATES})) == []
+
+
+def test_trials_that_are_measured_on_different_text() -> None:
+    (note,) = audit(spec_with({"max_length": {"values": [64, 128]}}))
+
+    assert note.kind == "unequal_text"
+    assert "losses cannot be compared" in note.sentence
+
+
+def test_importance_from_a_sampler_that_adapts() -> None:
+    spec = spec_with({"r": RANKS, "learning_rate": RATES})
+    trials = [trial(i, 4.0 + i / 100, r=16, learning_rate=1e-3 + i * 1e-5) for i in range(10)]
+
+    assert [note.kind for note in audit(spec, decide(trials, 5.0, 0.01))] == ["adaptive_importance"]
+    assert audit(spec, decide(trials[:9], 5.0, 0.01)) == []
+    random = spec_with({"r": RANKS, "learning_rate": RATES}, sampler="random")
+    assert audit(random, decide(trials, 5.0, 0.01)) == []
+
+
+def test_ranks_whose_best_rate_was_not_bracketed() -> None:
+    spec = spec_with({"r": RANKS, "learning_rate": RATES})
+    trials = [
+        trial(0, 4.0, r=16, learning_rate=1e-3),
+        trial(1, 4.1, r=4, learning_rate=9.9e-3),
+        trial(2, 4.2, r=4, learning_rate=1e-3),
+        trial(3, 4.3, r=64, learning_rate=9.8e-3),
+    ]
+
+    (note,) = audit(spec, decide(trials, 5.0, 0.01), trials)
+
+    assert note.kind == "edge_at_a_rank"
+    assert "At 2 ranks (4, 64) the best learning_rate is the highest that was tried" in note.sentence
+
+
+def test_a_seed_has_no_edge() -> None:
+    spec = spec_with({"seed": {"values": [0, 1, 2]}, "learning_rate": RATES}, pruner="none")
+    findings = decide([trial(0, 4.0, seed=2, learning_rate=1e-3)], base_loss=5.0, margin=0.01)
+
+    assert audit(spec, findings) == []
 
 
 @pytest.mark.parametrize("searched", [True, False])
@@ -78,6 +187,7 @@ def test_pruning_under_a_schedule_that_depends_on_the_length() -> None:
     assert kinds(spec_with(parameters, training=cosine, pruner="none")) == []
     assert kinds(spec_with({"learning_rate": RATES}, training=cosine)) == []
     assert kinds(spec_with(parameters)) == []
+    assert kinds(spec_with(parameters, training={"lr_scheduler_type": "warmup_stable_decay"})) == ["schedule_pruning"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +205,7 @@ def test_pruning_under_a_schedule_that_depends_on_the_length() -> None:
     ],
 )
 def test_the_best_value_at_an_edge(name: str, value: Any, side: str | None) -> None:
-    middle = {"r": 64, "alpha_ratio": 1.0, "num_train_epochs": 2, "learning_rate": 1e-3}
+    middle: dict[str, Any] = {"r": 64, "alpha_ratio": 1.0, "num_train_epochs": 2, "learning_rate": 1e-3}
     findings = decide([trial(7, 4.0, **{**middle, name: value})], base_loss=5.0, margin=0.01)
 
     notes = audit(study(), findings)

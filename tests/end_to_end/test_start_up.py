@@ -22,10 +22,13 @@ def call(folder, *words: str, options: tuple[str, ...] = ()) -> tuple[subprocess
     ("words", "code"),
     [
         (["-m", "lora_lab.sweep", "--help"], 0),
+        (["-m", "lora_lab.plan", "--help"], 0),
         (["-m", "lora_lab.report", "--help"], 0),
         (["-m", "lora_lab", "--help"], 0),
         (["-m", "lora_lab.sweep", "bad.yaml"], 2),
         (["-m", "lora_lab", "sweep", "bad.yaml"], 2),
+        (["-m", "lora_lab.plan", "bad.yaml", "--device", "H200"], 2),
+        (["-m", "lora_lab.plan", "bad.yaml", "--device", "abacus"], 2),
     ],
 )
 def test_help_and_mistakes_answer_in_half_a_second(tmp_path, words, code):

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft.optimizers import create_loraplus_optimizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from transformers import (
@@ -190,7 +192,9 @@ class _Ordered(Trainer):
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
 
-def _collate(rows):
+def _collate(packed_rows):
+    """Every example in a row of its own, whatever rows the trial packs them into."""
+    rows = [example for row in packed_rows for example in row]
     length = max(len(row["input_ids"]) for row in rows)
     padded = {
         "input_ids": [list(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows],
@@ -200,11 +204,42 @@ def _collate(rows):
     return {name: torch.tensor(values) for name, values in padded.items()}
 
 
+def _examples(train, index) -> list[dict]:
+    """The examples of a row; each begins at position 0."""
+    ids, labels = train.input_ids[index], train.labels[index]
+    starts = [0] if train.positions is None else np.flatnonzero(train.positions[index] == 0)
+    return [
+        {"input_ids": ids_part, "labels": labels_part}
+        for ids_part, labels_part in zip(np.split(ids, starts[1:]), np.split(labels, starts[1:]), strict=True)
+    ]
+
+
+OPTIMIZERS = {"adamw_torch": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "sgd": "sgd"}
+
+
+def _loraplus(model, settings: TrainingSettings):
+    """PEFT's optimizer and the scheduler to be made, or nothing where the trial has no LoRA+."""
+    if settings.loraplus_lr_ratio is None:
+        return None, None
+    keywords = {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
+    optimizer = create_loraplus_optimizer(
+        model,
+        {"adamw_torch": torch.optim.AdamW, "adamw_8bit": AdamW8bit, "sgd": torch.optim.SGD}[settings.optim],
+        lr=settings.learning_rate,
+        loraplus_lr_ratio=settings.loraplus_lr_ratio,
+        loraplus_weight_decay=settings.weight_decay,
+        **({} if settings.optim == "sgd" else keywords),
+    )
+    return optimizer, None
+
+
 def train_alone(model, config: TrialConfig, train, scratch) -> Run:
     settings = config.training
+    per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    epochs = -(-(settings.max_steps or 0) * per_step // len(train)) or settings.num_train_epochs
     rows = [
         index
-        for epoch in range(settings.num_train_epochs)
+        for epoch in range(epochs)
         for batch in batches(len(train), settings.per_device_train_batch_size, settings.seed, epoch)
         for index in batch
     ]
@@ -230,7 +265,11 @@ def train_alone(model, config: TrialConfig, train, scratch) -> Run:
         adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,
         num_train_epochs=1,
-        optim="adamw_torch_fused",
+        optim=OPTIMIZERS[settings.optim],
+        max_steps=settings.max_steps or -1,
+        lr_scheduler_kwargs={"num_decay_steps": settings.decay_steps} if settings.decay_steps else None,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
@@ -239,9 +278,13 @@ def train_alone(model, config: TrialConfig, train, scratch) -> Run:
         remove_unused_columns=False,
         seed=settings.seed,
     )
-    dataset = [{"input_ids": train.input_ids[i], "labels": train.labels[i]} for i in rows]
     trainer = _Ordered(
-        model=model, args=arguments, train_dataset=dataset, data_collator=_collate, compute_loss_func=loss_of
+        model=model,
+        args=arguments,
+        train_dataset=[_examples(train, index) for index in rows],
+        data_collator=_collate,
+        compute_loss_func=loss_of,
+        optimizers=_loraplus(model, settings),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,7 +3,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,16 @@ from analysis.simulated import BASE_FORGETTING, BASE_LOSS, study
 
 from lora_lab.analysis.audit import audit
 from lora_lab.analysis.verdict import decide
-from lora_lab.figures.report import Reproduction, write_report
+from lora_lab.figures.report import panels_of, write_report
+from lora_lab.runner.evidence import gather
+from lora_lab.runner.folder import RunFolder
+from lora_lab.runner.results import Results, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from lora_lab.figures.evidence import Evidence
     from lora_lab.study.results import TrialResult
     from lora_lab.study.spec import StudySpec
 
@@ -40,6 +45,10 @@ class Page:
     @property
     def plots(self) -> list[str]:
         return [value for tag, name, value in self.attributes if tag == "div" and name == "id"]
+
+    @property
+    def ids(self) -> set[str]:
+        return {value for _, name, value in self.attributes if name == "id"}
 
     def hash_of(self, script: str) -> str:
         return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -71,32 +80,41 @@ class Reader(HTMLParser):
             self.page.words += data
 
 
+def gathered(
+    folder: Path, results: list[TrialResult], spec: StudySpec | None = None, base_loss: float = BASE_LOSS
+) -> Evidence:
+    """What the report shows of these trials, with every statistic; there are no adapters."""
+    spec = spec or study()
+    findings = decide(results, base_loss, margin=spec.sweep.verdict.margin)
+    notes = audit(spec, findings, results)
+    source = Source(folder / "study.yaml", "python -m lora_lab.sweep studies/rank_alpha.yaml")
+    source.path.write_text("study_name: rank_alpha")
+    return gather(Results(spec, results, findings, notes, BASE_FORGETTING), RunFolder(folder / "run"), source)
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Callable[..., Evidence]:
+    return partial(gathered, tmp_path)
+
+
 @pytest.fixture
 def report(tmp_path: Path) -> Callable[..., Page]:
-    """Write a report and read it back."""
+    """Write a report and read it back; further keywords replace fields of the evidence."""
 
     def make(
-        results: list[TrialResult],
-        spec: StudySpec | None = None,
-        base_loss: float = BASE_LOSS,
-        **changes: Any,
+        results: list[TrialResult], spec: StudySpec | None = None, base_loss: float = BASE_LOSS, **changes: Any
     ) -> Page:
-        spec = spec or study()
-        findings = decide(results, base_loss, margin=0.01)
-        arguments: dict[str, Any] = {
-            "base_forgetting": BASE_FORGETTING,
-            "notes": audit(spec, findings),
-            "reproduction": Reproduction(
-                command="python -m lora_lab.sweep studies/rank_alpha.yaml",
-                study_hash="9f86d081",
-                versions={"torch": "2.13.0"},
-            ),
-            **changes,
-        }
+        folder = tmp_path / "study"
+        folder.mkdir(exist_ok=True)
+        whole = replace(gathered(folder, results, spec, base_loss), **changes)
         path = tmp_path / "report.html"
-        write_report(path, spec, results, findings, **arguments)
-        page = Page(path.read_text(encoding="utf-8"))
-        Reader(page).feed(page.source)
-        return page
+        write_report(path, whole, panels_of(whole))
+        return read_page(path)
 
     return make
+
+
+def read_page(path: Path) -> Page:
+    page = Page(path.read_text(encoding="utf-8"))
+    Reader(page).feed(page.source)
+    return page

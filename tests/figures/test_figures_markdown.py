@@ -1,41 +1,73 @@
 from __future__ import annotations
 
-from analysis.simulated import BASE_LOSS, results, study, trial
+from typing import TYPE_CHECKING
 
-from lora_lab.analysis.audit import audit
-from lora_lab.analysis.verdict import decide
-from lora_lab.figures.markdown import markdown_summary
+from analysis.simulated import results, study, trial
+
+from lora_lab.figures.cells import Table, number_cell, text_cell
+from lora_lab.figures.markdown import markdown_summary, markdown_table
+from lora_lab.figures.report import panels_of
 from lora_lab.study.spec import StudySpec
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def test_the_summary_holds_question_verdict_caveats_and_the_best_trials() -> None:
-    trials, spec = results(), study()
-    findings = decide(trials, BASE_LOSS, margin=0.01)
 
-    text = markdown_summary(spec, trials, findings, audit(spec, findings), top=3)
+def summary(evidence: Callable, *arguments: object, top: int = 8) -> str:
+    whole = evidence(*arguments)
+    return markdown_summary(whole, panels_of(whole), top=top)
+
+
+def section(text: str, title: str) -> list[str]:
+    return text.split(f"## {title}\n")[1].split("\n## ", maxsplit=1)[0].strip().splitlines()
+
+
+def test_the_summary_holds_question_verdict_caveats_and_the_best_trials(evidence: Callable) -> None:
+    text = summary(evidence, results(), top=3)
 
     assert text.startswith("# How do rank and alpha trade off against loss, memory and trainable parameters?\n")
     assert "- Best: trial 25 (r=128" in text
     assert "## Read with care" in text
-    assert text.count("\n| ") == 4
-    losses = [float(line.split("|")[2]) for line in text.splitlines() if line.startswith("| ") and "e-" in line]
+    best = section(text, "The best trials of the search")
+    assert len(best) == 2 + 3
+    losses = [float(line.split("|")[2]) for line in best[2:]]
     assert losses == sorted(losses)
 
 
-def test_hostile_text_is_no_markup() -> None:
+def test_the_summary_holds_the_verdicts_table_and_the_key_tables(evidence: Callable) -> None:
+    text = summary(evidence, results())
+
+    verdict = section(text, "What the verdict rests on")
+    assert verdict[0].startswith("| trial | configuration | decision | loss, nats | loss, 95% |")
+    assert verdict[2].startswith("| 25 |")
+    for title in ("Smallest adequate rank", "Loss against trained parameters"):
+        words, _, head, rule, *rows = section(text, title)
+        assert words.endswith(".")
+        assert set(rule) <= set("|-:")
+        assert rows
+        assert {row.replace("\\|", "").count("|") for row in rows} == {head.count("|")}
+
+
+def test_hostile_text_is_no_markup(evidence: Callable) -> None:
     hostile = "a|b <img src=x> [x](http://evil.example) `c`\n# title"
     spec = StudySpec.model_validate({**study().model_dump(), "question": hostile})
-    trials = [trial(0, 4.0, target_modules=hostile)]
 
-    text = markdown_summary(spec, trials, decide(trials, BASE_LOSS, margin=0.01))
+    text = summary(evidence, [trial(0, 4.0, target_modules=hostile)], spec)
 
     assert text.splitlines()[0].startswith(r"# a\|b \<img src=x\> \[x\](http://evil.example) \`c\` \# title")
-    (row,) = [line for line in text.splitlines() if line.startswith("| 0")]
+    assert " <img" not in text
+    (row,) = section(text, "The best trials of the search")[2:]
     assert row.replace(r"\|", "").count("|") == 5
 
 
-def test_without_trials_there_is_no_table() -> None:
-    text = markdown_summary(study(), [], decide([], BASE_LOSS, margin=0.01))
+def test_without_trials_there_is_no_table_of_trials(evidence: Callable) -> None:
+    text = summary(evidence, [])
 
     assert "No trial finished" in text
     assert "|" not in text
+
+
+def test_columns_that_say_nothing_are_left_out_and_numbers_stand_right() -> None:
+    table = Table(["a", "empty", "b"], [[text_cell("x"), number_cell(None), number_cell(2.0)]])
+
+    assert markdown_table(table) == ["| a | b |", "|---|---:|", "| x | 2 |"]

@@ -6,11 +6,8 @@ from analysis.simulated import BASE_LOSS, results, trial
 from lora_lab.analysis.verdict import decide
 from lora_lab.figures.parallel import parallel_coordinates
 from lora_lab.figures.plots import (
-    forgetting_by_gain,
     learning_curves,
-    loss_by_parameters,
     loss_by_rank,
-    memory_by_rank,
     rank_and_ratio,
 )
 from lora_lab.figures.style import color_of, loss_frame, symbol_of
@@ -52,26 +49,32 @@ def test_the_heat_map_is_blank_where_nothing_was_tried() -> None:
         trial(1, 4.2, r=4, alpha_ratio=1.0),
         trial(2, 4.1, r=8, alpha_ratio=2.0),
     ]
-    (heat,) = rank_and_ratio(trials).figure.data
+    (heat,) = rank_and_ratio(trials, findings_of(trials)).figure.data
 
     assert list(heat.x) == ["4", "8"]
     assert list(heat.y) == ["1", "2"]
     assert [list(row) for row in heat.z] == [[4.0, None], [None, 4.1]]
 
 
+def test_the_heat_map_marks_what_the_noise_floor_does_not_tell_from_the_best() -> None:
+    trials = [
+        trial(number, value, r=r, alpha_ratio=1.0, seed=seed)
+        for number, (r, seed, value) in enumerate(
+            [(4, 0, 4.00), (4, 1, 4.02), (8, 0, 4.01), (8, 1, 4.03), (16, 0, 4.40), (16, 1, 4.42)]
+        )
+    ]
+    panel = rank_and_ratio(trials, findings_of(trials))
+
+    assert list(panel.figure.data[0].text[0]) == ["4.010 ≈", "4.020 ≈", "4.410"]
+    assert "Marked with ≈: within the noise floor" in panel.words
+
+
 def test_too_many_ratios_are_not_drawn_but_counted() -> None:
-    panel = rank_and_ratio([trial(i, 4.0, lora_alpha=float(i + 1)) for i in range(13)])
+    trials = [trial(i, 4.0, lora_alpha=float(i + 1)) for i in range(13)]
+    panel = rank_and_ratio(trials, findings_of(trials))
 
     assert panel.figure is None
     assert "13 values of alpha / r" in panel.words
-
-
-def test_the_front_is_drawn_as_steps() -> None:
-    trials = [trial(0, 4.0, r=64), trial(1, 4.2, r=8), trial(2, 4.3, r=16)]
-    front = loss_by_parameters(trials, findings_of(trials)).figure.data[0]
-
-    assert front.line.shape == "hv"
-    assert list(front.x) == [8000.0, 64000.0]
 
 
 def test_pruned_curves_are_dotted_and_the_best_is_thick() -> None:
@@ -97,23 +100,6 @@ def test_curves_have_the_unit_that_all_trials_share(every: tuple, unit: str, las
 
     assert figure.layout.xaxis.title.text == unit
     assert figure.data[1].x[-1] == last
-
-
-def test_memory_is_given_in_a_readable_unit() -> None:
-    def unit(peak: float) -> str:
-        return memory_by_rank([trial(0, 4.0, metrics={"peak_memory_bytes": peak})]).figure.layout.yaxis.title.text
-
-    assert unit(3e8) == "peak memory (MiB)"
-    assert unit(3e9) == "peak memory (GiB)"
-    assert memory_by_rank([trial(0, 4.0)]).words == "No peak memory was measured."
-
-
-def test_forgetting_is_drawn_against_the_gain() -> None:
-    panel = forgetting_by_gain([trial(0, 4.0, metrics={"forgetting": 0.4})], base_loss=5.0, base_forgetting=3.37)
-
-    assert (panel.figure.data[0].x[0], panel.figure.data[0].y[0]) == (1.0, 0.4)
-    assert "3.3700 nats per token" in panel.words
-    assert forgetting_by_gain([trial(0, 4.0)], 5.0, None).figure is None
 
 
 def test_parallel_coordinates_show_what_varied_and_draw_the_best_last() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import html
 import math
 import re
 from typing import TYPE_CHECKING
@@ -8,7 +10,8 @@ import pytest
 from analysis.simulated import BASE_LOSS, results, study, trial
 
 from lora_lab.analysis.verdict import decide
-from lora_lab.figures.report import Reproduction, write_report
+from lora_lab.figures.evidence import Evidence, Reproduction
+from lora_lab.figures.report import write_report
 from lora_lab.study.errors import StorageError
 from lora_lab.study.spec import StudySpec
 
@@ -18,12 +21,23 @@ if TYPE_CHECKING:
 
 ALL_PLOTS = [
     "loss-by-rank",
+    "adequate-rank",
     "rank-and-ratio",
-    "loss-by-parameters",
+    "scale-response",
+    "target-modules-at-equal-rank",
+    "target-modules-at-equal-budget",
+    "layers-at-equal-rank",
+    "layers-at-equal-budget",
+    "front-trainable-params",
+    "front-peak-memory-bytes",
+    "front-train-seconds",
+    "epochs",
     "learning-curves",
-    "parallel-coordinates",
-    "memory-by-rank",
     "forgetting-by-gain",
+    "memory-by-rank",
+    "memory-terms",
+    "importance",
+    "parallel-coordinates",
 ]
 HOSTILE = "</script><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
 
@@ -31,11 +45,13 @@ HOSTILE = "</script><script>alert(1)</script><img src=https://evil.example/x one
 def test_the_question_and_the_verdict_stand_before_the_figures(report: Callable) -> None:
     page = report(results())
 
-    question = page.words.index("How do rank and alpha trade off")
-    verdict = page.words.index("Best: trial")
-    assert question < verdict < page.words.index("Loss against rank") < page.words.index("All 41 trials")
+    places = [
+        page.source.index(words)
+        for words in ("How do rank and alpha", "Best: trial", 'id="evidence"', 'id="care"', 'about-loss-by-rank"><h2')
+    ]
+    assert places == sorted(places)
     assert "python -m lora_lab.sweep studies/rank_alpha.yaml" in page.words
-    assert "9f86d081" in page.words
+    assert hashlib.sha256(b"study_name: rank_alpha").hexdigest() in page.words
 
 
 def test_every_figure_of_a_whole_study_is_drawn(report: Callable) -> None:
@@ -46,13 +62,36 @@ def test_every_figure_of_a_whole_study_is_drawn(report: Callable) -> None:
     assert all(drawn["data"] for drawn in page.data)
 
 
+def test_every_link_leads_to_a_section(report: Callable) -> None:
+    page = report(results())
+
+    links = [value.removeprefix("#") for _, name, value in page.attributes if name == "href"]
+    assert len(links) > len(ALL_PLOTS)
+    assert set(links) <= page.ids
+
+
+def numbers(source: str) -> set[str]:
+    words = html.unescape(re.sub(r"<[^>]*>|confirm:[^}]*}", " ", source))
+    return {number.rstrip(".") for number in re.findall(r"(?<![\w.])\d[\d.]*(?:e-\d+)?[kMB%]?", words)}
+
+
+def test_every_number_of_the_verdict_is_in_its_tables(report: Callable) -> None:
+    for trials in (results(), results(count=20, seed=5)):
+        page = report(trials)
+        verdict = page.source.split("<h2>Verdict</h2>")[1].split('<div class="cards">')[0]
+        tables = page.source.split('id="evidence"')[1].split("</section>")[0]
+        assert len(numbers(verdict)) > 10
+        assert numbers(verdict) - numbers(tables) == set()
+
+
 def test_the_page_asks_the_network_for_nothing(report: Callable) -> None:
     page = report(results())
 
     outside = [(tag, name, value) for tag, name, value in page.attributes if "//" in value]
     assert outside == []
     assert not {"link", "img", "iframe", "object", "embed"} & set(page.tags)
-    assert {name for _, name, _ in page.attributes} & {"src", "href", "srcset", "onclick"} == set()
+    assert {name for _, name, _ in page.attributes} & {"src", "srcset", "onclick"} == set()
+    assert all(value.startswith("#") for _, name, value in page.attributes if name == "href")
     assert page.policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in page.policy
     assert "http" not in page.policy
@@ -135,7 +174,7 @@ def test_a_study_without_ranks_says_why_a_figure_is_missing(report: Callable) ->
 
     assert "All finished trials have r = 16: not drawn." in page.words
     assert "Finished trials have 1 rank and 1 value of alpha / r: not drawn." in page.words
-    assert page.plots == ["loss-by-parameters", "parallel-coordinates"]
+    assert page.plots == ["front-trainable-params", "front-train-seconds", "parallel-coordinates"]
 
 
 def test_audit_notes_are_shown(report: Callable) -> None:
@@ -151,15 +190,20 @@ def test_the_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it(report: C
     report(results())
 
     assert (tmp_path / "report.html").read_bytes() == first
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "study"}
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "absent" / "report.html"
-    findings = decide([], BASE_LOSS, margin=0.01)
+    evidence = Evidence(
+        spec=study(),
+        results=[],
+        findings=decide([], BASE_LOSS, margin=0.01),
+        reproduction=Reproduction(command="lora-lab sweep x", study_hash="0"),
+    )
 
     with pytest.raises(StorageError, match=r"cannot write the report .*absent.*No such file"):
-        write_report(path, study(), [], findings, reproduction=Reproduction(command="lora-lab sweep x", study_hash="0"))
+        write_report(path, evidence, [])
 
 
 def test_a_password_in_the_storage_address_is_not_in_the_report(report: Callable) -> None:

@@ -11,15 +11,17 @@ from lora_lab.runner.display import PlainDisplay
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search.store import open_store
 from lora_lab.study.errors import InputError
-from lora_lab.study.events import Diverged, Evaluated, Finished
+from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.targets import LinearMap, LinearShape
+from lora_lab.study.trajectory import folder_of_shorter
 from lora_lab.tracking.journal import Journal, read
 from lora_lab.tracking.records import TrialEnded
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Callable
+    from pathlib import Path
 
     from lora_lab.runner.folder import RunFolder
     from lora_lab.study.settings import TrialConfig
@@ -34,7 +36,13 @@ STEPS_PER_EPOCH = 4
 
 def loss(config: TrialConfig, epoch: int) -> float:
     """What a trial measures: better with r and epochs, and a little different for every seed."""
-    return 3.0 - 0.01 * config.lora.r - 0.1 * epoch + 0.001 * config.training.seed + config.training.learning_rate
+    value = 3.0 - 0.01 * config.lora.r - 0.1 * epoch + 0.001 * config.training.seed + config.training.learning_rate
+    return value - 0.05 * (decays(config) and epoch == config.training.num_train_epochs)
+
+
+def decays(config: TrialConfig) -> bool:
+    """Whether the last epoch is the decay."""
+    return config.training.lr_scheduler_type == "warmup_stable_decay"
 
 
 @dataclass
@@ -47,6 +55,7 @@ class ScriptedExecutor:
     diverging_rank: int | None = None
     trained_epochs: list[tuple[int, int]] = field(default_factory=list)
     running: dict[int, tuple[TrialConfig, int]] = field(default_factory=dict)
+    shorter: dict[int, list[TrialConfig]] = field(default_factory=dict)
     tokens_per_second: float = 0.0
     on_poll: Callable[[], None] | None = None
 
@@ -61,11 +70,12 @@ class ScriptedExecutor:
     def accepts(self, config: TrialConfig) -> bool:
         return self.has_room
 
-    def submit(self, number: int, config: TrialConfig) -> None:
+    def submit(self, number: int, config: TrialConfig, shorter=()) -> None:
         if config.lora.r == self.refused_rank:
             raise InputError(f"r={config.lora.r} is refused")
         saved = self.folder.trial(number) / "checkpoint" / "epoch"
         self.running[number] = (config, int(saved.read_text()) if saved.is_file() else 0)
+        self.shorter[number] = list(shorter)
 
     def stop(self, number: int) -> None:
         del self.running[number]
@@ -83,24 +93,60 @@ class ScriptedExecutor:
                 del self.running[number]
                 continue
             value = loss(config, epoch)
-            events.append(Evaluated(**where, evaluation=epoch, eval_loss=value))
+            events.append(Evaluated(**where, evaluation=epoch, eval_loss=value, costs=costs(config)))
             self.running[number] = (config, epoch)
+            events += self.milestones(number, epoch, where)
             if epoch == config.training.num_train_epochs:
-                adapter = self.folder.trial(number) / "adapter"
-                adapter.mkdir(parents=True, exist_ok=True)
-                metrics = {"eval_loss": value, "steps": float(where["step"]), "trainable_params": config.lora.r * 96.0}
-                events.append(Finished(**where, metrics=metrics, adapter_folder=adapter))
+                adapter = write_adapter(self.folder.trial(number), config)
+                events.append(Finished(**where, metrics=final(config), adapter_folder=adapter))
                 del self.running[number]
+        return events
+
+    def milestones(self, number: int, epoch: int, where: dict[str, Any]) -> list:
+        """A shorter run ends with its last epoch; one that decays parts from this one before it."""
+        events = []
+        for config in self.shorter[number]:
+            epochs = config.training.num_train_epochs
+            if epoch != epochs - decays(config):
+                continue
+            folder = folder_of_shorter(self.folder.trial(number), epochs)
+            if decays(config):
+                write_checkpoint(folder, epoch)
+            else:
+                write_adapter(folder, config)
+            metrics = {} if decays(config) else final(config)
+            events.append(Milestone(**where, epochs=epochs, evaluation=epoch, folder=folder, metrics=metrics))
         return events
 
     def save_checkpoints(self) -> None:
         for number, (_, epoch) in self.running.items():
-            checkpoint = self.folder.trial(number) / "checkpoint"
-            checkpoint.mkdir(parents=True, exist_ok=True)
-            (checkpoint / "epoch").write_text(str(epoch))
+            write_checkpoint(self.folder.trial(number), epoch)
 
     def linears(self, model) -> LinearMap:
         return LINEARS
+
+
+def final(config: TrialConfig) -> dict[str, float]:
+    """The figures at the end of a trial."""
+    epochs = config.training.num_train_epochs
+    return {"eval_loss": loss(config, epochs), "steps": float(STEPS_PER_EPOCH * epochs), **costs(config)}
+
+
+def costs(config: TrialConfig) -> dict[str, float]:
+    return {"trainable_params": config.lora.r * 96.0}
+
+
+def write_adapter(folder: Path, config: TrialConfig) -> Path:
+    """An adapter that says what it is of."""
+    adapter = folder / "adapter"
+    adapter.mkdir(parents=True, exist_ok=True)
+    (adapter / "of").write_text(f"{config.lora.r} {config.training.num_train_epochs}")
+    return adapter
+
+
+def write_checkpoint(folder: Path, epoch: int) -> None:
+    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoint" / "epoch").write_text(str(epoch))
 
 
 class Killed(BaseException):
@@ -136,7 +182,7 @@ class _Guarded:
         return functools.partial(self._countdown.call, value) if callable(value) else value
 
 
-def spec(**sweep: Any) -> StudySpec:
+def spec(training: dict[str, Any] | None = None, **sweep: Any) -> StudySpec:
     settings = {
         "sampler": "grid",
         "pruner": "none",
@@ -147,7 +193,7 @@ def spec(**sweep: Any) -> StudySpec:
             "study_name": "scripted",
             "model": {"model_name_or_path": "none/none"},
             "data": {"train": "none.jsonl"},
-            "training": {"num_train_epochs": 3},
+            "training": {"num_train_epochs": 3, **(training or {})},
             "sweep": settings | sweep,
         }
     )

@@ -43,7 +43,9 @@ def test_a_grid_trains_every_cell_once(folder, told):
 
 def test_a_freed_slot_is_filled_at_once(folder, told):
     """Trials of 1 and 3 epochs: the pack is full as long as there are trials."""
-    study = spec(parameters={"num_train_epochs": {"values": [1, 3]}, "r": {"values": [2, 4]}})
+    study = spec(
+        {"lr_scheduler_type": "linear"}, parameters={"num_train_epochs": {"values": [1, 3]}, "r": {"values": [2, 4]}}
+    )
     _, executor = run(folder, study, told)
     assert len(executor.trained_epochs) == 8
     pairs = zip(executor.trained_epochs[::2], executor.trained_epochs[1::2], strict=True)
@@ -75,6 +77,19 @@ def test_pruning_compares_all_trials_of_a_pack(folder, told):
     assert states[16] == "complete"
     assert states[2] == states[4] == "pruned"
     assert all(len(one.curve) < 3 for one in found.values() if one.state == "pruned")
+
+
+def test_with_several_metrics_the_dominated_are_pruned_in_the_first_pack(folder, told):
+    study = spec(
+        pruner="asha",
+        metric=[{"name": "eval_loss"}, {"name": "trainable_params"}],
+        parameters={"r": {"values": [2, 8]}, "learning_rate": {"values": [1e-3, 0.5]}},
+    )
+    assert run(folder, study, told, pack_size=4)[0]
+    found = check_books(folder, study)
+    states = {(one.config.lora.r, one.config.training.learning_rate): one.state for one in found.values()}
+    assert states == {(2, 1e-3): "complete", (8, 1e-3): "complete", (2, 0.5): "pruned", (8, 0.5): "pruned"}
+    assert all(list(one.curve) == [1] for one in found.values() if one.state == "pruned")
 
 
 def test_equivalent_trials_share_one_training_also_while_it_runs(folder, told):
@@ -126,6 +141,11 @@ STUDIES = {
     "shared": spec(parameters={"target_modules": {"values": ["attention", ["q_proj", "v_proj"]]}}),
     "confirmed": spec(parameters={"r": {"values": [2, 4]}}, confirm={"top": 1, "seeds": 1}),
     "pruned": spec(pruner="asha", parameters={"r": {"values": [2, 4, 8]}}),
+    "dominated": spec(
+        pruner="asha",
+        metric=[{"name": "eval_loss"}, {"name": "trainable_params"}],
+        parameters={"r": {"values": [2, 4]}, "learning_rate": {"values": [1e-3, 0.5]}},
+    ),
 }
 EVERY = 17
 
@@ -153,7 +173,7 @@ def test_killed_at_any_call_it_goes_on_to_the_same_end(tmp_path, told, name, aft
         found = check_books(folder, study)
         assert {number: found[number] for number in before} == before
         assert not {number for number, _ in executor.trained_epochs} & before.keys()
-        if name == "pruned":  # which trials meet on a rung depends on when the kill came
+        if name in ("pruned", "dominated"):  # which trials meet on a rung depends on when the kill came
             assert all(one.eval_loss == loss(one.config, max(one.curve)) for one in found.values())
         else:
             assert found == expected

@@ -41,15 +41,15 @@ def limit_memory(executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch, *
     """Let forward passes of more than `rows` rows fail as on a full device, after `calls` calls that do not."""
     executor.prepare(trial(4))
     model = executor._engine._model
-    real, seen = model.token_losses, []
+    real, seen = model.nll, []
 
-    def token_losses(batch, slots):
-        seen.append(len(batch.input_ids))
-        if torch.is_grad_enabled() and len(seen) > calls and len(batch.input_ids) > rows:
+    def nll(layout):
+        seen.append(len(layout.input_ids))
+        if torch.is_grad_enabled() and len(seen) > calls and len(layout.input_ids) > rows:
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
-        return real(batch, slots)
+        return real(layout)
 
-    monkeypatch.setattr(model, "token_losses", token_losses)
+    monkeypatch.setattr(model, "nll", nll)
 
 
 CONFIGS = {number: trial(r) for number, r in enumerate((4, 8, 16, 2, 32))}
@@ -84,6 +84,17 @@ def test_a_trial_that_does_not_fit_alone_ends_out_of_memory_and_spares_the_other
     assert "gradient_accumulation_steps" in ended[1].reason
     assert isinstance(ended[0], Finished)
     assert isinstance(ended[2], Finished)
+
+
+def test_a_pack_keeps_its_activations_or_computes_them_again(tmp_path):
+    executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 3)
+    keeping, recomputing = trial(4), trial(4, gradient_checkpointing=True)
+    assert executor.accepts(recomputing)
+    executor.submit(0, keeping)
+    assert executor.accepts(trial(8))
+    assert not executor.accepts(recomputing)
+    executor.stop(0)
+    assert executor.accepts(recomputing)
 
 
 def test_peak_memory_grows_with_rank_and_is_the_trials_own(tmp_path):

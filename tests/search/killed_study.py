@@ -69,6 +69,43 @@ def train(store: StudyStore, number: int, *, is_replicate: bool) -> None:
             store.finish(number, {"eval_loss": LOSSES[number] / 2})
 
 
+TRAJECTORIES = StudySpec.model_validate(
+    SPEC.model_dump(exclude={"study_name", "sweep"})
+    | {
+        "study_name": "killed",
+        "sweep": {
+            "sampler": "random",
+            "pruner": "asha",
+            "n_trials": 6,
+            "parameters": {
+                "num_train_epochs": {"values": [1, 2, 3]},
+                "learning_rate": {"min": 1e-4, "max": 1e-2, "log": True},
+            },
+        },
+    }
+)
+
+
+def go_on_with_trajectories(store: StudyStore) -> None:
+    """Runs of 3 epochs give those of 1, and let those of 2 branch off; what is there is not added again."""
+    waiting = store.running()
+    while asked := waiting.pop(0) if waiting else store.ask():
+        number, epochs = asked.number, asked.config.training.num_train_epochs
+        for epoch in range(1, epochs + 1):
+            store.report(number, epoch, float(-epoch))
+            if epoch < epochs and asked.branched_from is None:
+                params = {**asked.params, "num_train_epochs": epoch}
+                known = any(one.params == params for one in store.results())
+                if epoch == 1 and not known:
+                    store.add_read_off(number, params, {"eval_loss": -1.0}, 1)
+                elif not known and (branch := store.add_branch(number, params, 1)):
+                    waiting.append(branch)
+        store.finish(number, {"eval_loss": float(-epochs)})
+
+
+STUDIES = {"plain": (SPEC, go_on), "trajectories": (TRAJECTORIES, go_on_with_trajectories)}
+
+
 def kill_before_write(nth: int) -> None:
     """End this process, as `kill -9` would, before the n-th transaction that writes is committed."""
     writes, is_writing = 0, False
@@ -87,13 +124,14 @@ def kill_before_write(nth: int) -> None:
     event.listen(Engine, "commit", commit)
 
 
-def main(folder: Path, stride: int) -> None:
+def main(folder: Path, stride: int, name: str) -> None:
+    spec, carry_on = STUDIES[name]
     for nth in range(1, 1000, stride):
         child = os.fork()
         if child == 0:
             kill_before_write(nth)
-            with open_store(SPEC, sqlite_url(folder / f"{nth}.db")) as store:
-                go_on(store)
+            with open_store(spec, sqlite_url(folder / f"{nth}.db")) as store:
+                carry_on(store)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 0:
@@ -103,4 +141,4 @@ def main(folder: Path, stride: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

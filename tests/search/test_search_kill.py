@@ -42,7 +42,7 @@ def stored(spec: object, url: str) -> list[TrialResult]:
 @pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.faults)])
 def test_a_study_killed_before_any_write_ends_as_an_undisturbed_one(tmp_path: Path, stride: int) -> None:
     study = scripted()
-    subprocess.run([sys.executable, SCRIPT, tmp_path, str(stride)], check=True, timeout=200)
+    subprocess.run([sys.executable, SCRIPT, tmp_path, str(stride), "plain"], check=True, timeout=200)
     files = sorted(tmp_path.glob("*.db"), key=lambda file: int(file.stem))
     assert len(files) > 30 // stride
     undisturbed = stored(study.SPEC, sqlite_url(files[-1]))
@@ -64,6 +64,31 @@ def test_a_study_killed_before_any_write_ends_as_an_undisturbed_one(tmp_path: Pa
         # A trial whose draws were cut short between two parameters goes on with other ones.
         assert [without_choices(result) for result in after] == [without_choices(one) for one in undisturbed]
         assert sum(a.params != b.params for a, b in zip(after, undisturbed, strict=True)) <= 2, file.name
+
+
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.faults)])
+def test_what_a_training_gives_to_others_is_there_once_after_any_kill(tmp_path: Path, stride: int) -> None:
+    study = scripted()
+    subprocess.run([sys.executable, SCRIPT, tmp_path, str(stride), "trajectories"], check=True, timeout=200)
+    files = sorted(tmp_path.glob("*.db"), key=lambda file: int(file.stem))
+    assert len(files) > 30 // stride
+    spec = study.TRAJECTORIES
+    assert {"complete", "shared"} == {one.state for one in stored(spec, sqlite_url(files[-1]))}
+    for file in files[:-1]:
+        before = stored(spec, sqlite_url(file))
+        with open_store(spec, sqlite_url(file)) as store:
+            study.go_on_with_trajectories(store)
+            after = store.results()
+            assert store.budget() == (6, 6), file.name
+        for kept in before:
+            if kept.state != "running":
+                assert after[kept.number] == kept, file.name
+        for one in after:
+            epochs = one.config.training.num_train_epochs
+            assert one.metrics == {"eval_loss": -epochs}, file.name
+            assert one.curve == {epoch: -epoch for epoch in range(1, epochs + 1)}, file.name
+            assert (one.source is not None) == (one.state == "shared")
+        assert len({tuple(one.params.items()) for one in after}) == 6, file.name
 
 
 def without_choices(result: TrialResult) -> tuple[object, ...]:

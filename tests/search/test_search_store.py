@@ -160,7 +160,7 @@ def test_impossible_combinations_fail_and_count(spec_of: Callable[..., StudySpec
 def test_nothing_but_impossible_combinations_is_an_error(
     spec_of: Callable[..., StudySpec], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_lab.search.store.MAX_REFUSALS", 5)
+    monkeypatch.setattr("lora_lab.search.asking.MAX_REFUSALS", 5)
     parameters = {"r": {"values": [3, 5]}, "init_lora_weights": {"values": ["orthogonal"]}}
     spec = spec_of(n_trials=1000, parameters=parameters)
     with open_store(spec, url) as store, pytest.raises(InputError, match=r"impossible .*needs an even r"):

@@ -24,6 +24,7 @@ SIZE = 1000
 OLD = Progress(step=7, last_evaluation=1, train_seconds=1.25, train_tokens=999)
 NEW = Progress(step=8, last_evaluation=1, train_seconds=1.5, train_tokens=1111)
 IDENTITY = "f" * 64
+SIZES = dict.fromkeys(("parameters", "exp_avg", "exp_avg_sq"), SIZE)
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
@@ -40,7 +41,7 @@ def write_new(folder):
 
 
 def assert_holds(folder, seed, progress):
-    saved, got = read_checkpoint(folder, IDENTITY, SIZE)
+    saved, got = read_checkpoint(folder, IDENTITY, SIZES)
     assert got == progress
     assert saved.keys() == tensors(seed).keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in tensors(seed).items())
@@ -69,7 +70,7 @@ def forge(folder, payload: bytes, **progress):
 
 def test_round_trip_and_one_data_file_at_a_time(tmp_path):
     folder = tmp_path / "0003" / "checkpoint"
-    assert read_checkpoint(folder, IDENTITY, SIZE) is None
+    assert read_checkpoint(folder, IDENTITY, SIZES) is None
     write_old(folder)
     assert_holds(folder, 7, OLD)
     write_new(folder)
@@ -80,7 +81,7 @@ def test_round_trip_and_one_data_file_at_a_time(tmp_path):
 def test_a_checkpoint_before_the_first_step_has_no_moments(tmp_path):
     only = {"parameters": torch.ones(SIZE)}
     write_checkpoint(tmp_path, IDENTITY, only, Progress())
-    saved, progress = read_checkpoint(tmp_path, IDENTITY, SIZE)
+    saved, progress = read_checkpoint(tmp_path, IDENTITY, SIZES)
     assert saved.keys() == {"parameters"}
     assert progress == Progress()
 
@@ -96,7 +97,7 @@ def test_the_same_step_written_again_with_other_numbers_takes_the_place_of_the_f
 def test_special_values_survive(tmp_path, dtype):
     odd = torch.tensor([0.0, -0.0, 1e-45, -1e30, float("inf"), float("nan")], dtype=dtype)
     write_checkpoint(tmp_path, IDENTITY, {name: odd.clone() for name in tensors(0)}, OLD)
-    saved, _ = read_checkpoint(tmp_path, IDENTITY, len(odd))
+    saved, _ = read_checkpoint(tmp_path, IDENTITY, dict.fromkeys(SIZES, len(odd)))
     assert saved["exp_avg"].numpy().tobytes() == odd.numpy().tobytes()
 
 
@@ -171,7 +172,7 @@ def test_a_kill_at_any_disk_operation_leaves_the_old_or_the_new_one(tmp_path):
         write_old(folder)
         if not killed(at, lambda folder=folder: write_new(folder)):
             break
-        _, progress = read_checkpoint(folder, IDENTITY, SIZE)
+        _, progress = read_checkpoint(folder, IDENTITY, SIZES)
         assert_holds(folder, progress.step, OLD if progress.step == 7 else NEW)
         seen.append(progress.step)
         # Nothing stale blocks what comes next, nor stays.
@@ -188,7 +189,7 @@ def test_a_kill_in_the_very_first_write_leaves_none_or_the_new_one(tmp_path):
         folder = tmp_path / str(at)
         if not killed(at, lambda folder=folder: write_new(folder)):
             break
-        if read_checkpoint(folder, IDENTITY, SIZE) is not None:
+        if read_checkpoint(folder, IDENTITY, SIZES) is not None:
             assert_holds(folder, 8, NEW)
         write_new(folder)
         assert_holds(folder, 8, NEW)
@@ -202,7 +203,7 @@ def test_a_kill_while_the_same_step_is_written_again_leaves_a_whole_one(tmp_path
         write_old(folder)
         if not killed(at, lambda folder=folder: write_checkpoint(folder, IDENTITY, tensors(9), OLD)):
             break
-        saved, _ = read_checkpoint(folder, IDENTITY, SIZE)
+        saved, _ = read_checkpoint(folder, IDENTITY, SIZES)
         assert any(torch.equal(saved["parameters"], tensors(seed)["parameters"]) for seed in (7, 9))
     assert at >= 10
 
@@ -258,7 +259,7 @@ def test_a_full_disk_at_any_point_leaves_a_whole_one_and_goes_on_once_freed(tmp_
         else:
             with pytest.raises(StorageError, match=r"No space left on device; free space .* run the same command"):
                 write_new(tmp_path)
-    saved = read_checkpoint(tmp_path, IDENTITY, SIZE)
+    saved = read_checkpoint(tmp_path, IDENTITY, SIZES)
     assert_holds(tmp_path, saved[1].step, saved[1])
     write_new(tmp_path)
     assert_holds(tmp_path, 8, NEW)
@@ -286,7 +287,7 @@ def test_a_link_in_the_place_of_a_partial_file_is_not_followed(tmp_path):
 
 def assert_refused(folder, problem):
     with pytest.raises(CheckpointError, match=problem) as raised:
-        read_checkpoint(folder, IDENTITY, SIZE)
+        read_checkpoint(folder, IDENTITY, SIZES)
     message = str(raised.value)
     assert str(folder) in message
     assert message.endswith("delete this folder to train the trial from its beginning")

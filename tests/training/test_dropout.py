@@ -14,13 +14,13 @@ ROWS, LENGTH, WIDTH = 3, 7, 16
 
 
 def mask(*, p=0.3, seed=5, step=2, micro_batch=1, module=4, rows=ROWS, length=LENGTH, padded=LENGTH, width=WIDTH):
-    dropout = Dropout(p, seed, CPU)
+    dropout = Dropout(p, seed)
     dropout.prepare(step, micro_batch, rows, length)
     return dropout.mask(module, torch.zeros(rows * padded, width))
 
 
 def test_the_same_place_gives_the_same_mask_again_whatever_was_drawn_between():
-    dropout = Dropout(0.3, 5, CPU)
+    dropout = Dropout(0.3, 5)
     x = torch.zeros(ROWS * LENGTH, WIDTH)
     dropout.prepare(2, 1, ROWS, LENGTH)
     first = dropout.mask(4, x)
@@ -43,7 +43,7 @@ def test_neighboring_keys_do_not_run_into_each_other():
 
 
 def test_what_is_in_the_rows_does_not_matter():
-    dropout = Dropout(0.3, 5, CPU)
+    dropout = Dropout(0.3, 5)
     dropout.prepare(2, 1, ROWS, LENGTH)
     assert torch.equal(dropout.mask(4, torch.randn(ROWS * LENGTH, WIDTH)), mask())
 
@@ -65,7 +65,7 @@ def test_keep_rate_and_scale(p):
 
 
 def test_the_mask_of_the_head_has_a_row_for_every_label():
-    dropout = Dropout(0.5, 0, CPU)
+    dropout = Dropout(0.5, 0)
     dropout.prepare(0, 0, ROWS, LENGTH)
     for labels in (1, ROWS, 5, ROWS * (LENGTH - 1)):
         drawn = dropout.mask(9, torch.zeros(labels, WIDTH))
@@ -82,5 +82,5 @@ def test_the_global_random_state_is_left_alone():
 
 
 def test_no_dropout_is_inactive():
-    assert not Dropout(0.0, 0, CPU).active
-    assert Dropout(0.1, 0, CPU).active
+    assert not Dropout(0.0, 0).active
+    assert Dropout(0.1, 0).active

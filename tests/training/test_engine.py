@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from lora_lab.study.errors import CheckpointError, InputError, StorageError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, OutOfMemory
 from lora_lab.study.settings import ModelSettings
-from lora_lab.training import engine as engine_module
+from lora_lab.training import assessment
 from lora_lab.training.architecture import linear_map
 from lora_lab.training.base import load_base
 from lora_lab.training.datasets import DataCatalog
@@ -60,8 +60,14 @@ def test_final_figures_are_exact(bench):
     seconds, speed = metrics.pop("train_seconds"), metrics.pop("tokens_per_second")
     assert 0 < seconds < 60
     assert speed == pytest.approx(tokens / seconds)
-    assert metrics.pop("peak_memory_bytes") > 8 * base
+    peak = metrics.pop("peak_memory_bytes")
+    assert metrics.pop("base_bytes") >= 8 * base
+    assert peak > metrics.pop("activation_bytes") + metrics.pop("logits_bytes") + 8 * base
     assert metrics == {
+        "predicted_memory_bytes": peak,
+        "memory_error_percent": 0,
+        "gradient_bytes": 8 * parameters,
+        "quantization_bytes": 0,
         "eval_loss": only(events, Evaluated)[-1].eval_loss,
         "trainable_params": parameters,
         "trainable_percent": 100 * parameters / (base + parameters),
@@ -290,7 +296,7 @@ def test_when_memory_runs_out_nothing_that_happened_is_lost(bench, monkeypatch, 
     if where == "losses":
         monkeypatch.setattr(engine._model, "nll", RunsOutOnce(engine._model.nll, at))
     else:
-        monkeypatch.setattr(engine_module, "evaluate", RunsOutOnce(engine_module.evaluate, at))
+        monkeypatch.setattr(assessment, "evaluate", RunsOutOnce(assessment.evaluate, at))
     events = []
     for _ in range(100):
         events += engine.step()

@@ -21,7 +21,15 @@ CASES = {
         "max_grad_norm": 0.3,
         "eval_steps": 4,
     },
+    "sgd": {"optim": "sgd", "num_train_epochs": 2, "weight_decay": 0.1},
+    "loraplus": {"loraplus_lr_ratio": 4.0, "num_train_epochs": 2, "gradient_checkpointing": True},
+    "8 bit": {"optim": "adamw_8bit", "num_train_epochs": 2, "lr_scheduler_type": "warmup_stable_decay"},
 }
+# r 80 gives A's of 5120 elements, whose moments are kept in 8 bits, and of 2560, whose are not
+RANKS = {"8 bit": 80}
+STATE = {"parameters", "exp_avg", "exp_avg_sq"}
+LARGE_STATE = {"exp_avg_8bit", "exp_avg_sq_8bit", "exp_avg_absmax", "exp_avg_sq_absmax"}
+PACKED = {"packing": True, "max_length": 40}
 COMMON = {"lr_scheduler_type": "cosine", "warmup_steps": 5, "learning_rate": 5e-3}
 
 
@@ -63,14 +71,25 @@ def go_on(engine, steps):
     return events, slot
 
 
-@pytest.mark.parametrize(("case", "dtype"), [("plain", "float32"), ("accumulation", "float64")])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        ("plain", "float32"),
+        ("accumulation", "float64"),
+        ("sgd", "float64"),
+        ("loraplus", "float32"),
+        ("8 bit", "float32"),
+    ],
+)
 def test_resumed_after_any_micro_batch_the_rest_of_the_run_is_bit_equal(bench, tmp_path, case, dtype):
-    config = bench.trial(dtype=dtype, lora={"lora_dropout": 0.1}, **CASES[case], **COMMON)
+    lora = {"lora_dropout": 0.1, "r": RANKS.get(case, 4)}
+    data = PACKED if case == "loraplus" else None
+    config = bench.trial(dtype=dtype, lora=lora, data=data, **(COMMON | CASES[case]))
     control = bench.engine(dtype=dtype)
     per_call, states = run_with_a_checkpoint_before_every_call(control, [config], tmp_path / "at")
     figures, final = measured([event for events in per_call for event in events])
-    assert len(only(figures, Logged)) == {"plain": 24, "accumulation": 21}[case]
-    assert len(per_call) == {"plain": 24, "accumulation": 35}[case]
+    assert len(only(figures, Logged)) == {"plain": 24, "accumulation": 21, "loraplus": 6}.get(case, 12)
+    assert len(per_call) == {"plain": 24, "accumulation": 35, "loraplus": 6}.get(case, 12)
     for calls in range(len(per_call)):
         engine = bench.engine(dtype=dtype, folder=tmp_path / "at" / str(calls))
         engine.admit(0, config)
@@ -87,7 +106,8 @@ def test_resumed_after_any_micro_batch_the_rest_of_the_run_is_bit_equal(bench, t
             assert adapter_bytes(engine) == adapter_bytes(control)
         else:
             expected = states[slot.progress.step]
-            assert slot.state().keys() == expected.keys() == {"parameters", "exp_avg", "exp_avg_sq"}
+            names = {"sgd": {"parameters"}, "8 bit": STATE | LARGE_STATE}.get(case, STATE)
+            assert slot.state().keys() == expected.keys() == names
             assert all(torch.equal(tensor, expected[name]) for name, tensor in slot.state().items())
 
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler, get_wsd_schedule
 
 from lora_lab.study.settings import TrainingSettings
-from lora_lab.training.schedule import BatchPlan, learning_rate_factor
+from lora_lab.training.schedule import BatchPlan, learning_rate_factor, shared_steps
 
 
 class OneWeight(torch.nn.Module):
@@ -103,6 +103,52 @@ def test_factors_are_those_of_get_scheduler(schedule, total, warmup):
         assert learning_rate_factor(step, total, settings) == optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 33, 100])
+@pytest.mark.parametrize("warmup", [0, 1, 5, 150])
+@pytest.mark.parametrize(
+    ("fields", "decay_of"),
+    [
+        ({}, lambda total: math.ceil(0.1 * total)),
+        ({"decay_ratio": 0.3}, lambda total: math.ceil(0.3 * total)),
+        ({"decay_ratio": 1.0}, lambda total: total),
+        ({"decay_steps": 1}, lambda _: 1),
+        ({"decay_steps": 40}, lambda _: 40),
+    ],
+    ids=["default", "ratio", "all", "one", "forty"],
+)
+def test_warmup_stable_decay_is_that_of_get_wsd_schedule(total, warmup, fields, decay_of):
+    settings = TrainingSettings(lr_scheduler_type="warmup_stable_decay", warmup_steps=warmup, **fields)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], lr=1.0)
+    scheduler = get_wsd_schedule(optimizer, warmup, decay_of(total), num_training_steps=total)
+    for step in range(total):
+        assert learning_rate_factor(step, total, settings) == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+
+
+SHARED = [
+    ({"lr_scheduler_type": "constant"}, 40, 40),
+    ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 7}, 40, 40),
+    ({"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.1}, 40, 0),
+    ({"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 7}, 40, 36),
+    ({"lr_scheduler_type": "warmup_stable_decay", "decay_ratio": 0.25}, 41, 30),
+    ({"lr_scheduler_type": "warmup_stable_decay", "decay_steps": 3}, 40, 37),
+    ({"lr_scheduler_type": "warmup_stable_decay", "decay_steps": 50}, 40, 0),
+    ({"lr_scheduler_type": "warmup_stable_decay", "warmup_ratio": 0.1}, 40, 0),
+    ({"lr_scheduler_type": "linear", "warmup_steps": 7}, 40, 0),
+    ({"lr_scheduler_type": "cosine"}, 40, 0),
+]
+
+
+@pytest.mark.parametrize(("fields", "total", "shared"), SHARED, ids=str)
+def test_shared_steps_have_the_same_rates_in_longer_training(fields, total, shared):
+    settings = TrainingSettings(**fields)
+    assert shared_steps(settings, total) == shared
+    for longer in (total + 1, 2 * total, 10 * total):
+        for step in range(shared):
+            assert learning_rate_factor(step, total, settings) == learning_rate_factor(step, longer, settings)
 
 
 @pytest.mark.parametrize("ratio", [0.03, 0.1, 0.5, 1.0])

@@ -162,6 +162,7 @@ def make_slot(base: Base, *, lora=None, data=None, **training) -> Slot:
         data=TokenizedSplits(tokens, tokens, None, {}, ()),
         device=CPU,
         compute_dtype=base.compute_dtype,
+        module_devices=base.module_devices,
     )
 
 

@@ -1,0 +1,131 @@
+"""What a gain on the domain costs on general text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_lab.analysis.comparison import noise_interval, value_interval
+from lora_lab.analysis.replicates import noise_floor, replicate_groups
+from lora_lab.analysis.wording import nats, value_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.study.results import TrialResult
+
+MIN_CONFIGURATIONS = 4
+"""A rank correlation of fewer says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgettingPoint:
+    """One configuration: means over its trainings, in nats per token."""
+
+    number: int
+    r: int
+    targets: str
+    layers: str
+    runs: int
+    gain: float
+    """Below the bare base on the domain."""
+    gain_interval: tuple[float, float] | None
+    """95%; None where no noise floor was measured."""
+    forgetting: float
+    """Above the bare base on general text; negative where that improved."""
+    forgetting_interval: tuple[float, float] | None
+    on_front: bool
+    """No other configuration has more gain and less forgetting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgettingTrade:
+    """Forgetting against gain over a study."""
+
+    points: tuple[ForgettingPoint, ...]
+    """Most gain first."""
+    rank_correlation: float | None
+    """Spearman's, of gain and forgetting; None below four configurations."""
+    margin: float
+    """Nats."""
+    gentlest: int | None
+    """The trial that forgets least among those within the margin of the best gain."""
+    sentence: str
+
+
+def forgetting_trade(results: Sequence[TrialResult], base_loss: float, margin: float) -> ForgettingTrade | None:
+    """Gain on the domain against loss on general text; None where forgetting was not measured.
+
+    Args:
+        results: every trial of the study, retrainings included.
+        base_loss: eval_loss of the bare base, nats per token.
+        margin: share of the best gain within which another configuration gains as much.
+
+    """
+    groups = [group for group in replicate_groups(results) if group.metric_mean("forgetting") is not None]
+    if not groups:
+        return None
+    forgetful = {group.number: group for group in replicate_groups(results, "forgetting")}
+    gain_noise, noise = noise_floor(groups), noise_floor(list(forgetful.values()))
+    points = [_point(group, base_loss, gain_noise, noise) for group in groups]
+    points = [replace(point, on_front=not any(_beats(other, point) for other in points)) for point in points]
+    points.sort(key=lambda point: -point.gain)
+    width = max(0.0, margin * points[0].gain)
+    near = [point for point in points if point.gain >= points[0].gain - width and points[0].gain > 0]
+    gentlest = min(near, key=lambda point: point.forgetting, default=None)
+    return ForgettingTrade(
+        points=tuple(points),
+        rank_correlation=_rank_correlation(points),
+        margin=width,
+        gentlest=gentlest.number if gentlest else None,
+        sentence=_sentence(points[0], gentlest, width),
+    )
+
+
+def _point(group: ReplicateGroup, base_loss: float, gain_noise: Noise | None, noise: Noise | None) -> ForgettingPoint:
+    forgetting = group.metric_mean("forgetting")
+    assert forgetting is not None, "only configurations that measured it come here"
+    loss = value_interval(group, gain_noise)
+    lora = group.config.lora
+    return ForgettingPoint(
+        number=group.number,
+        r=lora.r,
+        targets=value_text(lora.target_modules),
+        layers=value_text(lora.layers),
+        runs=len(group.values),
+        gain=base_loss - group.mean,
+        gain_interval=(base_loss - loss[1], base_loss - loss[0]) if loss else None,
+        forgetting=forgetting,
+        forgetting_interval=noise_interval(forgetting, 1 / len(group.values), noise),
+        on_front=True,
+    )
+
+
+def _beats(one: ForgettingPoint, other: ForgettingPoint) -> bool:
+    no_worse = one.gain >= other.gain and one.forgetting <= other.forgetting
+    return no_worse and (one.gain, one.forgetting) != (other.gain, other.forgetting)
+
+
+def _rank_correlation(points: Sequence[ForgettingPoint]) -> float | None:
+    gains, losses = (np.array(values) for values in zip(*((p.gain, p.forgetting) for p in points), strict=True))
+    if len(points) < MIN_CONFIGURATIONS or not np.ptp(gains) or not np.ptp(losses):
+        return None
+    # Of ranks, equal values sharing one: scipy.stats, which has this, takes two seconds to import.
+    ranks = [[(x < value).sum() + (x == value).sum() / 2 for value in x] for x in (gains, losses)]
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _sentence(most: ForgettingPoint, gentlest: ForgettingPoint | None, width: float) -> str:
+    first = (
+        f"The most gain on the domain, {nats(most.gain)} nats (trial {most.number}), comes with "
+        f"{nats(most.forgetting)} nats of forgetting on general text"
+    )
+    if gentlest is None or gentlest.number == most.number:
+        return f"{first}; nothing within the margin of that gain forgets less."
+    return (
+        f"{first}; within {nats(width)} nats of that gain, trial {gentlest.number} (r={gentlest.r} {gentlest.targets}) "
+        f"forgets {nats(gentlest.forgetting)}."
+    )

@@ -1,0 +1,208 @@
+"""How sure the trade-off is: which configurations lie on the Pareto front, and how large a volume it dominates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_lab.analysis.replicates import noise_floor, replicate_groups
+from lora_lab.study.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.study.results import TrialResult
+
+AXES = ("trainable_params", "peak_memory_bytes", "train_seconds", "forgetting")
+"""What a loss can be traded against."""
+LOGARITHMIC = ("trainable_params", "peak_memory_bytes", "train_seconds")
+"""Costs of which a factor counts, not a difference."""
+NOISY = ("eval_loss", "forgetting")
+"""What another seed changes."""
+BEYOND = 1.1
+"""How far the box reaches beyond the worst values, so that the ends of a front count too."""
+RARE = 0.05
+"""Configurations that are on the front in a smaller share of draws are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontMember:
+    """A configuration that lies on the front, or does in some draws."""
+
+    number: int
+    values: tuple[float, ...]
+    """Means over its trainings: the metric first, then the axes, as in `Front.axes`."""
+    on_front: bool
+    """By the means."""
+    probability: float | None
+    """Share of draws in which it is on the front; None where no noise floor was measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """The front over a metric and cost axes, with its uncertainty."""
+
+    axes: tuple[str, ...]
+    """The metric first; all are minimized."""
+    members: tuple[FrontMember, ...]
+    """By the first cost axis."""
+    reference: tuple[float, ...]
+    """The worst value seen on every axis."""
+    hypervolume: float
+    """Share that the front dominates of the box from the best values seen to a tenth beyond the worst: 0 to 1."""
+    hypervolume_interval: tuple[float, float] | None
+    """95%; None where no noise floor was measured."""
+    log_axes: tuple[str, ...]
+    """Axes whose share of the box is taken on a logarithmic scale."""
+
+
+def front(
+    results: Sequence[TrialResult],
+    axes: Sequence[str] = ("trainable_params",),
+    metric: str = "eval_loss",
+    *,
+    draws: int = 200,
+    seed: int = 0,
+) -> Front | None:
+    """The Pareto front over configurations, by the means of their trainings; None where none has all the values.
+
+    Uncertainty is a parametric bootstrap: in every draw each mean moves by the noise floor of its metric over the
+    square root of its trainings, and the floor itself by its degrees of freedom (chi-square). Numbers of parameters,
+    memory and time stay as they are. The interval is the basic one (reflected around the estimate), since noise
+    makes a front look better than it is.
+
+    Args:
+        results: every trial of the study, retrainings included.
+        axes: cost axes, from `AXES`.
+        metric: `eval_loss` or `forgetting`.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+
+    """
+    names = (metric, *axes)
+    groups = [group for group in replicate_groups(results, metric) if _values(group, names) is not None]
+    if not groups:
+        return None
+    points = np.array([_values(group, names) for group in groups])
+    logarithmic = [name in LOGARITHMIC and bool((points[:, i] > 0).all()) for i, name in enumerate(names)]
+    box = _Box.of(points, np.array(logarithmic))
+    on_front = _nondominated(points)
+    volume = box.dominated(points[on_front])
+    runs = np.array([len(group.values) for group in groups])
+    moved = _moved(points, runs, _spreads(results, names), np.random.default_rng(seed), draws)
+    fronts = None if moved is None else np.array([_nondominated(draw) for draw in moved])
+    members = [
+        FrontMember(
+            number=groups[i].number,
+            values=tuple(map(float, points[i])),
+            on_front=bool(on_front[i]),
+            probability=None if fronts is None else float(fronts[:, i].mean()),
+        )
+        for i in np.lexsort((points[:, 0], points[:, 1] if len(names) > 1 else points[:, 0]))
+        if on_front[i] or (fronts is not None and fronts[:, i].mean() >= RARE)
+    ]
+    return Front(
+        axes=names,
+        members=tuple(members),
+        reference=tuple(map(float, points.max(axis=0))),
+        hypervolume=volume,
+        hypervolume_interval=None if moved is None or fronts is None else _volume_interval(volume, box, moved, fronts),
+        log_axes=tuple(name for name, taken in zip(names, logarithmic, strict=True) if taken),
+    )
+
+
+def _values(group: ReplicateGroup, names: Sequence[str]) -> list[float] | None:
+    known = [group.metric_mean(name) for name in names]
+    return [value for value in known if value is not None] if None not in known else None
+
+
+def _spreads(results: Sequence[TrialResult], names: Sequence[str]) -> list[Noise | None]:
+    """The noise floor of every axis that has one; costs are the same for every seed."""
+    return [noise_floor(replicate_groups(results, name)) if name in NOISY else None for name in names]
+
+
+def _nondominated(points: np.ndarray) -> np.ndarray:
+    """[n] bool: no other point is as low on every axis and lower on one; of equal points the first stands for all."""
+    no_higher = (points[:, None] <= points[None]).all(axis=2)
+    lower = (points[:, None] < points[None]).any(axis=2)
+    first = np.triu(no_higher & no_higher.T, k=1)
+    return np.logical_not((no_higher & lower).any(axis=0) | first.any(axis=0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """The box from the best values seen to a little beyond the worst, as the unit cube.
+
+    Axes without a range are left out.
+    """
+
+    low: np.ndarray
+    span: np.ndarray
+    logarithmic: np.ndarray
+
+    @classmethod
+    def of(cls, points: np.ndarray, logarithmic: np.ndarray) -> _Box:
+        scaled = np.where(logarithmic, np.log(np.where(logarithmic, points, 1.0)), points)
+        return cls(scaled.min(axis=0), scaled.max(axis=0) - scaled.min(axis=0), logarithmic)
+
+    def dominated(self, points: np.ndarray) -> float:
+        scaled = np.where(self.logarithmic, np.log(np.where(self.logarithmic, points, 1.0)), points)
+        used = self.span > 0
+        unit = np.clip((scaled[:, used] - self.low[used]) / (BEYOND * self.span[used]), 0.0, 1.0)
+        return hypervolume(unit.tolist(), [1.0] * int(used.sum())) if used.any() else 1.0
+
+
+def _moved(
+    points: np.ndarray, runs: np.ndarray, spreads: Sequence[Noise | None], rng: np.random.Generator, draws: int
+) -> np.ndarray | None:
+    """[draws, n, axes]: the points as other seeds might have left them; None without any noise floor."""
+    if all(noise is None for noise in spreads):
+        return None
+    moved = np.repeat(points[None], draws, axis=0)
+    for axis, noise in enumerate(spreads):
+        if noise is not None:
+            freedom = noise.degrees_of_freedom
+            sd = noise.sd * np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
+            moved[:, :, axis] += sd / np.sqrt(runs) * rng.standard_normal((draws, len(points)))
+    return moved
+
+
+def _volume_interval(volume: float, box: _Box, moved: np.ndarray, fronts: np.ndarray) -> tuple[float, float]:
+    drawn = [box.dominated(points[kept]) for points, kept in zip(moved, fronts, strict=True)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(np.clip(2 * volume - high, 0, 1)), float(np.clip(2 * volume - low, 0, 1))
+
+
+def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
+    """Volume that points dominate below a reference point, all axes minimized; exact in any dimension.
+
+    The WFG algorithm (While, Bradstreet and Barone 2012): the sum of what each point dominates alone, after the
+    ones before it. Points beyond the reference count for nothing. Meant for fronts of tens of points.
+
+    Raises:
+        InputError: a point has not as many values as the reference.
+
+    """
+    wrong = [len(point) for point in points if len(point) != len(reference)]
+    if wrong:
+        raise InputError(f"a point must have {len(reference)} values, as the reference has, but one has {wrong[0]}")
+    kept = np.array([point for point in points if all(v < r for v, r in zip(point, reference, strict=True))])
+    return _wfg(kept, np.array(reference, dtype=float)) if len(kept) else 0.0
+
+
+def _wfg(points: np.ndarray, reference: np.ndarray) -> float:
+    points = points[_nondominated(points)]
+    points = points[np.argsort(points[:, 0])]
+    if points.shape[1] == 1:
+        return float(reference[0] - points[0, 0])
+    if points.shape[1] == 2:
+        heights = np.concatenate([reference[1:], points[:-1, 1]]) - points[:, 1]
+        return float((reference[0] - points[:, 0]) @ heights)
+    volume = 0.0
+    for index, point in enumerate(points):
+        others = np.maximum(points[index + 1 :], point)
+        volume += float(np.prod(reference - point)) - (_wfg(others, reference) if len(others) else 0.0)
+    return volume

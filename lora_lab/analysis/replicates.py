@@ -1,0 +1,189 @@
+"""Replicates: trainings of one configuration that differ in nothing but `training.seed`, and their spread."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_lab.analysis.selection import measured, retrainings, search_trials
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_lab.study.results import TrialResult
+    from lora_lab.study.settings import TrialConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicateGroup:
+    """One configuration and its trainings.
+
+    Where finalists were retrained with fresh seeds (`confirm`), only those trainings speak for the configuration:
+    the run of the search was picked for its value, and so flatters.
+    """
+
+    number: int
+    """The trial of the search that stands for it: of several seeds, the one with the lowest loss."""
+    config: TrialConfig
+    """Of that trial."""
+    search_value: float
+    """Of that trial."""
+    search_mean: float
+    """Over its seeds in the search: what configurations can be ranked by on an equal footing."""
+    runs: Mapping[int, TrialResult]
+    """The trainings that speak for the configuration, by seed."""
+    values: Mapping[int, float]
+    """Their metric, by the same seeds."""
+    numbers: tuple[int, ...]
+    """All its trials in the search, also those without a value."""
+    retrainings: int
+    """Retrainings with a value; where there are any, `runs` are these."""
+    lost: int
+    """Trainings of the same kind as `runs` that ended without a value."""
+
+    @property
+    def mean(self) -> float:
+        """Of `values`."""
+        return statistics.fmean(self.values.values())
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of `values`; None for a single one."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    @property
+    def trained(self) -> bool:
+        """Whether at least one of `runs` is a training of its own, not read off another trial's."""
+        return any(run.source is None for run in self.runs.values())
+
+    def metric_mean(self, name: str) -> float | None:
+        """Mean of another metric over `runs`; None where none of them measured it."""
+        known = [value for run in self.runs.values() if (value := measured(run, name)) is not None]
+        return statistics.fmean(known) if known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """Spread between trainings of one configuration under different seeds, pooled over configurations."""
+
+    sd: float
+    """Nats; of single trainings with different seeds."""
+    degrees_of_freedom: int
+    configurations: int
+    paired_sd: float | None = None
+    """Nats; what is left of `sd` where two configurations share their seeds, so their data order; None: unknown."""
+    paired_degrees_of_freedom: int = 0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of `sd` (chi-square)."""
+        from scipy.special import chdtri  # type: ignore[import-untyped]  # half a second: only where needed
+
+        squares = self.degrees_of_freedom * self.sd**2
+        low, high = (math.sqrt(squares / chdtri(self.degrees_of_freedom, tail)) for tail in (0.025, 0.975))
+        return low, high
+
+    @property
+    def smallest_real_difference(self) -> float:
+        """Nats by which two single runs must differ so that chance alone does so in 5% of cases at most."""
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.degrees_of_freedom, 0.975)) * self.sd * math.sqrt(2)
+
+
+def replicate_groups(results: Sequence[TrialResult], metric: str = "eval_loss") -> list[ReplicateGroup]:
+    """Every configuration of the search that has a value, with its replicates, by the number that stands for it."""
+    by_configuration: dict[TrialConfig, list[TrialResult]] = {}
+    for trial in search_trials(results):
+        by_configuration.setdefault(without_seed(trial.config), []).append(trial)
+    # A seed that the search had already is no fresh one: its retraining is read off the trial that was picked.
+    known = {result.number for result in search_trials(results)}
+    fresh = [result for result in results if result.source not in known]
+    groups = [_group(trials, fresh, metric) for trials in by_configuration.values()]
+    return sorted((group for group in groups if group is not None), key=lambda group: group.number)
+
+
+def without_seed(config: TrialConfig) -> TrialConfig:
+    """The configuration with `training.seed` 0: equal for replicates."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"seed": 0})})
+
+
+def _group(trials: Sequence[TrialResult], fresh: Sequence[TrialResult], metric: str) -> ReplicateGroup | None:
+    searched = _by_seed(trials, metric)
+    if not searched:
+        return None
+    again = [repeat for trial in trials for repeat in retrainings(fresh, trial.number)]
+    repeated = _by_seed(again, metric)
+    runs = repeated or searched
+    first, value = min(searched.values(), key=lambda pair: (pair[1], pair[0].number))
+    tried = again or trials
+    over = len({run.config.training.seed for run in tried if run.state != "running"})
+    return ReplicateGroup(
+        number=first.number,
+        config=first.config,
+        search_value=value,
+        search_mean=statistics.fmean(loss for _, loss in searched.values()),
+        runs={seed: run for seed, (run, _) in runs.items()},
+        values={seed: value for seed, (_, value) in runs.items()},
+        numbers=tuple(trial.number for trial in trials),
+        retrainings=len(repeated),
+        lost=over - (len(repeated) if again else len(searched)),
+    )
+
+
+def _by_seed(trials: Sequence[TrialResult], metric: str) -> dict[int, tuple[TrialResult, float]]:
+    """One training per seed: the same seed again is the same training, read off or repeated."""
+    runs: dict[int, tuple[TrialResult, float]] = {}
+    for trial in sorted(trials, key=lambda trial: (trial.source is not None, trial.number)):
+        value = measured(trial, metric)
+        if value is not None:
+            runs.setdefault(trial.config.training.seed, (trial, value))
+    return dict(sorted(runs.items()))
+
+
+def noise_floor(groups: Sequence[ReplicateGroup]) -> Noise | None:
+    """Pool the spread between seeds over all configurations that were trained at least twice; None: there are none.
+
+    `sd` pools the variances within configurations. `paired_sd` is the residual of configuration + seed (a randomized
+    block design: a seed is a data order, which all configurations share), which paired differences have.
+    """
+    repeated = [group for group in groups if len(group.values) > 1 and group.trained]
+    freedom = sum(len(group.values) - 1 for group in repeated)
+    if not freedom:
+        return None
+    squares = sum(statistics.variance(group.values.values()) * (len(group.values) - 1) for group in repeated)
+    paired_sd, paired_freedom = block_residual([group.values for group in repeated])
+    return Noise(
+        sd=math.sqrt(squares / freedom),
+        degrees_of_freedom=freedom,
+        configurations=len(repeated),
+        paired_sd=paired_sd,
+        paired_degrees_of_freedom=paired_freedom,
+    )
+
+
+def block_residual(values: Sequence[Mapping[int, float]]) -> tuple[float | None, int]:
+    """Residual standard deviation of value = configuration + seed, and its degrees of freedom.
+
+    Args:
+        values: for each configuration its values by seed; not every one needs every seed.
+
+    Returns:
+        (None, 0) where seeds and configurations explain every value exactly, as with one configuration.
+
+    """
+    seeds = sorted({seed for row in values for seed in row})
+    cells = [(row, seeds.index(seed), value) for row, by_seed in enumerate(values) for seed, value in by_seed.items()]
+    design = np.zeros((len(cells), len(values) + len(seeds)))
+    for index, (row, column, _) in enumerate(cells):
+        design[index, [row, len(values) + column]] = 1
+    observed = np.array([value for _, _, value in cells])
+    fitted, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)
+    freedom = len(cells) - int(rank)
+    if freedom < 1:
+        return None, 0
+    return float(np.sqrt(np.sum((observed - design @ fitted) ** 2) / freedom)), freedom

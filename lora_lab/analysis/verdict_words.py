@@ -1,0 +1,253 @@
+"""The verdict in plain words, and every number that it says as a table of facts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_lab.analysis.comparison import seeds_to_decide
+from lora_lab.analysis.wording import config_label, count_text, duration_text, interval_text, nats, p_text, plural
+
+if TYPE_CHECKING:
+    from lora_lab.analysis.verdict import Findings, Standing, VerdictRow
+    from lora_lab.study.results import TrialState
+
+MANY_SEEDS = 100
+"""Nobody trains more replicates than this to settle a tie."""
+STATE_WORDS: dict[TrialState, str] = {
+    "complete": "complete",
+    "shared": "read off another trial",
+    "pruned": "pruned",
+    "diverged": "diverged",
+    "out_of_memory": "out of memory",
+    "failed": "failed",
+    "running": "not finished",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A number that the verdict rests on, and what it is."""
+
+    name: str
+    text: str
+    """With its unit."""
+
+
+def sentences(findings: Findings) -> list[str]:
+    """The verdict in plain words with its numbers, most important first; says what is not known."""
+    if findings.best is None:
+        return [_count_sentence(findings), "No trial finished, so there is no verdict.", *_way_out(findings)]
+    verdict = [_best_sentence(findings, findings.best)]
+    if findings.helped:
+        verdict += _choice_sentences(findings, findings.best, findings.equivalent[0])
+    else:
+        verdict.append(
+            "Nothing helped: no trial is better than the bare base. Look at learning_rate, the number of "
+            "epochs and the data before comparing ranks."
+        )
+    return [*verdict, *_retraining_sentences(findings), *_noise_sentences(findings), _count_sentence(findings)]
+
+
+def _count_sentence(findings: Findings) -> str:
+    parts = [f"{count} {STATE_WORDS[state]}" for state in STATE_WORDS if (count := findings.states.get(state, 0))]
+    extra = f", and {plural(findings.retrained, 'retraining')} with fresh seeds" if findings.retrained else ""
+    return f"{plural(sum(findings.states.values()), 'trial')}: {', '.join(parts) or 'none started'}{extra}."
+
+
+def _way_out(findings: Findings) -> list[str]:
+    ways: dict[TrialState, str] = {
+        "diverged": "lower learning_rate (or its max)",
+        "out_of_memory": "lower per_device_train_batch_size or max_length",
+        "failed": "read the reasons in the table of trials",
+        "running": "run the same command again to go on",
+    }
+    said = [f"{STATE_WORDS[state]}: {way}" for state, way in ways.items() if findings.states.get(state)]
+    return [f"What to do: {'; '.join(said)}."] if said else []
+
+
+def _runs_text(standing: Standing) -> str:
+    if standing.runs == 1 and not standing.retrainings:
+        return "one run"
+    spread = "" if standing.spread is None else f" ± {nats(standing.spread)}"
+    return f"mean of {plural(standing.runs, 'retraining' if standing.retrainings else 'seed')}{spread}"
+
+
+def _best_sentence(findings: Findings, best: Standing) -> str:
+    side = "below" if findings.gain >= 0 else "above"
+    return (
+        f"Best: trial {best.number} ({config_label(best.config)}) reaches {findings.metric} "
+        f"{nats(best.value)} nats per token ({_runs_text(best)}), {nats(abs(findings.gain))} {side} the bare base "
+        f"({nats(findings.base_loss)})."
+    )
+
+
+def _share_text(findings: Findings) -> str:
+    return f"{100 * findings.margin_share:.3g}%"
+
+
+def _choice_sentences(findings: Findings, best: Standing, cheapest: Standing) -> list[str]:
+    if not findings.tested:
+        return [_untested_choice(findings, best, cheapest)]
+    said = [_tested_choice(findings, best, cheapest)]
+    undecided = [row for row in findings.rows if row.decision == "undecided" and row.standing.cost < cheapest.cost]
+    if undecided:
+        closest = min(undecided, key=lambda row: row.estimate)
+        also = f" (and {plural(len(undecided) - 1, 'other')})" if len(undecided) > 1 else ""
+        said.append(
+            f"Not known: cheaper trial {closest.standing.number}{also} is {_distance(closest)} the best, so it may or "
+            f"may not be as good.{_seeds_text(findings)}"
+        )
+    single = [row for row in findings.rows if row.decision == "not tested" and row.standing.is_cheaper_than(cheapest)]
+    if single:
+        names = ", ".join(str(row.standing.number) for row in single[:3]) + (", …" if len(single) > 3 else "")
+        said.append(
+            f"Cheaper and within the margin in a single run, which proves nothing: trial {names}. "
+            "`confirm` with a larger `top` retrains it."
+        )
+    return said
+
+
+def _seeds_text(findings: Findings) -> str:
+    needed = _seeds_to_decide(findings)
+    if needed is None or needed > MANY_SEEDS:
+        return f" A margin of {nats(findings.margin)} nats is too small for this noise floor to decide."
+    return f" If it is, about {needed} seeds of each show that."
+
+
+def _seeds_to_decide(findings: Findings) -> int | None:
+    return seeds_to_decide(findings.noise, findings.margin) if findings.noise else None
+
+
+def _distance(row: VerdictRow) -> str:
+    side = "above" if row.estimate >= 0 else "below"
+    interval = f" (95% interval {interval_text(row.interval)})" if row.interval else ""
+    return f"{nats(abs(row.estimate))} nats{interval} {side}"
+
+
+def _tested_choice(findings: Findings, best: Standing, cheapest: Standing) -> str:
+    margin = f"the margin of {nats(findings.margin)} nats, {_share_text(findings)} of that gain"
+    if cheapest.number == best.number:
+        if not any(row.corrected_p is not None for row in findings.rows):
+            return f"No cheaper configuration was trained with several seeds, so none is tested against {margin}."
+        return f"No cheaper configuration is shown to be as good within {margin}: the best is also the choice."
+    row = next(row for row in findings.rows if row.standing.number == cheapest.number)
+    assert row.corrected_p is not None
+    return (
+        f"As good and cheaper: trial {cheapest.number} ({config_label(cheapest.config)}) is {_distance(row)} the best, "
+        f"shown to be within {margin} (one-sided paired test, Holm-corrected p {p_text(row.corrected_p)}): "
+        f"{findings.metric} {nats(cheapest.value)}, {_cost_comparison(cheapest, best)}."
+    )
+
+
+def _untested_choice(findings: Findings, best: Standing, cheapest: Standing) -> str:
+    within = f"within {_share_text(findings)} of that gain ({nats(findings.margin)} nats)"
+    if cheapest.number == best.number:
+        return f"Nothing cheaper comes {within}: it is also the cheapest choice."
+    others = len(findings.equivalent) - 1
+    return (
+        f"{plural(others, 'other trial')} {'comes' if others == 1 else 'come'} {within}. "
+        f"The cheapest choice is trial {cheapest.number} ({config_label(cheapest.config)}): "
+        f"{findings.metric} {nats(cheapest.value)}, {_cost_comparison(cheapest, best)}. "
+        "This is not tested: it takes replicates."
+    )
+
+
+def _cost_comparison(cheap: Standing, best: Standing) -> str:
+    if cheap.trainable_params < best.trainable_params < math.inf:
+        few, many = count_text(cheap.trainable_params), count_text(best.trainable_params)
+        return f"{few} trained parameters instead of {many} ({_times_fewer(cheap, best)} times fewer)"
+    if cheap.train_seconds < best.train_seconds < math.inf:
+        short, long = duration_text(cheap.train_seconds), duration_text(best.train_seconds)
+        return f"{short} of training instead of {long}"
+    return "at the same cost"
+
+
+def _times_fewer(cheap: Standing, best: Standing) -> str:
+    return f"{best.trainable_params / cheap.trainable_params:.3g}"
+
+
+def _retraining_sentences(findings: Findings) -> list[str]:
+    best, cheapest = findings.best, findings.cheapest
+    said: list[str] = []
+    if best and best.retrainings and best.value > best.search_value:
+        flattered = nats(best.search_value)
+        said.append(
+            f"In the search, trial {best.number} had said {flattered}: "
+            "the best of many single runs looks better than it is."
+        )
+    if best and findings.held_out_value is not None and findings.held_out_value > best.value:
+        said.append(
+            f"On a seed that did not choose it, the best is worth {nats(findings.held_out_value)}: "
+            "the lowest of many means looks better than it is."
+        )
+    for standing in dict.fromkeys((best, cheapest)):
+        if standing and standing.lost_retrainings:
+            total = standing.runs + standing.lost_retrainings
+            lost = f"{standing.lost_retrainings} of {plural(total, 'retraining' if standing.retrainings else 'seed')}"
+            said.append(f"{lost} of trial {standing.number} did not reach the end.")
+    if best and cheapest and best.retrainings and not cheapest.retrainings:
+        said.append(f"Trial {cheapest.number} was run once; it is not confirmed by a retraining.")
+    return said
+
+
+def _noise_sentences(findings: Findings) -> list[str]:
+    margin = nats(findings.margin)
+    if findings.noise is None:
+        each = "at most one retraining each" if findings.retrained else "one run each"
+        return [
+            (
+                f"No noise floor was measured ({each}): the order of trials that differ by less than the margin "
+                f"({margin} nats) is not known to be real. `confirm: {{top: 3, seeds: 3}}` measures it."
+            )
+        ]
+    noise, limit = findings.noise, findings.noise.smallest_real_difference
+    words = (
+        f"Seeds alone spread {findings.metric} by {nats(noise.sd)} nats (standard deviation, 95% interval "
+        f"{interval_text(noise.interval)}, {plural(noise.configurations, 'configuration')} trained again): two single "
+        f"runs closer than {nats(limit)} nats are not known to differ."
+    )
+    if noise.paired_sd is not None and noise.paired_sd < noise.sd / 2:
+        words += f" On the same seeds they spread by {nats(noise.paired_sd)} nats only, which the test uses."
+    if limit > findings.margin:
+        words += f" That is more than the margin ({margin} nats): single runs cannot settle a tie."
+    return [words]
+
+
+def facts(findings: Findings) -> list[Fact]:
+    """Every number of the verdict's sentences that is not in the table of its rows."""
+    states = [Fact(f"trials {STATE_WORDS[state]}", str(count)) for state, count in findings.states.items()]
+    said = [
+        Fact(f"{findings.metric} of the bare base, nats per token", nats(findings.base_loss)),
+        Fact("margin, share of the gain", _share_text(findings)),
+        Fact("margin, nats", nats(findings.margin)),
+        Fact("trials in the search", str(sum(findings.states.values()))),
+        *states,
+        Fact("retrainings with fresh seeds", str(findings.retrained)),
+        Fact("level of every test", "5%"),
+    ]
+    best, cheapest = findings.best, findings.cheapest
+    if best is not None:
+        side = "below" if findings.gain >= 0 else "above"
+        said.append(Fact(f"the best, nats {side} the bare base", nats(abs(findings.gain))))
+        said.append(Fact("the best trial's own run in the search, nats per token", nats(best.search_value)))
+    if best and cheapest and cheapest.trainable_params < best.trainable_params < math.inf:
+        said.append(Fact("trained parameters, the best over the choice", _times_fewer(cheapest, best)))
+    if findings.held_out_value is not None:
+        said.append(Fact("the choice of the best on a seed that did not make it", nats(findings.held_out_value)))
+    needed = _seeds_to_decide(findings)
+    if needed is not None:
+        said.append(Fact("seeds of each that decide a tie within the margin", str(needed)))
+    if findings.noise is not None:
+        noise = findings.noise
+        said += [
+            Fact("noise floor: standard deviation between seeds, nats", nats(noise.sd)),
+            Fact("noise floor, 95% interval", interval_text(noise.interval)),
+            Fact("noise floor, configurations behind it", str(noise.configurations)),
+            Fact("noise floor, degrees of freedom", str(noise.degrees_of_freedom)),
+            Fact("smallest real difference of two single runs, nats", nats(noise.smallest_real_difference)),
+        ]
+        if noise.paired_sd is not None:
+            said.append(Fact("noise floor of paired differences (same seeds), nats", nats(noise.paired_sd)))
+    return said

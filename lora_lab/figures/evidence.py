@@ -1,0 +1,82 @@
+"""What the report, its short form and its pictures are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_lab.analysis.adequate_rank import RankCurve
+    from lora_lab.analysis.audit import AuditNote
+    from lora_lab.analysis.epochs import EpochCurve
+    from lora_lab.analysis.equal_budget import ArmComparison
+    from lora_lab.analysis.forgetting import ForgettingTrade
+    from lora_lab.analysis.pareto import Front
+    from lora_lab.analysis.scale import RuleScore, ScaleResponse
+    from lora_lab.analysis.spectrum import SpectrumSummary
+    from lora_lab.analysis.verdict import Findings
+    from lora_lab.study.results import TrialResult
+    from lora_lab.study.spec import StudySpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """What someone else needs to run the study again."""
+
+    command: str
+    """The command line, without secrets."""
+    study_hash: str
+    """Of the study file and the sweep that it names."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """By package; also the device and the operating system."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importance:
+    """How much each parameter mattered."""
+
+    trials: int
+    """Trials behind it."""
+    shares: Mapping[str, Mapping[str, float]]
+    """By method, by parameter; each method's sum to 1."""
+    caveat: str
+    """What must be said beside the numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSpectrum:
+    """What the adapter of one trial makes of its rank."""
+
+    number: int
+    label: str
+    """The configuration in words."""
+    role: str
+    """`best`, `recommended`, both, or empty."""
+    summary: SpectrumSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """A study and what its trials say."""
+
+    spec: StudySpec
+    results: Sequence[TrialResult]
+    """Every trial in every state, retrainings included."""
+    findings: Findings
+    """Of `decide` on the same results; so are all that follow."""
+    base_forgetting: float | None = None
+    """Loss of the bare base on general text, nats per token."""
+    notes: Sequence[AuditNote] = ()
+    rank_curves: Sequence[RankCurve] = ()
+    arms: Sequence[ArmComparison] = ()
+    scale: ScaleResponse | None = None
+    rules: Sequence[RuleScore] = ()
+    fronts: Sequence[Front] = ()
+    """One for each cost that was measured."""
+    epochs: Sequence[EpochCurve] = ()
+    forgetting: ForgettingTrade | None = None
+    importance: Importance | None = None
+    spectra: Sequence[AdapterSpectrum] = ()
+    reproduction: Reproduction

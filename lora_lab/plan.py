@@ -1,0 +1,69 @@
+"""`python -m lora_lab.plan studies/x.yaml`: what a study will do, need and cost, before anything is loaded."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_lab.command_line import MemoryLimit, Overrides, StudyFile, errors_shown, run_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lora_lab.runner.plan import Plan
+
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Plan for another device: H200, H100-80GB, A100-80GB, A100-40GB, L40S, L4, T4, RTX-4090, RTX-3090, "
+        "V100-32GB, or the bytes of a CUDA device such as 24GB.",
+    ),
+]
+
+
+def plan(
+    study: StudyFile,
+    overrides: Overrides = None,
+    *,
+    device: DeviceName = None,
+    memory_limit: MemoryLimit = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, for scripts.")] = False,
+) -> None:
+    """Tell what a study will train, whether it fits into memory, and what it costs; needs no weights and no data."""
+    with errors_shown():
+        made = _make(study, overrides or [], device, memory_limit, quiet=json)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(made.as_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    from lora_lab.runner.plan_text import print_plan
+
+    print_plan(made, Console(file=sys.stdout, highlight=False))
+
+
+def _make(study: Path, overrides: list[str], device: str | None, memory_limit: str | None, *, quiet: bool) -> Plan:
+    from lora_lab.runner import placement
+    from lora_lab.runner.folder import RunFolder
+    from lora_lab.study.loading import load_study
+
+    target = placement.device_named(device) if device else None
+    placement.memory_limit(memory_limit, None)  # mistakes are told before anything slow is imported
+    spec = load_study(study, overrides)
+
+    from rich.console import Console
+
+    from lora_lab.runner.planning import make_plan
+
+    folder, status = RunFolder.of(spec.study_name), Console(stderr=True, quiet=quiet)
+    with status.status("reading the model's config") as line:
+        return make_plan(spec, folder, device=target, limit=memory_limit, progress=line.update)
+
+
+if __name__ == "__main__":
+    run_command(plan)

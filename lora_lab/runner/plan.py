@@ -1,0 +1,113 @@
+"""A plan as a value: what a study will do, and what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A shape of adapter, and what it trains."""
+
+    r: int
+    target_modules: str
+    layers: str
+    trainable_params: int
+    trainable_percent: float
+    """Of the base and the adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A change that was tried on a configuration that does not fit."""
+
+    change: str
+    predicted_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the trials of one shape need."""
+
+    quantization: str
+    r: int
+    target_modules: str
+    layers: str
+    rows: int
+    max_length: int
+    other: str
+    """What else is searched and matters: gradient checkpointing, optimizer, ..."""
+    engine: str
+    predicted_bytes: int | None
+    """Of one trial alone, CUDA's context counted; None for the reference engine, and where it cannot be known."""
+    terms: dict[str, int] | None
+    fits: bool | None
+    """Within the limit; None where there is no limit."""
+    at_once: int | None
+    """How many such trials fit side by side."""
+    remedies: tuple[Remedy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUse:
+    """An engine, why trials get it, and how many of the enumerated shapes do."""
+
+    name: str
+    reason: str
+    shapes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How much there is to compute. Rows are taken as full, so these are upper bounds."""
+
+    examples: int | None
+    """Training rows, where they are counted cheaply."""
+    flops_per_epoch: tuple[float, float] | None
+    """Of one trial: of the cheapest and of the dearest shape."""
+    total_flops: float | None
+    seconds: float | None
+    """From the speed of this study's finished trials, None where there are none."""
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a study will do and need."""
+
+    study_name: str
+    question: str
+    model: str
+    base_parameters: int
+    device: str
+    device_bytes: int | None
+    limit_bytes: int | None
+    sampler: str
+    configurations: int
+    """Cells of the grid; otherwise trials."""
+    is_exact: bool
+    """Whether `configurations` is a grid's, all of which were looked at."""
+    duplicates: int | None
+    """Cells that are the same training as another one; None where that is seen only as trials are asked for."""
+    shared: int | None
+    """Cells that are read off a longer run; None as for duplicates."""
+    trained: int
+    """Trainings that are left, at most."""
+    retrainings: int
+    """With fresh seeds, of the best (`confirm`)."""
+    space: dict[str, str]
+    trajectory: str | None
+    pack_size: str
+    packs: int | None
+    """Packs that follow each other, at least; None where the pack size is found by measuring."""
+    engines: tuple[EngineUse, ...]
+    adapters: tuple[Adapter, ...]
+    memory: tuple[Memory, ...]
+    work: Work
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

@@ -1,0 +1,44 @@
+"""Which training engine a trial runs on, and why: decided by its settings alone.
+
+The packed engine trains many trials in one pass, and does exactly what it does. What it does not do runs on the
+reference engine, `transformers.Trainer` with `peft`, one trial at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lora_lab.study.settings import LoraSettings, TrialConfig
+
+EngineName = Literal["packed", "reference"]
+BASE_CHANGING_INITS = ("pissa", "olora", "loftq")
+"""Values of `init_lora_weights` that put other weights under the adapter than the base's own."""
+
+
+class EngineChoice(NamedTuple):
+    """An engine, and why it is this one, in words."""
+
+    name: EngineName
+    reason: str
+
+
+def engine_for(config: TrialConfig) -> EngineChoice:
+    """The engine that trains this configuration."""
+    reasons = list(_beyond_packing(config.lora))
+    if reasons:
+        return EngineChoice("reference", "; ".join(reasons))
+    return EngineChoice("packed", "the base stays as it is, and only A and B are trained")
+
+
+def _beyond_packing(lora: LoraSettings) -> Iterator[str]:
+    if lora.use_dora:
+        yield "use_dora trains magnitudes beside A and B"
+    if lora.bias != "none":
+        yield f"bias {lora.bias} trains biases of the base"
+    if lora.modules_to_save is not None:
+        yield f"modules_to_save trains {', '.join(lora.modules_to_save)} in full"
+    if lora.init_lora_weights in BASE_CHANGING_INITS:
+        yield f"init_lora_weights {lora.init_lora_weights} changes the base under the adapter"

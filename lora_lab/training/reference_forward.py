@@ -1,0 +1,66 @@
+"""Token losses by a plain forward pass of `transformers`, with nothing in it that saves time."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lora_lab.training.packed_model import IGNORED, TokenLosses
+from lora_lab.training.reference_model import set_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_lab.training.base import Base
+    from lora_lab.training.packed_model import PackedBatch
+    from lora_lab.training.reference_trial import ReferenceTrial
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceModel:
+    """Computes the losses of one trial, or of the bare base, for `evaluation.evaluate`."""
+
+    base: Base
+
+    def token_losses(self, batch: PackedBatch, slots: Sequence[ReferenceTrial | None]) -> TokenLosses:
+        """Losses of all label tokens of the one trial in `slots`; None is the bare base."""
+        [trial] = slots
+        if trial is not None:
+            set_mode(trial.model, training=False)
+        nll, row_counts = label_losses(self.base, self.base.model if trial is None else trial.model, batch)
+        return TokenLosses(nll, row_counts.cpu())
+
+
+def label_losses(base: Base, model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """The loss of every label token [n], row after row, and their number in every row [R].
+
+    Args:
+        base: What the model is made of.
+        model: The base itself, or a PEFT model over it.
+        batch: Rows of one trial, on any device.
+    """
+    # Rows are padded on the right and attention is causal, so no real token sees a pad; where a row holds several
+    # examples, transformers keeps them apart by their positions.
+    inputs = {"input_ids": batch.input_ids.to(base.device)}
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids.to(base.device)
+    labels = batch.labels[:, 1:].to(base.device)
+    learned = labels != IGNORED
+    with _autocast(base):
+        logits = model(**inputs, use_cache=False).logits
+    logits = logits[:, :-1][learned]
+    exact = base.dtype == torch.float64  # transformers' own loss would go to float32 here too
+    losses = functional.cross_entropy(logits if exact else logits.float(), labels[learned], reduction="none")
+    return losses, learned.sum(dim=1)
+
+
+def _autocast(base: Base) -> Any:
+    """As `Trainer` computes with `bf16`: products in the base's half precision, adapters kept in float32."""
+    if base.compute_dtype in (torch.float32, torch.float64):
+        return nullcontext()
+    return torch.autocast(base.device.type, dtype=base.compute_dtype)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from analysis.simulated import BASE_LOSS, results, trial
+
+from lora_lab.analysis.verdict import Findings, VerdictRow, decide, facts, sentences
+from lora_lab.analysis.wording import config_label, count_text, duration_text, interval_text, nats, p_text
+
+if TYPE_CHECKING:
+    from lora_lab.study.results import TrialResult
+
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def cells(row: VerdictRow) -> str:
+    """What a table shows of a row."""
+    standing = row.standing
+    shown = [str(standing.number), config_label(standing.config), nats(standing.value), str(standing.runs)]
+    shown += [count_text(standing.trainable_params), duration_text(standing.train_seconds)]
+    shown += [str(standing.lost_retrainings), str(standing.runs + standing.lost_retrainings)]
+    shown += ["" if standing.spread is None else nats(standing.spread), nats(abs(row.estimate))]
+    shown += [interval_text(interval) for interval in (row.interval, row.value_interval) if interval]
+    shown += [p_text(p) for p in (row.p, row.corrected_p) if p is not None]
+    return " ".join(shown)
+
+
+def numbers_without_a_place(findings: Findings) -> set[str]:
+    known = " ".join([*map(cells, findings.rows), *(fact.text for fact in facts(findings))])
+    in_tables = set(NUMBER.findall(known))
+    said = " ".join(sentences(findings)).replace("`confirm: {top: 3, seeds: 3}`", "").replace("95% interval", "")
+    counted = {str(len(findings.rows) - 1 - offset) for offset in range(len(findings.rows))}
+    return {number.rstrip(".") for number in NUMBER.findall(said)} - in_tables - counted
+
+
+def replicated(r: int, losses: list[float], first: int, **changes: Any) -> list[TrialResult]:
+    return [trial(first + seed, loss, r=r, seed=seed, **changes) for seed, loss in enumerate(losses)]
+
+
+STUDIES: dict[str, list[TrialResult]] = {
+    "simulated": results(),
+    "single runs": [trial(0, 4.0, r=64), trial(1, 4.009, r=8), trial(2, 4.0095, r=4), trial(3, 4.02, r=2)],
+    "faster": [trial(0, 4.0, metrics={"train_seconds": 200.0}), trial(1, 4.001, learning_rate=1e-3)],
+    "equivalent": [
+        *replicated(64, [4.000, 4.010, 3.990, 4.005], 0),
+        *replicated(8, [4.001, 4.010, 3.992, 4.007], 10),
+        trial(14, state="diverged", r=8, seed=4),
+    ],
+    "undecided": [*replicated(64, [4.00, 4.02, 3.99], 0), *replicated(8, [4.01, 3.99, 4.02], 10)],
+    "nothing helped": [trial(0, 5.2, r=64), trial(1, 5.21, r=4)],
+    "nothing finished": [trial(0, state="diverged"), trial(1, state="out_of_memory")],
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_number_of_a_sentence_stands_in_a_table(name: str) -> None:
+    findings = decide(STUDIES[name], BASE_LOSS if name == "simulated" else 5.0, margin=0.01)
+
+    assert numbers_without_a_place(findings) == set()
+
+
+def test_lost_seeds_are_named() -> None:
+    words = " ".join(sentences(decide(STUDIES["equivalent"], 5.0, 0.01)))
+
+    assert "1 of 5 seeds of trial 12 did not reach the end" in words
+
+
+def test_how_many_seeds_would_decide_is_said() -> None:
+    findings = decide(STUDIES["undecided"], 5.0, 0.03)
+
+    assert any(row.decision == "undecided" for row in findings.rows)
+    assert re.search(r"If it is, about \d+ seeds of each show that", " ".join(sentences(findings)))
