@@ -99,7 +99,7 @@ class PlainDisplay:
 
     def trial_ended(self, number: int, state: TrialState, eval_loss: float | None = None, reason: str = "") -> None:
         """Say how the trial ended."""
-        self._progress.ended(number, state, eval_loss)
+        self._progress.ended(number, state, eval_loss, reason)
         place = f"[{self._progress.done}/{self._progress.total}]"
         self._say(f"{place} {ending_text(number, state, eval_loss, reason)}")
 
@@ -149,7 +149,7 @@ class JsonDisplay:
 
     def trial_ended(self, number: int, state: TrialState, eval_loss: float | None = None, reason: str = "") -> None:
         """Say how the trial ended."""
-        self._progress.ended(number, state, eval_loss)
+        self._progress.ended(number, state, eval_loss, reason)
         self._say("trial_ended", number=number, state=state, eval_loss=eval_loss, reason=reason)
 
     def tick(self, tokens_per_second: float, tracking: str = "") -> None:

@@ -141,8 +141,8 @@ class InProcessExecutor:
         return self.has_room and config.model == self._settings and alike and self._fits(config)
 
     def _fits(self, config: TrialConfig) -> bool:
-        """Whether there is memory for one more trial in the pack."""
-        if self._room.pack_limit_bytes is None:
+        """Whether there is memory for one more trial in the pack; with several devices, that shows when it is tried."""
+        if self._room.pack_limit_bytes is None or config.model.device_map is not None:
             return True
         self._room.keep(self.active)
         return self._room.fits(self._need(config))
@@ -172,7 +172,8 @@ class InProcessExecutor:
         """Put a trial into the pack, unless it was measured to need more than there is."""
         engine.admit(number, config, self._shorter[number])
         if number in engine.active:
-            memory, limit = engine.memory(number), self._room.limit_bytes
+            memory = engine.memory(number)
+            limit = self._room.limit_bytes if config.model.device_map is None else None
             self._room.take(number, self._need(config))
             if limit is not None and memory is not None and memory.peak_bytes > limit:
                 engine.discard(number)

@@ -57,7 +57,7 @@ class LiveDisplay:
 
     def trial_ended(self, number: int, state: TrialState, eval_loss: float | None = None, reason: str = "") -> None:
         """Free the slot; a trial that was lost also leaves a line above the view."""
-        self._progress.ended(number, state, eval_loss)
+        self._progress.ended(number, state, eval_loss, reason)
         if state in ("diverged", "out_of_memory", "failed"):
             self._console.print(Text(ending_text(number, state, eval_loss, reason), style="yellow"))
 

@@ -92,7 +92,9 @@ class _Planner:
     ) -> None:
         self._spec, self._folder, self._device, self._progress = spec, folder, device, progress
         free = None if device.total_bytes is None else device.total_bytes - CONTEXT_BYTES
-        self._limit = memory_limit(limit, free)
+        of_one_device = memory_limit(limit, free)
+        is_split = limit is None and spec.model.device_map is not None
+        self._limit = None if is_split else of_one_device
         self._config = model_config(spec.model)
         self._predictors: dict[ModelSettings, MemoryPredictor] = {}
         self._linears = self._predictor(spec.model).linears

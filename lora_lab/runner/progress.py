@@ -79,14 +79,14 @@ class Progress:
             slot.eval_loss, slot.evaluation = event.eval_loss, event.evaluation
             self.rungs[event.evaluation] = min(event.eval_loss, self.rungs.get(event.evaluation, math.inf))
 
-    def ended(self, number: int, state: TrialState, eval_loss: float | None) -> None:
-        """Free the trial's slot and count it."""
+    def ended(self, number: int, state: TrialState, eval_loss: float | None, reason: str = "") -> None:
+        """Free the trial's slot and count it; of one that had no slot, the reason says what it is."""
         slot = self.slots.pop(number, None)
         self.states[state] += 1
         if state not in FINISHED_WITH_VALUE or eval_loss is None or not math.isfinite(eval_loss):
             return
         if self.best is None or eval_loss < self.best[0]:
-            self.best = (eval_loss, number, config_label(slot.config) if slot else "")
+            self.best = (eval_loss, number, config_label(slot.config) if slot else reason)
 
     def behind(self, slot: Slot) -> float | None:
         """Nats by which a slot's last evaluation is above the best one that any trial had at that rung."""

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from lora_lab.study.engines import engine_for
 from lora_lab.study.errors import InputError
 from lora_lab.study.identity import trial_identity
 from lora_lab.study.targets import resolve_targets
@@ -177,8 +176,6 @@ class Sharing:
             self._carriers[number] = Carrier(number, trajectory, ahead)
 
     def _trajectory(self, config: TrialConfig) -> str | None:
-        if engine_for(config).name != "packed":
-            return None  # the reference engine gives no milestones
         return trajectory_identity(config, self._modules(config))
 
     def _modules(self, config: TrialConfig) -> tuple[str, ...]:

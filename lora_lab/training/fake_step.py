@@ -7,7 +7,8 @@ the counter is the one that measures. So prediction and measurement differ only 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import contextmanager
+import logging
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -15,12 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
 from torch.nn import functional
 from transformers import masking_utils
 
@@ -35,7 +30,7 @@ from lora_lab.training.slot import PendingStep, Slot
 from lora_lab.training.step import count_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from transformers import PretrainedConfig
 
@@ -43,13 +38,7 @@ if TYPE_CHECKING:
     from lora_lab.training.fake_base import DeviceType
     from lora_lab.training.packed_model import Layout
 
-NOT_RUNNABLE = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
-"""What torch raises where a step depends on the values of tensors, which there are none of."""
+TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +73,46 @@ class FakeStep:
     ) -> None:
         self._base, self._mode = fake_base(config, settings, device_type, dtype)
         self._is_cuda, self._fused = device_type == "cuda", fused_attention
-        with self._mode:
-            self._model = PackedModel(self._base)
         self.linears = self._base.linears
+        self._model = self._with_adapters()
+
+    def _with_adapters(self) -> PackedModel | None:
+        """None where a forward pass cannot be made without data."""
+        try:
+            with self._without_data():
+                return PackedModel(self._base)
+        except RuntimeError:
+            return None
 
     def history(self, config: TrialConfig, batch: PackedBatch) -> History | None:
         """What a step on these rows allocates; None where it depends on the values of tensors."""
-        attention = partial(_attention_on_cuda, fused=self._fused) if self._is_cuda else None
-        # Whether a row holds several examples, transformers sees in the values of positions. Without values it takes
-        # that for granted, and would build a mask that most steps do not have.
-        find_examples = None if _has_several_examples(batch) else lambda _: None
+        if self._model is None:
+            return None
+        slot = self._slot(config, batch)
+        layout = self._fake(self._model.layout(batch, [slot]))
         try:
-            slot = self._slot(config, batch)
-            layout = self._fake(self._model.layout(batch, [slot]))
-            with (
-                _replaced(functional, "scaled_dot_product_attention", attention),
-                _replaced(masking_utils, "find_packed_sequence_indices", find_examples),
-                self._mode,
-            ):
+            with self._without_data(several_examples=_has_several_examples(batch)):
                 live = count_step(self._model, self._base.model, slot, layout, keep_history=True)
-        except NOT_RUNNABLE:
+        except RuntimeError:
+            # Either the step asks for a value, or the stand-in of a kernel takes less than the kernel does. What is
+            # wrong with the trial itself shows when it is measured.
             return None
         return History(np.array(live.history, dtype=np.float64), live.begun["optimizer"])
+
+    @contextmanager
+    def _without_data(self, *, several_examples: bool = False) -> Iterator[None]:
+        """Compute with shapes alone, by the kernels of the device that is predicted for."""
+        with ExitStack() as stack:
+            if self._is_cuda:
+                attention = partial(_attention_on_cuda, fused=self._fused)
+                stack.enter_context(_replaced(functional, "scaled_dot_product_attention", attention))
+            if not several_examples:
+                # transformers sees in the values of positions whether a row holds several. Without values it takes
+                # that for granted, and would build a mask that most steps do not have.
+                stack.enter_context(_replaced(masking_utils, "find_packed_sequence_indices", lambda _: None))
+            stack.enter_context(_replaced(TORCH_LOG, "disabled", new=True))  # it prints what `history` catches
+            stack.enter_context(self._mode)
+            yield
 
     def _slot(self, config: TrialConfig, batch: PackedBatch) -> Slot:
         rows, length = batch.input_ids.shape
@@ -146,10 +153,10 @@ class FakeStep:
 
 
 @contextmanager
-def _replaced(place: Any, name: str, replacement: Callable[..., Any] | None) -> Iterator[None]:
-    """Let a function of a library be another one for a while; None leaves it."""
+def _replaced(place: Any, name: str, new: Any) -> Iterator[None]:
+    """Let something of a library be another for a while."""
     real = getattr(place, name)
-    setattr(place, name, real if replacement is None else replacement)
+    setattr(place, name, new)
     try:
         yield
     finally:

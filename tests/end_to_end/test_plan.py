@@ -27,14 +27,14 @@ def planned(lab, *words: str) -> Ended:
 
 
 def as_json(lab, *words: str) -> dict:
-    ended = planned(lab, "study.yaml", "--json", *words)
+    ended = planned(lab, "--json", *words)
     assert ended.code == 0, ended.err
     return json.loads(ended.out)
 
 
 def test_a_plan_for_people(lab):
     lab.write(study(question="Which rank?"))
-    ended = planned(lab, "study.yaml")
+    ended = planned(lab)
     assert ended.code == 0, ended.err
     for text in ("Which rank?", "6 trials by tpe", "Trainable parameters", "Memory of one trial", "pack size"):
         assert text in ended.out
@@ -127,7 +127,7 @@ def test_an_8b_model_that_is_only_a_config_is_planned_in_a_minute(lab):
 )
 def test_mistakes_are_one_line_with_a_way_out(lab, words, text):
     lab.write(study())
-    ended = planned(lab, "study.yaml", *words)
+    ended = planned(lab, *words)
     assert ended.code == 2, ended
     assert len(ended.err.strip().splitlines()) == 1, ended.err
     assert text in ended.err

@@ -30,6 +30,7 @@ GRID = {
     "n_trials": None,
     "parameters": {"r": {"values": [2, 8]}, "learning_rate": {"values": [1e-3, 4e-3, 1e-2]}},
 }
+EPOCHS = GRID | {"parameters": {"num_train_epochs": {"values": [1, 2, 3]}, "r": {"values": [2, 8]}}}
 SEARCH = {"sampler": "tpe", "pruner": "asha", "n_trials": 8}
 OPTIONS = ("--checkpoint-interval", "0.2")
 
@@ -119,6 +120,28 @@ def test_a_pruned_search_keeps_only_true_values(lab, kills, seed):
         assert {one.state for one in results.values()} <= {"complete", "pruned"}
         for one in results.values():
             if one.state == "complete":
+                assert alone(lab, one.config, f"{name}-{one.number}") == pytest.approx(one.eval_loss, abs=1e-4)
+
+    kill_rounds(lab, kills, seed, check)
+
+
+@pytest.mark.parametrize(("kills", "seed"), COUNTS)
+def test_runs_of_fewer_epochs_are_given_once_and_true(lab, kills, seed):
+    """Each trial that was read off a longer one, run alone, measures what the storage says."""
+    lab.write(study(training=TRAINING, data=DATA, sweep=EPOCHS))
+
+    def check(name):
+        check_books(lab, name, 6)
+        results = lab.results(name)
+        assert Counter(one.state for one in results.values()) == {"complete": 2, "shared": 4}
+        assert len({one.config.model_dump_json() for one in results.values()}) == 6
+        assert not list(lab.run_folder(name).glob("trials/*/epochs-*"))
+        for one in results.values():
+            epochs = one.config.training.num_train_epochs
+            assert (one.metrics["steps"], list(one.curve)) == (8 * epochs, list(range(1, epochs + 1)))
+            if one.state == "shared":
+                assert results[one.source].config.training.num_train_epochs == 3
+                assert one.curve == {epoch: results[one.source].curve[epoch] for epoch in one.curve}
                 assert alone(lab, one.config, f"{name}-{one.number}") == pytest.approx(one.eval_loss, abs=1e-4)
 
     kill_rounds(lab, kills, seed, check)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lora_lab.runner.executor import InProcessExecutor
+from lora_lab.runner.placement import pack_bytes
 from lora_lab.study.events import Finished, Logged, OutOfMemory
 from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 
@@ -28,6 +29,8 @@ def run(executor: InProcessExecutor, configs: dict[int, TrialConfig]) -> tuple[d
     while waiting or executor.active:
         while waiting and executor.has_room:
             number = next(iter(waiting))
+            if not executor.accepts(waiting[number]):
+                break
             executor.submit(number, waiting.pop(number))
         for event in executor.poll():
             if isinstance(event, Logged):
@@ -106,3 +109,46 @@ def test_peak_memory_grows_with_rank_and_is_the_trials_own(tmp_path):
     peaks = [solo[number].metrics["peak_memory_bytes"] for number in configs]
     assert peaks == sorted(set(peaks))
     assert peaks == [packed[number].metrics["peak_memory_bytes"] for number in configs]
+
+
+def test_a_memory_limit_fills_packs_only_so_far_and_changes_no_result(tmp_path, undisturbed):
+    unlimited = InProcessExecutor(tmp_path / "a", tmp_path / "data", 5)
+    unlimited.prepare(CONFIGS[0])
+    needs = {number: unlimited._need(config) for number, config in CONFIGS.items()}
+    limit = pack_bytes([needs[0], needs[1]]) + 1000
+    executor = InProcessExecutor(tmp_path / "b", tmp_path / "data", 5, str(limit))
+    together, poll = [], executor.poll
+
+    def watched():
+        together.append(executor._engine.active)
+        return poll()
+
+    executor.poll = watched
+    _, ended = run(executor, CONFIGS)
+    assert max(map(len, together)) == 2
+    assert all(pack_bytes([needs[number] for number in active]) <= limit for active in together)
+    _, expected = undisturbed
+    for number in CONFIGS:
+        assert ended[number].metrics["eval_loss"] == pytest.approx(expected[number].metrics["eval_loss"], abs=1e-5)
+
+
+def test_a_trial_above_the_limit_ends_at_once_and_its_neighbor_goes_on(tmp_path):
+    executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 5)
+    executor.prepare(CONFIGS[0])
+    small, large = trial(4), trial(256)
+    limit = pack_bytes([executor._need(small)]) * 11 // 10
+    limited = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 5, str(limit))
+    _, ended = run(limited, {0: large, 1: small})
+    assert isinstance(ended[0], OutOfMemory)
+    assert f"{limit:,} bytes" in ended[0].reason
+    assert "by prediction" in ended[0].reason
+    assert isinstance(ended[1], Finished)
+
+
+def test_after_memory_ran_out_packs_take_no_more_than_what_fitted(tmp_path, monkeypatch):
+    executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 5)
+    limit_memory(executor, monkeypatch, rows=8)
+    assert executor._room.pack_limit_bytes is None
+    run(executor, CONFIGS)
+    needs = sorted(pack_bytes([executor._need(config)]) for config in CONFIGS.values())
+    assert needs[0] < executor._room.pack_limit_bytes < sum(needs)

@@ -11,6 +11,7 @@ from scripted import BASE_LOSS, STEPS_PER_EPOCH, Countdown, Killed, journaled_en
 
 from lora_lab.runner.finalists import choosable_no_more, finalists
 from lora_lab.runner.folder import RunFolder
+from lora_lab.runner.progress import Progress
 from lora_lab.study.events import Evaluated
 from lora_lab.tracking.journal import read
 from lora_lab.tracking.records import TrialStarted
@@ -84,6 +85,20 @@ def test_the_user_is_told_whose_outcome_it_is(folder, told):
     assert "read off another trial, eval_loss" in told.getvalue()
     assert "after 1 epoch" in told.getvalue()
     assert "4 read off another trial" in told.getvalue() or "[6/6]" in told.getvalue()
+
+
+def test_both_engines_give_what_they_contain(folder, told):
+    study = grid(parameters={**EPOCHS, "use_dora": {"values": [False, True]}})
+    _, executor = run(folder, study, told)
+    assert Counter(one.state for one in check(folder, study).values()) == {"complete": 2, "shared": 4}
+    assert len(executor.trained_epochs) == 6
+
+
+def test_the_best_so_far_may_be_one_that_was_read_off():
+    progress = Progress()
+    progress.start("x", 2, None, 0)
+    progress.ended(1, "shared", 2.0, "trial 0 after 1 epoch")
+    assert progress.best == (2.0, 1, "trial 0 after 1 epoch")
 
 
 def test_the_journal_has_a_run_with_its_curve_for_each(folder, told):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny import CPU, llama_config, make_base, make_batch, make_slot, make_tokens
+from tiny import CPU, gradients, llama_config, make_base, make_batch, make_slot, make_tokens
 from torch import nn
 from transformers import Gemma2Config, GPT2Config, MistralConfig, Qwen3Config
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
@@ -127,6 +127,24 @@ def test_products_are_those_of_linear(rows, bias):
         assert (product(x, linear.weight, linear.bias) - linear(x)).abs().max() < 1e-5
         y = torch.randn(rows, 40)
         assert (product(y, linear.weight.t()) - y @ linear.weight).abs().max() < 1e-5
+
+
+def test_a_whole_model_gives_the_same_with_either_product(monkeypatch):
+    """oneDNN's is used from many rows on only, which the small models of other tests never have."""
+    tokens = [make_tokens(5, seed=1), make_tokens(4, seed=2)]
+    results = []
+    for rows in (1, 10**9):
+        monkeypatch.setattr(frozen, "ONEDNN_ROWS", rows)
+        base = make_base(llama_config(attention_bias=True), torch.float32)
+        slots = [make_slot(base), make_slot(base, lora={"target_modules": "mlp", "r": 3}, seed=1)]
+        losses = PackedModel(base).token_losses(make_batch(*tokens), slots)
+        losses.nll.sum().backward()
+        results.append((losses.nll.detach(), [gradients(slot) for slot in slots]))
+    (nll, found), (expected_nll, expected) = results
+    assert (nll - expected_nll).abs().max() < 1e-5
+    for one, other in zip(found, expected, strict=True):
+        pairs = [pair for name in other for pair in zip(one[name], other[name], strict=True)]
+        assert max(float((a - b).norm() / b.norm()) for a, b in pairs) < 1e-5
 
 
 def losses_both_ways(dtype, n, logits_at_once=2**26, scale=1.0):

@@ -1,0 +1,81 @@
+"""The benchmarks run end to end in miniature, and their results become the tables of docs/performance.md."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def summarize(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import summarize
+
+    return summarize
+
+
+def run(script, output, *options):
+    command = [sys.executable, str(BENCHMARKS / script), *options, "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=output.parent)
+    assert done.returncode == 0, done.stderr
+    return json.loads(output.read_text())
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_in_miniature(tmp_path, summarize):
+    result = run("gpu.py", tmp_path / "gpu.json", "--toy", "--steps", "1", "--packs", "1", "2")
+    assert [base["quantization"] for base in result["bases"]] == ["none", "nf4"]
+    cells = [cell for base in result["bases"] for cell in base["cells"]]
+    assert [(cell["rows"], cell["length"]) for cell in cells] == [(1, 16), (2, 32), (1, 16)]
+    for cell in cells:
+        assert all(cell["packs"][pack]["tokens_per_second"] > 0 for pack in ("1", "2"))
+        assert [one["r"] for one in cell["memory"]] == [4, 256, 16, 64]
+        assert all(abs(one["memory_error_percent"]) < 5 for one in cell["memory"])
+    assert result["not_run"] == []
+    assert summarize.gpu(result).count("\n| toy, ") == 3
+
+
+@pytest.mark.slow
+def test_cells_without_time_are_named(tmp_path, summarize):
+    result = run("gpu.py", tmp_path / "gpu.json", "--toy", "--minutes", "0")
+    assert result["not_run"] == [["toy", "none", 1, 16], ["toy", "none", 2, 32], ["toy", "nf4", 1, 16]]
+    assert "Not run, for lack of time: toy nf4 1 16." in summarize.gpu(result)
+
+
+@pytest.mark.slow
+def test_equal_work_runs_in_miniature(tmp_path, summarize):
+    options = ("--tokens", "64", "128", "--packs", "1", "8", "--repeats", "1", "--steps", "1", "--clock", "cpu")
+    result = run("equal_work.py", tmp_path / "equal_work.json", *options)
+    assert [cell["tokens_per_trial_step"] for cell in result["cells"]] == [64, 128]
+    for cell in result["cells"]:
+        assert cell["speedup"].keys() == {"1", "8"}
+        sequential, packed = (cell["ms_per_trial_step"][name][0] for name in ("sequential", "8"))
+        assert cell["speedup"]["8"] == pytest.approx(sequential / packed, rel=0.01)
+    text = summarize.equal_work(result)
+    assert "| 64 | " in text
+    assert "Best cell: " in text
+    assert summarize.curves(result).count("<polyline") == 2
+
+
+@pytest.mark.slow
+def test_processes_and_a_pack_are_compared(tmp_path, summarize):
+    result = run("processes.py", tmp_path / "processes.json", "--tokens", "64", "--trials", "2", "--steps", "1")
+    [cell] = result["cells"]
+    assert len(cell["processes"]) == 2
+    assert 0 < cell["packed"]["train_s"] < cell["packed"]["wall_s"]
+    assert cell["packed"]["peak_rss_bytes"] > 2**27
+    assert all(step["base"] < step["peak"] for step in cell["counted_step_bytes"])
+    assert "\n| 64 | " in summarize.processes(result)
+
+
+def test_the_page_has_a_place_for_every_result():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for name in ("equal_work", "processes", "whole_study", "gpu"):
+        assert page.index(f"<!-- {name} -->") < page.index(f"<!-- /{name} -->")
