@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from lora_lab.training.base import Base
 
-STEPS = {64: 24, 128: 24, 256: 16, 512: 12, 1024: 8, 2048: 5, 4096: 4}
+STEPS = {64: 16, 128: 16, 256: 10, 512: 8, 1024: 5, 2048: 3, 4096: 2}
 """Timed steps of each of eight trials."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 PACKS = (1, 2, 4, 8, 16, 32)
@@ -68,7 +68,7 @@ def measure(tokens: int, cell: Cell, repeats: int, steps: int, packs: list[int])
     packs = [pack for pack in packs if pack * tokens <= MOST_TOKENS]
     times: dict[str, list[float]] = {"sequential": [], **{str(pack): [] for pack in packs}}
     for repeat in range(repeats + 1):  # the first one warms up
-        timed = steps if repeat else 2
+        timed = steps if repeat else 1
         found = {"sequential": cell.sequential(timed)} | {str(pack): cell.packed(pack, timed) for pack in packs}
         for name, value in found.items():
             if repeat:
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--packs", type=int, nargs="+", default=list(PACKS))
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, help="timed steps of each trial, instead of fewer for more tokens")
     parser.add_argument(
         "--clock",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lora_lab.runner.folder import RunFolder
     from lora_lab.runner.sharing import Sharing
     from lora_lab.search.records import Asked
+    from lora_lab.study.engines import EngineChoice
     from lora_lab.study.results import TrialResult
     from lora_lab.study.settings import TrialConfig
     from lora_lab.tracking.journal import Journal
@@ -36,14 +37,14 @@ class Books:
     def __init__(self, journal: Journal, display: Display, folder: RunFolder, sharing: Sharing) -> None:
         self._journal, self._display, self._folder, self._sharing = journal, display, folder, sharing
 
-    def announce(self, asked: Asked) -> None:
+    def announce(self, asked: Asked, engine: EngineChoice) -> None:
         """A trial trains from now on."""
-        tags = self._tags(asked.config)
+        tags = self._tags(asked.config) | {"engine_reason": engine.reason}
         if asked.confirms is not None:
             tags |= {"confirms": str(asked.confirms), "replicate": str(asked.replicate)}
         if asked.branched_from is not None:
             tags |= {"branched_from": str(asked.branched_from)}
-        self._journal.append(trial_started(asked.number, asked.config, engine=engine_for(asked.config).name, tags=tags))
+        self._journal.append(trial_started(asked.number, asked.config, engine=engine.name, tags=tags))
         self._display.trial_started(asked.number, asked.config)
 
     def shared(self, result: TrialResult, result_of: Callable[[int], TrialResult]) -> None:

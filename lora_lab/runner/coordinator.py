@@ -18,6 +18,7 @@ from lora_lab.runner.books import Books
 from lora_lab.runner.finalists import choosable_no_more, finalists, first_fresh_seed
 from lora_lab.runner.handover import Handover
 from lora_lab.runner.sharing import Sharing
+from lora_lab.study.engines import engine_for
 from lora_lab.study.errors import CheckpointError, InputError, TrainingError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Milestone, OutOfMemory, TrialEvent
 from lora_lab.study.results import FINISHED_WITH_VALUE
@@ -169,10 +170,10 @@ class Coordinator:
                 return
             self._executor.submit(number, config, self._sharing.begin(asked))
         except (InputError, CheckpointError, TrainingError) as error:
-            self._books.announce(asked)
+            self._books.announce(asked, engine_for(config))
             self._end(Failed(number=number, step=0, epoch=0.0, reason=str(error)))
             return
-        self._books.announce(asked)
+        self._books.announce(asked, self._executor.engine_of(number, config))
 
     # What trials tell
 

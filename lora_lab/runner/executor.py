@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from lora_lab.runner.pack_size import PackSize
 from lora_lab.runner.placement import Need, Room, memory_limit
-from lora_lab.study.engines import engine_for
-from lora_lab.study.events import OutOfMemory
+from lora_lab.study.engines import EngineChoice, engine_for
+from lora_lab.study.errors import CheckpointError, InputError, TrainingError
+from lora_lab.study.events import Failed, OutOfMemory
 from lora_lab.tracking.records import DatasetInput
 from lora_lab.training.base import architecture, default_device, device_name, load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.engine import PackedEngine
 from lora_lab.training.memory import device_bytes
+from lora_lab.training.packed_linear import UnpackableError
 from lora_lab.training.probe import does_not_fit
 from lora_lab.training.reference import ReferenceEngine
 
@@ -58,6 +61,9 @@ class Executor(Protocol):
     def accepts(self, config: TrialConfig) -> bool:
         """Whether this very trial can start now."""
 
+    def engine_of(self, number: int, config: TrialConfig) -> EngineChoice:
+        """What trains a trial that was submitted, and why."""
+
     def submit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> None:
         """Start or continue a trial; `shorter` are runs of fewer epochs in it whose results are wanted too."""
 
@@ -97,6 +103,10 @@ class InProcessExecutor:
         self._configs: dict[int, TrialConfig] = {}
         self._shorter: dict[int, Sequence[TrialConfig]] = {}
         """Runs of fewer epochs inside each trial whose results are wanted too."""
+        self._unpackable: dict[int, str] = {}
+        """Why the packed engine refused the base of a trial, which the reference engine then trains."""
+        self._alone: deque[int] = deque()
+        """Those of them that wait for the end of the pack."""
         self._tokens_per_second = 0.0
         self._settings: ModelSettings | None = None
         self._engine: PackedEngine | None = None
@@ -108,7 +118,7 @@ class InProcessExecutor:
     def active(self) -> tuple[int, ...]:
         """Numbers of the trials in training, and of those that wait to come back into the pack."""
         training = (number for engine in self._engines for number in engine.active)
-        return (*training, *self._set_aside, *(event.number for event in self._refused))
+        return (*training, *self._set_aside, *self._alone, *(event.number for event in self._refused))
 
     @property
     def _engines(self) -> tuple[PackedEngine | ReferenceEngine, ...]:
@@ -117,7 +127,7 @@ class InProcessExecutor:
     @property
     def has_room(self) -> bool:
         """Whether there is a pack, or none yet, and it is not full."""
-        if self._reference is not None and self._reference.active:
+        if self._alone or (self._reference is not None and self._reference.active):
             return False
         return not self._set_aside and len(self.active) < self._pack_size.limit
 
@@ -163,29 +173,53 @@ class InProcessExecutor:
         engine = self._engine_for(config.model)
         self._configs[number], self._shorter[number] = config, shorter
         if engine_for(config).name == "reference":
-            assert self._reference is not None
-            self._reference.admit(number, config, shorter)
-        else:
+            self._admit_alone(number)
+            return
+        try:
             self._admit(engine, number, config)
+        except UnpackableError as error:
+            self._unpackable[number] = str(error)
+            if engine.active:
+                self._alone.append(number)
+            else:
+                self._admit_alone(number)
+
+    def engine_of(self, number: int, config: TrialConfig) -> EngineChoice:
+        """What trains a trial that was submitted, and why."""
+        if number in self._unpackable:
+            return EngineChoice("reference", self._unpackable[number])
+        return engine_for(config)
+
+    def _admit_alone(self, number: int) -> None:
+        """Put a trial on the reference engine, unless it was measured to need more memory than there is."""
+        assert self._reference is not None
+        self._reference.admit(number, self._configs[number], self._shorter[number])
+        self._check_measured(self._reference, number)
 
     def _admit(self, engine: PackedEngine, number: int, config: TrialConfig) -> None:
         """Put a trial into the pack, unless it was measured to need more than there is."""
         engine.admit(number, config, self._shorter[number])
         if number in engine.active:
-            memory = engine.memory(number)
-            limit = self._room.limit_bytes if config.model.device_map is None else None
             self._room.take(number, self._need(config))
-            if limit is not None and memory is not None and memory.peak_bytes > limit:
-                engine.discard(number)
-                detail = f"it needs {memory.peak_bytes:,} bytes as measured on one step"
-                reason = does_not_fit(memory.predicted, limit, detail)
-                self._refused.append(OutOfMemory(number=number, step=0, epoch=0.0, reason=reason))
+            self._check_measured(engine, number)
         self._take_set_aside(engine)
+
+    def _check_measured(self, engine: PackedEngine | ReferenceEngine, number: int) -> None:
+        """Give up a trial that was measured to need more memory than there is."""
+        memory = engine.memory(number)
+        limit = self._room.limit_bytes if self._configs[number].model.device_map is None else None
+        if limit is not None and memory is not None and memory.peak_bytes > limit:
+            engine.discard(number)
+            detail = f"it needs {memory.peak_bytes:,} bytes as measured on one step"
+            reason = does_not_fit(memory.predicted, limit, detail)
+            self._refused.append(OutOfMemory(number=number, step=0, epoch=0.0, reason=reason))
 
     def stop(self, number: int) -> None:
         """Take a trial out of training."""
         self._set_aside.pop(number, None)
         self._refused = [event for event in self._refused if event.number != number]
+        if number in self._alone:
+            self._alone.remove(number)
         for engine in self._engines:
             engine.discard(number)
 
@@ -203,6 +237,8 @@ class InProcessExecutor:
             return events
         engine = self._engine
         assert engine is not None
+        if self._alone and not engine.active and not self._set_aside:
+            return self._take_alone()
         while self._set_aside and len(engine.active) < self._pack_size.limit:
             number, config = next(iter(self._set_aside.items()))
             if engine.active and not self._fits(config):
@@ -215,6 +251,15 @@ class InProcessExecutor:
         self._pack_size.measured(training, engine.tokens_per_second)
         self._note_speed(engine.tokens_per_second)
         return events
+
+    def _take_alone(self) -> list[TrialEvent]:
+        """Let the reference engine take up the next trial that waited for the end of the pack."""
+        number = self._alone.popleft()
+        try:
+            self._admit_alone(number)
+        except (InputError, CheckpointError, TrainingError) as error:
+            return [Failed(number=number, step=0, epoch=0.0, reason=str(error))]
+        return []
 
     def _note_speed(self, tokens_per_second: float) -> None:
         self._tokens_per_second += SPEED_SMOOTHING * (tokens_per_second - self._tokens_per_second)

@@ -7,7 +7,7 @@ config alone, without weights.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_lab.study.errors import InputError
@@ -40,6 +40,8 @@ class LinearMap:
     num_layers: int
     total_parameters: int
     """Parameters of the bare base, tied weights counted once."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Elements of every parameter by its full name, tied ones under each name; for `bias` and `modules_to_save`."""
 
     def layer_of(self, name: str) -> int | None:
         """Index of the decoder layer that a module belongs to, None for one outside the layers."""
@@ -123,9 +125,30 @@ def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
 
 
 def trainable_parameters(linears: LinearMap, lora: LoraSettings) -> int:
-    """Exact number of trained parameters: the sum of r (d_in + d_out) over the adapted modules."""
-    shapes = [linears.shapes[name] for name in resolve_targets(linears, lora)]
-    return sum(lora.r * (shape.d_in + shape.d_out) for shape in shapes)
+    """Exact number of trained parameters, as PEFT counts them.
+
+    That is the sum of r (d_in + d_out) over the adapted modules, for DoRA also of d_out (the magnitudes), and what
+    `bias` and `modules_to_save` add.
+    """
+    names = resolve_targets(linears, lora)
+    shapes = [linears.shapes[name] for name in names]
+    adapters = sum(lora.r * (shape.d_in + shape.d_out) + lora.use_dora * shape.d_out for shape in shapes)
+    saved = {name for name in linears.sizes if _is_saved(name, lora.modules_to_save or ())}
+    match lora.bias:
+        case "none":
+            biases: set[str] = set()
+        case "all":
+            biases = {name for name in linears.sizes if "bias" in name}  # PEFT's rule
+        case "lora_only":
+            biases = {f"{name}.bias" for name in names} & linears.sizes.keys()
+    return adapters + sum(linears.sizes[name] for name in saved | biases)
+
+
+def _is_saved(parameter: str, modules_to_save: tuple[str, ...]) -> bool:
+    """Whether a parameter belongs to a module whose name ends in one of these, which is PEFT's rule."""
+    parts = parameter.split(".")[:-1]
+    owners = (".".join(parts[: depth + 1]) for depth in range(len(parts)))
+    return any(owner.endswith(modules_to_save) for owner in owners)
 
 
 def full_rank_excess(linears: LinearMap, lora: LoraSettings) -> dict[str, int]:

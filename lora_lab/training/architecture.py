@@ -40,6 +40,7 @@ def linear_map(model: Any) -> LinearMap:
         head=head,
         num_layers=int(model.config.get_text_config().num_hidden_layers),
         total_parameters=sum(parameter.numel() for parameter in unique.values()),
+        sizes={name: parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)},
     )
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+class UnpackableError(TrainingError):
+    """The base's forward pass does not let trials be told apart; a trial alone can train on it."""
+
+
 @dataclass(slots=True)
 class AdapterView:
     """One module's part of one slot's adapter; the tensors are views of the slot's flat buffers."""
@@ -219,11 +223,11 @@ def _parts(name: str, routing: Routing, x: Tensor) -> list[tuple[Span, AdapterVi
     """The adapters that act behind a module in this pass, and where.
 
     Raises:
-        TrainingError: the module is not given the tokens' rows.
+        UnpackableError: the module is not given the tokens' rows.
     """
     parts = [(span, view) for span in routing.spans if (view := span.adapters.get(name)) is not None]
     if parts and x.numel() != routing.rows * x.shape[-1]:
-        raise TrainingError(
+        raise UnpackableError(
             f"the base gives {name} {x.numel() // x.shape[-1]} rows where {routing.rows} tokens go in, "
             "so that trials cannot be told apart there; leave it out of lora.target_modules"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lora_lab.study.errors import InputError
+from lora_lab.training.abilities import require_recomputation, require_separate_examples
 from lora_lab.training.architecture import linear_modules
 from lora_lab.training.frozen import simplify
 from lora_lab.training.frozen_head import head_loss
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from lora_lab.training.slot import Slot
 
 IGNORED = -100
-PROBE_LENGTH = 7
-"""Tokens of the examples with which it is tried whether a base keeps two of them in one row apart."""
 LOGITS_AT_ONCE = 2**26
 """Logits (rows x vocabulary) that are held at the same time; more are computed in chunks, twice."""
 
@@ -118,7 +115,7 @@ class PackedModel:
         for name, module in linear_modules(base.model).items():
             attach(module, name, self._head if module is head else self._body)
         self._plain_head = head if self._head_is_plain(head) else None
-        self._separates: bool | None = None
+        self._separates = False
         self._gathered: Tensor | None = None
         if self._plain_head is None:
             head.register_forward_pre_hook(self._gather)
@@ -155,38 +152,15 @@ class PackedModel:
             return args
         return (_take(args[0], self._gathered).unsqueeze(0),)
 
-    @torch.no_grad()
     def require_separate_examples(self) -> None:
-        """Prove that examples in one row do not see each other: some architectures know no such mask.
-
-        Raises:
-            InputError: this base lets them.
-        """
-        if self._separates is None:
-            self._separates = "position_ids" in inspect.signature(self._model.forward).parameters and self._forgets()
+        """Raise InputError unless examples in one row do not see each other."""
         if not self._separates:
-            raise InputError(
-                f"data.packing: {type(self._model).__name__} lets the tokens of one example see those of another in "
-                "the same row; set data.packing to false"
-            )
+            require_separate_examples(self._model, self._device)
+            self._separates = True
 
     def require_recomputation(self) -> None:
         """Raise InputError unless the base has layers that can be computed again."""
-        if not self._recompute.possible:
-            raise InputError(
-                f"training.gradient_checkpointing: {type(self._model).__name__} has no layers that transformers can "
-                "compute again; set it to false"
-            )
-
-    def _forgets(self) -> bool:
-        """Whether an example's logits are the same whatever other example stands before it in its row."""
-        ids = torch.arange(PROBE_LENGTH, device=self._device)
-        rows = torch.stack([torch.cat([ids, ids]), torch.cat([ids + PROBE_LENGTH, ids])])
-        positions = torch.cat([ids, ids]).expand(2, -1)
-        logits = self._model(input_ids=rows, position_ids=positions, use_cache=False).logits[:, PROBE_LENGTH:]
-        # int8 products treat a column with an outlier in any row in another way
-        tolerance = 0.05 if getattr(self._model, "is_loaded_in_8bit", False) else 1e-6
-        return float((logits[0] - logits[1]).abs().max()) <= tolerance * float(logits.abs().max())
+        require_recomputation(self._model)
 
     def layout(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> Layout:
         """Take a batch to the device; a slot of None is the bare base."""

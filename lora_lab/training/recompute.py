@@ -24,14 +24,9 @@ class Recompute:
 
     def __init__(self, model: nn.Module) -> None:
         self.active = False
-        self._layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        for layer in self._layers:
-            layer.forward = self._wrapped(layer.forward)
-
-    @property
-    def possible(self) -> bool:
-        """Whether the base has layers that transformers can recompute."""
-        return bool(self._layers)
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.forward = self._wrapped(layer.forward)
 
     def _wrapped(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def recomputed(*args: Any, **keywords: Any) -> Any:

@@ -124,6 +124,12 @@ class ReferenceEngine:
             reserved=torch.cuda.max_memory_reserved(device) if on_cuda else None,
         )
 
+    def memory(self, number: int) -> TrialMemory | None:
+        """What is known of the memory of the trial in training; None where there was no room to measure it."""
+        assert self._trial is not None
+        assert self._trial.number == number
+        return self._memory.get(_memory_shape(self._trial)[0])
+
     def _memory_figures(self, trial: ReferenceTrial) -> dict[str, float]:
         """Figures of what the trial needs, as far as they are known."""
         memory = self._memory.get(_memory_shape(trial)[0])

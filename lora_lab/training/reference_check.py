@@ -9,6 +9,7 @@ import torch
 from lora_lab.study.engines import BASE_CHANGING_INITS
 from lora_lab.study.errors import InputError
 from lora_lab.study.targets import full_rank_excess, resolve_targets
+from lora_lab.training.abilities import require_recomputation, require_separate_examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +24,10 @@ def check(base: Base, config: TrialConfig) -> None:
     Raises:
         InputError: it cannot.
     """
+    if config.data.packing:
+        require_separate_examples(base.model, base.device)
+    if config.training.gradient_checkpointing:
+        require_recomputation(base.model)
     lora, quantization = config.lora, config.model.quantization
     if lora.init_lora_weights in BASE_CHANGING_INITS:
         _check_init(base, lora, quantization)

@@ -10,6 +10,7 @@ from lora_lab.runner.coordinator import Coordinator
 from lora_lab.runner.display import PlainDisplay
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search.store import open_store
+from lora_lab.study.engines import EngineChoice, engine_for
 from lora_lab.study.errors import InputError
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone
 from lora_lab.study.spec import StudySpec
@@ -69,6 +70,9 @@ class ScriptedExecutor:
 
     def accepts(self, config: TrialConfig) -> bool:
         return self.has_room
+
+    def engine_of(self, number: int, config: TrialConfig) -> EngineChoice:
+        return engine_for(config)
 
     def submit(self, number: int, config: TrialConfig, shorter=()) -> None:
         if config.lora.r == self.refused_rank:

@@ -7,8 +7,9 @@ import torch
 
 from lora_lab.runner.executor import InProcessExecutor
 from lora_lab.runner.placement import pack_bytes
-from lora_lab.study.events import Finished, Logged, OutOfMemory
+from lora_lab.study.events import Failed, Finished, Logged, OutOfMemory
 from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.training.base import load_base
 
 MODEL = ModelSettings(model_name_or_path="builtin/tiny-llama")
 DATA = DataSettings(
@@ -34,7 +35,7 @@ def run(executor: InProcessExecutor, configs: dict[int, TrialConfig]) -> tuple[d
             executor.submit(number, waiting.pop(number))
         for event in executor.poll():
             if isinstance(event, Logged):
-                losses[event.number].setdefault(event.step, event.loss)
+                losses.setdefault(event.number, {}).setdefault(event.step, event.loss)
             if isinstance(event, (Finished, OutOfMemory)):
                 ended[event.number] = event
     return losses, ended
@@ -152,3 +153,118 @@ def test_after_memory_ran_out_packs_take_no_more_than_what_fitted(tmp_path, monk
     run(executor, CONFIGS)
     needs = sorted(pack_bytes([executor._need(config)]) for config in CONFIGS.values())
     assert needs[0] < executor._room.pack_limit_bytes < sum(needs)
+
+
+# Two engines
+
+
+def dora(r: int = 4, **training: object) -> TrialConfig:
+    config = trial(r, **training)
+    return config.model_copy(update={"lora": LoraSettings(r=r, use_dora=True)})
+
+
+def test_a_trial_of_the_reference_engine_trains_alone_between_packs(tmp_path):
+    executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 4)
+    executor.submit(0, trial(4))
+    assert executor.accepts(trial(8))
+    assert not executor.accepts(dora())
+    together = []
+    executor.submit(1, trial(8))
+    while executor.active:
+        together.append(executor.active)
+        executor.poll()
+    assert executor.accepts(dora())
+    executor.submit(2, dora())
+    assert executor.active == (2,)
+    assert not executor.has_room
+    assert not executor.accepts(trial(8))
+    assert not executor.accepts(dora(8))
+    while executor.active:
+        assert executor.active == (2,)
+        executor.poll()
+    assert together[0] == (0, 1)
+    assert executor.accepts(trial(8))
+
+
+def test_what_trained_between_packs_changes_no_result(tmp_path, undisturbed):
+    configs = {0: CONFIGS[0], 10: dora(), 1: CONFIGS[1], 11: dora(8), 2: CONFIGS[2]}
+    losses, ended = run(InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1), configs)
+    assert all(isinstance(event, Finished) for event in ended.values())
+    for number in (0, 1, 2):
+        assert losses[number] == pytest.approx(undisturbed[0][number], abs=1e-5)
+    assert losses[10].keys() == losses[0].keys()
+    assert ended[10].metrics["trainable_params"] > ended[0].metrics["trainable_params"]
+
+
+def test_a_trial_of_the_reference_engine_is_stopped_and_taken_up(tmp_path):
+    executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1)
+    whole, ended = run(executor, {0: dora()})
+    executor.submit(1, dora())
+    for _ in range(3):
+        executor.poll()
+    executor.save_checkpoints()
+    executor.stop(1)
+    assert executor.active == ()
+    rest, again = run(InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1), {1: dora()})
+    assert rest[1] == {step: loss for step, loss in whole[0].items() if step > 3}
+    assert again[1].metrics["eval_loss"] == ended[0].metrics["eval_loss"]
+
+
+def test_the_memory_limit_holds_on_the_reference_engine_too(tmp_path):
+    _, free = run(InProcessExecutor(tmp_path / "a", tmp_path / "data", 1), {0: dora()})
+    limit = str(int(free[0].metrics["peak_memory_bytes"]) - 1)
+    _, ended = run(InProcessExecutor(tmp_path / "b", tmp_path / "data", 1, limit), {0: dora()})
+    assert isinstance(ended[0], OutOfMemory)
+    assert "does not fit even alone" in ended[0].reason
+
+
+@pytest.fixture
+def unpackable_base(monkeypatch):
+    """The base in another guise: its first up_proj is given every row twice."""
+
+    def load(model, device):
+        base = load_base(model, device)
+        linear = base.model.model.layers[0].mlp.up_proj
+        linear.register_forward_pre_hook(lambda _, args: (torch.cat([args[0], args[0]]),))
+        linear.register_forward_hook(lambda _, __, y: y[: len(y) // 2])
+        return base
+
+    monkeypatch.setattr("lora_lab.runner.executor.load_base", load)
+
+
+def test_a_base_that_cannot_be_packed_is_trained_on_by_the_reference_engine(tmp_path, unpackable_base):
+    executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 2)
+    attention = trial(4).model_copy(update={"lora": LoraSettings(r=4, target_modules="attention")})
+    executor.submit(0, attention)
+    executor.submit(1, trial(4))
+    assert executor.active == (0, 1)
+    assert not executor.has_room
+    assert executor.engine_of(0, attention).name == "packed"
+    choice = executor.engine_of(1, trial(4))
+    assert choice.name == "reference"
+    assert "up_proj" in choice.reason
+    _, ended = run(executor, {2: trial(8)})
+    assert {type(event) for event in ended.values()} == {Finished}
+    assert sorted(ended) == [0, 1, 2]
+
+
+def test_a_trial_that_waits_for_the_end_of_the_pack_can_be_stopped(tmp_path, unpackable_base):
+    executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 2)
+    executor.submit(0, trial(4).model_copy(update={"lora": LoraSettings(r=4, target_modules="attention")}))
+    executor.submit(1, trial(4))
+    executor.stop(1)
+    assert executor.active == (0,)
+    assert executor.has_room
+
+
+def test_what_is_wrong_with_a_trial_that_waited_is_told_as_its_failure(tmp_path, unpackable_base):
+    executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 2)
+    executor.submit(0, trial(4).model_copy(update={"lora": LoraSettings(r=4, target_modules="attention")}))
+    executor.submit(1, trial(4))
+    (tmp_path / "trials/0001/checkpoint").mkdir(parents=True)
+    (tmp_path / "trials/0001/checkpoint/manifest.json").write_text("{}")
+    executor.stop(0)
+    [failed] = executor.poll()
+    assert isinstance(failed, Failed)
+    assert "manifest" in failed.reason
+    assert executor.active == ()

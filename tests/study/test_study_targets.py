@@ -93,6 +93,52 @@ def test_parameters_are_linear_in_r_and_additive_over_layers(r: int, targets: ob
     assert count(r=r, layers="first_half") + count(r=r, layers="last_half") == count(r=r)
 
 
+SIZED = LinearMap(
+    shapes={
+        "model.layers.0.self_attn.q_proj": LinearShape(8, 6),
+        "model.layers.0.mlp.up_proj": LinearShape(8, 10),
+        "lm_head": LinearShape(8, 20),
+    },
+    head="lm_head",
+    num_layers=1,
+    total_parameters=0,
+    sizes={
+        "model.embed_tokens.weight": 160,
+        "model.layers.0.self_attn.q_proj.weight": 48,
+        "model.layers.0.self_attn.q_proj.bias": 6,
+        "model.layers.0.mlp.up_proj.weight": 80,
+        "model.layers.0.mlp.up_proj.bias": 10,
+        "model.layers.0.input_layernorm.weight": 8,
+        "model.layers.0.input_layernorm.bias": 8,
+        "model.norm.weight": 8,
+        "lm_head.weight": 160,
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({"use_dora": True}, 6),
+        ({"bias": "all"}, 6 + 10 + 8),
+        ({"bias": "lora_only"}, 6),
+        ({"modules_to_save": ["lm_head"]}, 160),
+        ({"modules_to_save": ["embed_tokens", "model.norm"]}, 168),
+        ({"modules_to_save": ["norm"]}, 8 + 8 + 8),  # PEFT's rule: the layer norm's name ends so too
+        ({"modules_to_save": ["mlp"], "bias": "all"}, 80 + 6 + 10 + 8),
+        ({"use_dora": True, "bias": "lora_only", "modules_to_save": ["lm_head"]}, 6 + 6 + 160),
+    ],
+    ids=str,
+)
+def test_magnitudes_biases_and_whole_modules_are_counted_too(settings: dict[str, object], more: int) -> None:
+    def count(**others: object) -> int:
+        lora = LoraSettings.model_validate({"r": 3, "target_modules": ["q_proj"], **others})
+        return trainable_parameters(SIZED, lora)
+
+    assert count() == 3 * (8 + 6)
+    assert count(**settings) == count() + more
+
+
 @pytest.mark.parametrize(
     ("layers", "indices"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import shutil
 from dataclasses import replace
@@ -25,18 +24,12 @@ from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.engine import PackedEngine
 from lora_lab.training.reference import ReferenceEngine
 
+pytestmark = pytest.mark.usefixtures("_little_to_collect")
+
 ENGINES = {"packed": PackedEngine, "reference": ReferenceEngine}
 TIMES = {"train_seconds", "tokens_per_second"}
 PREDICTED = {"predicted_memory_bytes", "memory_error_percent"}
 """Figures of the packed engine only."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _little_to_collect():
-    """`Trainer` collects garbage when it starts, which takes half a second among all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(params=list(ENGINES))
