@@ -40,10 +40,11 @@ format: $(STAMP) ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure packed training against Trainer + peft (about 20 minutes on an idle machine)
+bench: $(STAMP) ## measure packed training against Trainer + peft and memory against its prediction (about 25 minutes, idle)
 	$(BIN)/python benchmarks/equal_work.py
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/whole_study.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/summarize.py
 
 clean: ## remove build products, never runs/ or mlflow.db

@@ -32,22 +32,33 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def equal_work(result: dict[str, Any]) -> str:
-    packs = sorted({name for cell in result["cells"] for name in cell["speedup"]}, key=int)
+    clock = "" if result["clock"] == "wall" else " **CPU time of the process, measured on a machine that was shared.**"
+    parts = [
+        f"{conditions(result)}{clock} Columns K: time of `Trainer` + `peft` over time of packs of K.",
+        "The whole list of trials, with adapters, trainers and optimizers made for each:",
+        ratios(result, "whole"),
+        "Training steps alone:",
+        ratios(result, "steps"),
+    ]
+    return "\n\n".join(parts)
+
+
+def ratios(result: dict[str, Any], clock: str) -> str:
+    """A table of one of the two ways of timing, with its best and worst cell below."""
+    packs = sorted({name for cell in result["cells"] for name in cell["speedup"][clock]}, key=int)
     rows, found = [], []
     for cell in result["cells"]:
-        alone = statistics.median(cell["ms_per_trial_step"]["sequential"])
-        speeds = {name: statistics.median(values) for name, values in cell["ms_per_trial_step"].items()}
-        tokens = cell["tokens_per_trial_step"]
-        fastest = min((ms, name) for name, ms in speeds.items() if name != "sequential")[0]
-        ratios = [f"{cell['speedup'][name]:.2f}" if name in cell["speedup"] else "" for name in packs]
-        rows.append([str(tokens), f"{alone:.0f}", *ratios, f"{1000 * tokens / fastest:,.0f}"])
-        found += [(ratio, tokens, name) for name, ratio in cell["speedup"].items()]
-    head = ["tokens per trial and step", "sequential, ms", *(f"K = {name}" for name in packs), "best, tokens/s"]
+        speedup, tokens = cell["speedup"][clock], cell["tokens_per_trial_step"]
+        speeds = {name: statistics.median(values) for name, values in cell["ms_per_trial_step"][clock].items()}
+        alone = speeds.pop("sequential")
+        rates = [f"{speedup[name]:.2f}" if name in speedup else "" for name in packs]
+        fastest = f"{1000 * tokens / min(speeds.values()):,.0f}"
+        rows.append([str(tokens), str(cell["steps"]), f"{alone:.0f}", *rates, fastest])
+        found += [(ratio, tokens, name) for name, ratio in speedup.items()]
+    head = ["tokens per trial and step", "steps", "sequential, ms per step", *(f"K = {name}" for name in packs)]
     (best, most, best_pack), (worst, least, worst_pack) = max(found), min(found)
-    clock = "" if result["clock"] == "wall" else " **CPU time of the process, measured on a machine that was shared.**"
     return (
-        f"{conditions(result)}{clock} Columns K: time of `Trainer` + `peft` over time of packs of K.\n\n"
-        f"{table(head, rows)}\n\nBest cell: {best:.2f} ({most} tokens, K = {best_pack}). "
+        f"{table([*head, 'best, tokens/s'], rows)}\n\nBest cell: {best:.2f} ({most} tokens, K = {best_pack}). "
         f"Worst: {worst:.2f} ({least} tokens, K = {worst_pack})."
     )
 
@@ -139,7 +150,8 @@ def curves(result: dict[str, Any]) -> str:
     """An SVG: the ratio over sequential training against tokens per trial and step, a line for each pack size."""
     cells = result["cells"]
     tokens = [cell["tokens_per_trial_step"] for cell in cells]
-    highest = max(ratio for cell in cells for ratio in cell["speedup"].values())
+    speedups = [cell["speedup"]["whole"] for cell in cells]
+    highest = max(ratio for speedup in speedups for ratio in speedup.values())
     top = math.ceil(highest)
     low, high = math.log2(tokens[0]), math.log2(max(tokens[-1], tokens[0] * 2))
 
@@ -160,10 +172,10 @@ def curves(result: dict[str, Any]) -> str:
     parts += [f'<text x="{x(value):.1f}" y="{BOTTOM + 20}" text-anchor="middle">{value}</text>' for value in tokens]
     middle = (LEFT + RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{BOTTOM + 42}" text-anchor="middle">tokens per trial and step</text>')
-    packs = sorted({name for cell in cells for name in cell["speedup"]}, key=int)
+    packs = sorted({name for speedup in speedups for name in speedup}, key=int)
     for index, (pack, color) in enumerate(zip(packs, COLORS, strict=False)):
         points = [
-            (x(cell["tokens_per_trial_step"]), y(cell["speedup"][pack])) for cell in cells if pack in cell["speedup"]
+            (x(count), y(speedup[pack])) for count, speedup in zip(tokens, speedups, strict=True) if pack in speedup
         ]
         line = " ".join(f"{left:.1f},{up:.1f}" for left, up in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
