@@ -187,7 +187,7 @@ def _sentence(curve: RankCurve) -> str:
     else:
         found = f"within the margin of the best rank ({curve.best_r}) by its mean, which is not a test"
     single_rate = max(one.rates for one in curve.points) < 2
-    caveat = " All ranks had one learning rate, which may suit some better than others." if single_rate else ""
+    caveat = " Every rank had a single learning rate, which may suit some better than others." if single_rate else ""
     smaller = [one for one in curve.points if one.r < point.r and one.difference <= curve.margin]
     names = " and ".join(str(one.r) for one in smaller)
     open_question = f" Within the margin by its mean, and not shown to be: rank {names}." if smaller else ""

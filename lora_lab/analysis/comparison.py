@@ -110,15 +110,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def seeds_to_decide(noise: Noise, margin: float) -> int | None:
-    """Seeds of each configuration with which equal ones are shown to be within the margin in 95% of cases.
+def seeds_to_decide(noise: Noise, margin: float, distance: float = 0.0) -> int | None:
+    """Seeds of each configuration with which two are shown to be within the margin in 95% of cases.
 
-    From the usual formula for a one-sided test at 5%, n = 2 ((z + z) sd / margin)^2; None without a margin.
+    From the usual formula for a one-sided test at 5%, n = 2 ((z + z) sd / (margin - distance))^2; None where the
+    distance leaves no room.
+
+    Args:
+        noise: The spread between seeds.
+        margin: In nats.
+        distance: How far the one truly is above the other, in nats.
     """
-    if margin <= 0:
+    room = margin - distance
+    if room <= 0:
         return None
     sd = noise.sd if noise.paired_sd is None else noise.paired_sd
-    return max(2, math.ceil(2 * (2 * NORMAL_95 * sd / margin) ** 2))
+    return max(2, math.ceil(2 * (2 * NORMAL_95 * sd / room) ** 2))
 
 
 def held_out_value(groups: Sequence[ReplicateGroup]) -> float | None:

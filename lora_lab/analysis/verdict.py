@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lora_lab.analysis.paired import Difference, Evidence, ExampleLosses
     from lora_lab.study.results import TrialResult, TrialState
     from lora_lab.study.settings import TrialConfig
+    from lora_lab.study.sweep import Cost
 
 __all__ = [
     "STATE_WORDS",
@@ -38,7 +39,7 @@ __all__ = [
 
 LOSSES = ("eval_loss", "forgetting")
 LESS_TIME = 0.95
-"""At equal parameters, less than this share of the other's training time is cheaper; more is within its jitter."""
+"""Less than this share of the other's training time is cheaper; more is within its jitter."""
 
 Decision = Literal["best", "equivalent", "worse", "undecided", "costlier", "not tested"]
 """What the test says of a configuration: as good as the best (`equivalent`), worse than it by the margin or more
@@ -65,18 +66,26 @@ class Standing:
     spread: float | None
     """Standard deviation over at least two trainings, in nats."""
     trainable_params: float
-    """Infinite where it is not known."""
+    """Infinite where it is not known; so are the next two."""
+    peak_memory_bytes: float
     train_seconds: float
+    cost_metric: Cost
+    """What the study calls cheap, `verdict.cost`."""
 
     @property
-    def cost(self) -> tuple[float, float, int]:
-        """What makes a configuration cheaper, in order: trained parameters, training time, number."""
-        return self.trainable_params, self.train_seconds, self.number
+    def cost(self) -> tuple[float, float, float, int]:
+        """What orders configurations by their cost: that of the study, trained parameters, training time, number."""
+        costs: dict[Cost, float] = {
+            "trainable_params": self.trainable_params,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "train_seconds": self.train_seconds,
+        }
+        return costs[self.cost_metric], self.trainable_params, self.train_seconds, self.number
 
     def is_cheaper_than(self, other: Standing) -> bool:
-        """Whether it trains fewer parameters, or as many in clearly less time."""
-        if self.trainable_params != other.trainable_params:
-            return self.trainable_params < other.trainable_params
+        """Whether it costs less; training time, which jitters, only where it is clearly less."""
+        if self.cost_metric != "train_seconds" and self.cost[:2] != other.cost[:2]:
+            return self.cost[:2] < other.cost[:2]
         return self.train_seconds < LESS_TIME * other.train_seconds
 
 
@@ -149,7 +158,9 @@ def decide(
     base_loss: float,
     margin: float,
     metric: str = "eval_loss",
+    *,
     losses: Mapping[int, ExampleLosses] | None = None,
+    cost: Cost = "trainable_params",
 ) -> Findings:
     """Find the best configuration and the cheapest one that is as good.
 
@@ -171,6 +182,7 @@ def decide(
         metric: `eval_loss` or `forgetting`; lower is better.
         losses: by trial number, the metric on every evaluation example; then the intervals also cover other
             examples of this kind, not only other seeds.
+        cost: what makes a configuration cheaper, `verdict.cost` of the study file.
 
     Raises:
         InputError: `metric` is not a loss, or `base_loss` is not finite.
@@ -183,10 +195,14 @@ def decide(
     groups = replicate_groups(results, metric)
     noise = noise_floor(groups)
     candidates = _candidates(groups)
-    best = min(candidates, key=lambda group: (group.mean, _standing(group).cost), default=None)
+    standings = {group.number: _standing(group, cost) for group in groups}
+    best = min(candidates, key=lambda group: (group.mean, standings[group.number].cost), default=None)
     width = max(0.0, margin * (base_loss - best.mean)) if best else 0.0
     tested = noise is not None and best is not None and len(best.values) > 1
-    rows = _rows(groups, best, width, noise if tested else None, losses or {}) if best else ()
+    rows: tuple[VerdictRow, ...] = ()
+    if best:
+        floor = noise if tested else None
+        rows = _rows(groups, best, standings, margin=width, noise=floor, losses=losses or {})
     tied = [
         row.standing for row in rows if row.decision in ("best", "equivalent") or (not tested and row.within_margin)
     ]
@@ -196,7 +212,7 @@ def decide(
         margin_share=margin,
         states=Counter(result.state for result in search_trials(results)),
         retrained=sum(result.replicate > 0 for result in results),
-        best=_standing(best) if best else None,
+        best=standings[best.number] if best else None,
         margin=width,
         equivalent=tuple(sorted(tied, key=lambda standing: standing.cost)),
         noise=noise,
@@ -218,7 +234,7 @@ def _candidates(groups: Sequence[ReplicateGroup]) -> list[ReplicateGroup]:
     return [group for group in replicated if len(group.values) == most]
 
 
-def _standing(group: ReplicateGroup) -> Standing:
+def _standing(group: ReplicateGroup, cost: Cost) -> Standing:
     return Standing(
         number=group.number,
         config=group.config,
@@ -229,7 +245,9 @@ def _standing(group: ReplicateGroup) -> Standing:
         lost_retrainings=group.lost,
         spread=group.spread,
         trainable_params=_or_infinite(group.metric_mean("trainable_params")),
+        peak_memory_bytes=_or_infinite(group.metric_mean("peak_memory_bytes")),
         train_seconds=_or_infinite(group.metric_mean("train_seconds")),
+        cost_metric=cost,
     )
 
 
@@ -240,18 +258,20 @@ def _or_infinite(value: float | None) -> float:
 def _rows(
     groups: Sequence[ReplicateGroup],
     best: ReplicateGroup,
+    standings: Mapping[int, Standing],
+    *,
     margin: float,
     noise: Noise | None,
     losses: Mapping[int, ExampleLosses],
 ) -> tuple[VerdictRow, ...]:
     """The table of the verdict; `noise` is None where nothing is tested."""
-    champion = _standing(best)
-    others = sorted((g for g in groups if g is not best), key=lambda group: _standing(group).cost)
+    champion = standings[best.number]
+    others = sorted((g for g in groups if g is not best), key=lambda group: standings[group.number].cost)
     tested = {g.number: difference(g, best, noise, losses) for g in others if noise and len(g.values) > 1}
-    family = [g.number for g in others if g.number in tested and _standing(g).is_cheaper_than(champion)]
+    family = [g.number for g in others if g.number in tested and standings[g.number].is_cheaper_than(champion)]
     p_values = [tested[number].p_not_below(margin) for number in family]
     corrected = dict(zip(family, zip(p_values, holm(p_values), strict=True), strict=True))
-    rows = [_row(best, None, None, noise=noise, estimate=0.0, margin=margin, decision="best")]
+    rows = [_row(champion, best, None, None, noise=noise, estimate=0.0, margin=margin, decision="best")]
     for group in others:
         p_value = corrected.get(group.number)
         apart = tested.get(group.number)
@@ -260,7 +280,10 @@ def _rows(
             apart = example_difference_of(group, best, losses)
         estimate = apart.mean if apart else group.mean - best.mean
         if decision != "not tested" or estimate <= margin:
-            rows.append(_row(group, apart, p_value, noise=noise, estimate=estimate, margin=margin, decision=decision))
+            standing = standings[group.number]
+            rows.append(
+                _row(standing, group, apart, p_value, noise=noise, estimate=estimate, margin=margin, decision=decision)
+            )
     return tuple(rows)
 
 
@@ -275,6 +298,7 @@ def _decision(apart: Difference | None, p_value: tuple[float, float] | None, mar
 
 
 def _row(
+    standing: Standing,
     group: ReplicateGroup,
     apart: Difference | None,
     p_value: tuple[float, float] | None,
@@ -286,7 +310,7 @@ def _row(
 ) -> VerdictRow:
     p, corrected_p = p_value or (None, None)
     return VerdictRow(
-        standing=_standing(group),
+        standing=standing,
         value_interval=value_interval(group, noise),
         estimate=estimate,
         interval=apart.interval() if apart else None,

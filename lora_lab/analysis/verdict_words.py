@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.comparison import seeds_to_decide
-from lora_lab.analysis.wording import config_label, count_text, duration_text, interval_text, nats, p_text, plural
+from lora_lab.analysis.wording import (
+    bytes_text,
+    config_label,
+    count_text,
+    duration_text,
+    interval_text,
+    nats,
+    p_text,
+    plural,
+)
 
 if TYPE_CHECKING:
     from lora_lab.analysis.verdict import Findings, Standing, VerdictRow
@@ -91,9 +100,9 @@ def _choice_sentences(findings: Findings, best: Standing, cheapest: Standing) ->
     if not findings.tested:
         return [_untested_choice(findings, best, cheapest)]
     said = [_tested_choice(findings, best, cheapest)]
-    undecided = [row for row in findings.rows if row.decision == "undecided" and row.standing.cost < cheapest.cost]
+    undecided = _undecided(findings)
     if undecided:
-        closest = min(undecided, key=lambda row: row.estimate)
+        closest = undecided[0]
         also = f" (and {plural(len(undecided) - 1, 'other')})" if len(undecided) > 1 else ""
         said.append(
             f"Not known: cheaper trial {closest.standing.number}{also} is {_distance(closest)} the best, so it may or "
@@ -109,15 +118,27 @@ def _choice_sentences(findings: Findings, best: Standing, cheapest: Standing) ->
     return said
 
 
+def _undecided(findings: Findings) -> list[VerdictRow]:
+    """What is cheaper than the choice and neither shown to tie nor to be worse; the closest to the best first."""
+    assert findings.cheapest is not None
+    limit = findings.cheapest.cost
+    rows = [row for row in findings.rows if row.decision == "undecided" and row.standing.cost < limit]
+    return sorted(rows, key=lambda row: row.estimate)
+
+
 def _seeds_text(findings: Findings) -> str:
     needed = _seeds_to_decide(findings)
     if needed is None or needed > MANY_SEEDS:
-        return f" A margin of {nats(findings.margin)} nats is too small for this noise floor to decide."
-    return f" If it is, about {needed} seeds of each show that."
+        return f" So near to the margin of {nats(findings.margin)} nats, no reasonable number of seeds decides."
+    return f" If that is the true distance, about {needed} seeds of each show it to be within the margin."
 
 
 def _seeds_to_decide(findings: Findings) -> int | None:
-    return seeds_to_decide(findings.noise, findings.margin) if findings.noise else None
+    """Of the closest undecided configuration, if its distance is as estimated."""
+    if findings.noise is None or not (undecided := _undecided(findings)):
+        return None
+    needed = seeds_to_decide(findings.noise, findings.margin, max(0.0, undecided[0].estimate))
+    return None if needed is None else max(needed, undecided[0].standing.runs + 1)
 
 
 def _distance(row: VerdictRow) -> str:
@@ -155,9 +176,17 @@ def _untested_choice(findings: Findings, best: Standing, cheapest: Standing) -> 
 
 
 def _cost_comparison(cheap: Standing, best: Standing) -> str:
+    if cheap.cost_metric == "peak_memory_bytes" and cheap.peak_memory_bytes < best.peak_memory_bytes < math.inf:
+        return f"{bytes_text(cheap.peak_memory_bytes)} of peak memory instead of {bytes_text(best.peak_memory_bytes)}"
+    if cheap.cost_metric == "train_seconds":
+        return _time_comparison(cheap, best)
     if cheap.trainable_params < best.trainable_params < math.inf:
         few, many = count_text(cheap.trainable_params), count_text(best.trainable_params)
         return f"{few} trained parameters instead of {many} ({_times_fewer(cheap, best)} times fewer)"
+    return _time_comparison(cheap, best)
+
+
+def _time_comparison(cheap: Standing, best: Standing) -> str:
     if cheap.train_seconds < best.train_seconds < math.inf:
         short, long = duration_text(cheap.train_seconds), duration_text(best.train_seconds)
         return f"{short} of training instead of {long}"
@@ -236,9 +265,9 @@ def facts(findings: Findings) -> list[Fact]:
         said.append(Fact("trained parameters, the best over the choice", _times_fewer(cheapest, best)))
     if findings.held_out_value is not None:
         said.append(Fact("the choice of the best on a seed that did not make it", nats(findings.held_out_value)))
-    needed = _seeds_to_decide(findings)
+    needed = _seeds_to_decide(findings) if cheapest is not None else None
     if needed is not None:
-        said.append(Fact("seeds of each that decide a tie within the margin", str(needed)))
+        said.append(Fact("seeds of each that show the closest undecided one to be within the margin", str(needed)))
     if findings.noise is not None:
         noise = findings.noise
         said += [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lora_lab.study.settings import ModelSettings, TrialConfig
     from lora_lab.study.sweep import Value
 
@@ -93,11 +95,36 @@ def config_label(config: TrialConfig) -> str:
     lora, training = config.lora, config.training
     layers = "" if lora.layers == "all" else f" layers {value_text(lora.layers)}"
     length = plural(training.num_train_epochs, "epoch") if training.max_steps is None else f"{training.max_steps} steps"
-    base = "" if config.model.quantization == "none" else f", {quantization_text(config.model)}"
-    return (
-        f"r={lora.r} alpha={number_text(lora.alpha)} {value_text(lora.target_modules)}{layers}, "
-        f"{length}, lr {rate_text(training.learning_rate)}{base}"
-    )
+    parts = [
+        f"r={lora.r} alpha={number_text(lora.alpha)} {value_text(lora.target_modules)}{layers}",
+        length,
+        f"lr {rate_text(training.learning_rate)}",
+        *_unusual(config),
+    ]
+    return ", ".join(parts)
+
+
+def _unusual(config: TrialConfig) -> Iterator[str]:
+    """Settings of a trial that most studies leave at their default, where they are not."""
+    model, data, lora, training = config.model, config.data, config.lora, config.training
+    if model.quantization != "none":
+        yield quantization_text(model)
+    if data.max_train_examples is not None:
+        yield plural(data.max_train_examples, "example")
+    if lora.init_lora_weights is not True:
+        yield f"init {value_text(lora.init_lora_weights)}"
+    if lora.use_rslora:
+        yield "rsLoRA"
+    if lora.use_dora:
+        yield "DoRA"
+    if lora.lora_dropout:
+        yield f"dropout {number_text(lora.lora_dropout)}"
+    if lora.bias != "none":
+        yield f"bias {lora.bias}"
+    if training.loraplus_lr_ratio is not None:
+        yield f"LoRA+ {number_text(training.loraplus_lr_ratio)}"
+    if training.gradient_checkpointing:
+        yield "checkpointing"
 
 
 def quantization_text(model: ModelSettings) -> str:

@@ -26,11 +26,12 @@ KEY_TABLES = (
     "layers-at-equal-rank",
     "layers-at-equal-budget",
     "front-trainable-params",
+    "epochs",
+    "forgetting-by-gain",
     "importance",
     "rank-used",
 )
 """Panels whose words and table are worth reading without the figure."""
-
 
 WORDS = 4000
 """Characters of our own sentences, which may hold a foreign name."""

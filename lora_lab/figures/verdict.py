@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict import facts
-from lora_lab.analysis.wording import config_label, count_text, duration_text, nats
+from lora_lab.analysis.wording import bytes_text, config_label, count_text, duration_text, nats
 from lora_lab.figures.cells import Cell, Table, interval_cell, number_cell, p_cell, text_cell
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HEADERS = [
     *("trial", "configuration", "decision", "loss, nats", "loss, 95%", "runs", "sd, nats", "above best, nats"),
-    *("above best, 95%", "p", "corrected p", "rests on", "params", "time"),
+    *("above best, 95%", "p", "corrected p", "rests on", "params", "memory", "time"),
 ]
 
 
@@ -45,5 +45,6 @@ def _row(row: VerdictRow) -> list[Cell]:
         p_cell(row.corrected_p),
         text_cell(row.evidence or "", "wrap"),
         number_cell(standing.trainable_params, count_text),
+        number_cell(standing.peak_memory_bytes, bytes_text),
         number_cell(standing.train_seconds, duration_text),
     ]

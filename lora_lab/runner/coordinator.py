@@ -276,7 +276,11 @@ class Coordinator:
             top=confirm.top,
             base_loss=losses[0],
             margin=self._spec.sweep.verdict.margin,
+            cost=self._spec.sweep.verdict.cost,
         )
+        ended = sum(result.confirms is not None and result.state != "running" for result in results)
+        if left := len(chosen) * confirm.seeds - ended:
+            self._display.retraining([result.number for result in chosen], left)
         seed = first_fresh_seed(results)
         for result in chosen:
             for replicate in range(1, confirm.seeds + 1):

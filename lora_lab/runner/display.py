@@ -15,11 +15,11 @@ from rich.console import Console
 
 from lora_lab.analysis.wording import config_label, nats, one_line, plural
 from lora_lab.runner.live import LiveDisplay
-from lora_lab.runner.progress import Progress, Slot, ending_text
+from lora_lab.runner.progress import Progress, Slot, ending_text, retraining_text
 from lora_lab.study.events import Evaluated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lora_lab.study.events import TrialEvent
     from lora_lab.study.results import TrialState
@@ -34,6 +34,9 @@ class Display(Protocol):
 
     def trial_started(self, number: int, config: TrialConfig) -> None:
         """A trial was given a slot."""
+
+    def retraining(self, numbers: Sequence[int], count: int) -> None:
+        """The search is over; `count` more trials train the chosen ones again with fresh seeds."""
 
     def event(self, event: TrialEvent) -> None:
         """Something happened to a trial."""
@@ -91,6 +94,11 @@ class PlainDisplay:
         self._progress.slots[number] = Slot(number, config)
         self._say(f"trial {number} started: {config_label(config)}")
 
+    def retraining(self, numbers: Sequence[int], count: int) -> None:
+        """Say which trials are retrained."""
+        self._progress.retraining(count)
+        self._say(retraining_text(numbers, count))
+
     def event(self, event: TrialEvent) -> None:
         """Take an event in."""
         self._progress.update(event)
@@ -140,6 +148,11 @@ class JsonDisplay:
         """Say which configuration trains."""
         self._progress.slots[number] = Slot(number, config)
         self._say("trial_started", number=number, config=config.model_dump(mode="json"))
+
+    def retraining(self, numbers: Sequence[int], count: int) -> None:
+        """Say which trials are retrained."""
+        self._progress.retraining(count)
+        self._say("retraining", numbers=list(numbers), count=count)
 
     def event(self, event: TrialEvent) -> None:
         """Take an event in."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from lora_lab.study.results import TrialResult
     from lora_lab.study.settings import TrialConfig
+    from lora_lab.study.sweep import Cost
 
 ALWAYS_KEPT = 3
 
@@ -29,6 +30,7 @@ def finalists(
     top: int,
     base_loss: float,
     margin: float,
+    cost: Cost = "trainable_params",
 ) -> list[TrialResult]:
     """The configurations to train again: in turn the next best, and the next cheapest that may tie with the best.
 
@@ -40,6 +42,7 @@ def finalists(
         top: How many to choose.
         base_loss: Of the bare base, in nats per token.
         margin: Share of the best trial's gain over the base that counts as a tie.
+        cost: What makes a configuration cheap.
     """
     by_identity: dict[str, tuple[float, TrialResult]] = {}
     for loss, result in ranking(results):
@@ -50,16 +53,16 @@ def finalists(
     best = ranked[0][0]
     bound = best + margin * max(0.0, base_loss - best)
     by_loss = [result for _, result in ranked]
-    cheap = sorted((result for loss, result in ranked if loss <= bound), key=_cost)
+    cheap = sorted((result for loss, result in ranked if loss <= bound), key=lambda result: _price(result, cost))
     turns = chain.from_iterable(zip_longest(by_loss, cheap))
     chosen = dict.fromkeys(result.number for result in turns if result is not None)
     numbered = {result.number: result for result in by_loss}
     return [numbered[number] for number in chosen][:top]
 
 
-def _cost(result: TrialResult) -> tuple[float, float, int]:
-    metrics = result.metrics
-    return metrics.get("trainable_params", math.inf), metrics.get("train_seconds", math.inf), result.number
+def _price(result: TrialResult, cost: Cost) -> tuple[float, ...]:
+    names = (cost, "trainable_params", "train_seconds")
+    return (*(result.metrics.get(name, math.inf) for name in names), result.number)
 
 
 def first_fresh_seed(results: Sequence[TrialResult]) -> int:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_lab.analysis.wording import duration_text, nats, number_text, one_line, rate_text, value_text
-from lora_lab.runner.progress import Progress, Slot, ending_text
+from lora_lab.runner.progress import Progress, Slot, ending_text, retraining_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +50,11 @@ class LiveDisplay:
     def trial_started(self, number: int, config: TrialConfig) -> None:
         """Add the trial's slot."""
         self._progress.slots[number] = Slot(number, config)
+
+    def retraining(self, numbers: Sequence[int], count: int) -> None:
+        """Leave a line above the view."""
+        self._progress.retraining(count)
+        self._console.print(Text(retraining_text(numbers, count)))
 
     def event(self, event: TrialEvent) -> None:
         """Change the numbers of the trial's slot."""

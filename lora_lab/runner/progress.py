@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict import STATE_WORDS
-from lora_lab.analysis.wording import config_label, duration_text, nats, one_line
+from lora_lab.analysis.wording import config_label, duration_text, nats, one_line, plural
 from lora_lab.study.events import Evaluated, Logged
 from lora_lab.study.results import FINISHED_WITH_VALUE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lora_lab.study.events import TrialEvent
     from lora_lab.study.results import TrialState
@@ -61,11 +61,18 @@ class Progress:
     """eval_loss, number and configuration."""
     rungs: dict[int, float] = field(default_factory=dict)
     """Best eval_loss by evaluation."""
+    searching: bool = True
+    """False while the best trials are trained again."""
 
     def start(self, study_name: str, total_trials: int, pack_size: int | None, done: int) -> None:
         """Begin to count."""
         self.study_name, self.total, self.pack_size, self.earlier = study_name, total_trials, pack_size, done
         self.began = self.clock()
+
+    def retraining(self, count: int) -> None:
+        """Count on with trials that train the best again, of which none is the best of the search."""
+        self.total += count
+        self.searching = False
 
     def update(self, event: TrialEvent) -> None:
         """Take in one event of a running trial."""
@@ -83,7 +90,8 @@ class Progress:
         """Free the trial's slot and count it; of one that had no slot, the reason says what it is."""
         slot = self.slots.pop(number, None)
         self.states[state] += 1
-        if state not in FINISHED_WITH_VALUE or eval_loss is None or not math.isfinite(eval_loss):
+        has_value = state in FINISHED_WITH_VALUE and eval_loss is not None and math.isfinite(eval_loss)
+        if eval_loss is None or not has_value or not self.searching:
             return
         if self.best is None or eval_loss < self.best[0]:
             self.best = (eval_loss, number, config_label(slot.config) if slot else reason)
@@ -117,6 +125,12 @@ class Progress:
         if self.best:
             parts.append(f"best trial {self.best[1]}: eval_loss {nats(self.best[0])}")
         return "; ".join([*parts, duration_text(self.elapsed_s)])
+
+
+def retraining_text(numbers: Sequence[int], count: int) -> str:
+    """What happens after the search, on one line."""
+    chosen = f"{'trial' if len(numbers) == 1 else 'trials'} {', '.join(map(str, numbers))}"
+    return f"search done; {plural(count, 'retraining')} of {chosen} with fresh seeds"
 
 
 def ending_text(number: int, state: TrialState, eval_loss: float | None, reason: str) -> str:

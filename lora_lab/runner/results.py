@@ -60,8 +60,8 @@ def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder) -> Resul
         raise StorageError(f"study {spec.study_name} has no results yet; run `python -m lora_lab.sweep` on it first")
     base_loss, base_forgetting = losses
     trials = store.results()
-    examples = read_example_losses(folder, trials)
-    findings = decide(trials, base_loss, spec.sweep.verdict.margin, losses=examples)
+    examples, verdict = read_example_losses(folder, trials), spec.sweep.verdict
+    findings = decide(trials, base_loss, verdict.margin, losses=examples, cost=verdict.cost)
     return Results(spec, trials, findings, audit(spec, findings, trials), base_forgetting)
 
 

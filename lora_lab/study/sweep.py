@@ -197,11 +197,16 @@ class Confirm(Settings):
     seeds: int = Field(default=3, ge=1)
 
 
+Cost = Literal["trainable_params", "peak_memory_bytes", "train_seconds"]
+
+
 class Verdict(Settings):
     """What counts as a tie."""
 
     margin: float = Field(default=0.01, ge=0, lt=1)
     """Share of the best trial's gain over the base within which a cheaper configuration is as good."""
+    cost: Cost = "trainable_params"
+    """What makes a configuration cheaper; at the same cost, trained parameters and then training time do."""
 
 
 class SweepSettings(Settings):

@@ -59,7 +59,7 @@ def test_without_replicates_the_means_decide_and_it_is_said() -> None:
 
     assert (curve.smallest_adequate_r, curve.tested) == (16, False)
     assert "by its mean, which is not a test" in curve.sentence
-    assert "All ranks had one learning rate" in curve.sentence
+    assert "Every rank had a single learning rate" in curve.sentence
 
 
 def test_the_best_rank_can_be_the_smallest_adequate_one() -> None:

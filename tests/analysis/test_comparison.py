@@ -108,3 +108,5 @@ def test_how_many_seeds_a_tie_takes() -> None:
     assert seeds_to_decide(NOISE, 0.01) == 22
     assert seeds_to_decide(NOISE, 1.0) == 2
     assert seeds_to_decide(NOISE, 0.0) is None
+    assert seeds_to_decide(NOISE, 0.02, distance=0.01) == 22
+    assert seeds_to_decide(NOISE, 0.02, distance=0.02) is None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from analysis.simulated import BASE_LOSS, results, trial
 from lora_lab.analysis.paired import ExampleLosses
 from lora_lab.analysis.verdict import decide, sentences
 from lora_lab.study.errors import InputError
+from lora_lab.study.sweep import Cost
 
 if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
@@ -204,7 +205,7 @@ def test_a_close_mean_that_noise_could_have_made_is_no_tie() -> None:
     assert findings.cheapest is findings.best or findings.cheapest == findings.best
     words = " ".join(sentences(findings))
     assert "Not known: cheaper trial 11" in words
-    assert "is too small for this noise floor to decide" in words
+    assert "no reasonable number of seeds decides" in words
 
 
 def test_a_single_run_within_the_margin_of_retrained_ones_is_not_recommended() -> None:
@@ -287,3 +288,27 @@ def test_nothing_helped_with_replicates_gives_no_tie() -> None:
     assert not findings.helped
     assert findings.margin == 0
     assert "Nothing helped" in " ".join(sentences(findings))
+
+
+def test_the_study_says_what_is_cheap() -> None:
+    def seeds(first: int, losses: list[float], r: int, memory: float, seconds: float) -> list[TrialResult]:
+        metrics = {"peak_memory_bytes": memory, "train_seconds": seconds}
+        return [trial(first + seed, loss, r=r, seed=seed, metrics=metrics) for seed, loss in enumerate(losses)]
+
+    results = [
+        *seeds(0, [4.000, 4.001, 4.002], r=64, memory=100e6, seconds=10.0),
+        *seeds(10, [4.003, 4.002, 4.004], r=4, memory=90e6, seconds=9.9),
+        *seeds(20, [4.004, 4.003, 4.005], r=128, memory=50e6, seconds=5.0),
+    ]
+
+    chosen = {cost: decide(results, 5.0, 0.01, cost=cost).cheapest for cost in get_args(Cost)}
+
+    assert {cost: standing and standing.number for cost, standing in chosen.items()} == {
+        "trainable_params": 11,
+        "peak_memory_bytes": 21,
+        "train_seconds": 21,
+    }
+    by_memory = " ".join(sentences(decide(results, 5.0, 0.01, cost="peak_memory_bytes")))
+    assert "47.7 MiB of peak memory instead of 95.4 MiB" in by_memory
+    by_time = " ".join(sentences(decide(results, 5.0, 0.01, cost="train_seconds")))
+    assert "5.0 s of training instead of 10 s" in by_time

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ import pytest
 from analysis.simulated import BASE_LOSS, results, trial
 
 from lora_lab.analysis.verdict import Findings, VerdictRow, decide, facts, sentences
-from lora_lab.analysis.wording import config_label, count_text, duration_text, interval_text, nats, p_text
+from lora_lab.analysis.wording import bytes_text, config_label, count_text, duration_text, interval_text, nats, p_text
 
 if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
@@ -20,6 +21,7 @@ def cells(row: VerdictRow) -> str:
     standing = row.standing
     shown = [str(standing.number), config_label(standing.config), nats(standing.value), str(standing.runs)]
     shown += [count_text(standing.trainable_params), duration_text(standing.train_seconds)]
+    shown.append(bytes_text(standing.peak_memory_bytes) if standing.peak_memory_bytes < math.inf else "")
     shown += [str(standing.lost_retrainings), str(standing.runs + standing.lost_retrainings)]
     shown += ["" if standing.spread is None else nats(standing.spread), nats(abs(row.estimate))]
     shown += [interval_text(interval) for interval in (row.interval, row.value_interval) if interval]
@@ -71,4 +73,4 @@ def test_how_many_seeds_would_decide_is_said() -> None:
     findings = decide(STUDIES["undecided"], 5.0, 0.03)
 
     assert any(row.decision == "undecided" for row in findings.rows)
-    assert re.search(r"If it is, about \d+ seeds of each show that", " ".join(sentences(findings)))
+    assert re.search(r"If that is the true distance, about \d+ seeds of each show it", " ".join(sentences(findings)))

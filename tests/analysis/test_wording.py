@@ -53,3 +53,20 @@ def test_config_label_names_what_differs() -> None:
 
     assert config_label(config) == "r=16 alpha=32 all-linear layers 0,2, 1 epoch, lr 1e-3"
     assert "50 steps" in config_label(trial(0, 4.0, max_steps=50).config)
+
+
+def test_config_label_names_what_most_studies_leave_alone() -> None:
+    config = trial(0, 4.0, r=16, num_train_epochs=1, learning_rate=1e-3).config
+    lora = {"init_lora_weights": False, "use_rslora": True, "use_dora": True, "lora_dropout": 0.1, "bias": "all"}
+    unusual = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"quantization": "nf4", "double_quant": True}),
+            "data": config.data.model_copy(update={"max_train_examples": 64}),
+            "lora": config.lora.model_copy(update=lora),
+            "training": config.training.model_copy(update={"loraplus_lr_ratio": 16.0, "gradient_checkpointing": True}),
+        }
+    )
+
+    assert config_label(unusual) == config_label(config) + (
+        ", nf4 double, 64 examples, init false, rsLoRA, DoRA, dropout 0.1, bias all, LoRA+ 16, checkpointing"
+    )

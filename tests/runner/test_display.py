@@ -82,6 +82,34 @@ def test_plain_lines_have_no_noise_per_step() -> None:
     ]
 
 
+def test_retrainings_are_counted_on_and_are_not_the_best_of_the_search() -> None:
+    plain, lines, live = io.StringIO(), io.StringIO(), Terminal()
+    displays = [
+        PlainDisplay(plain, clock=Clock()),
+        JsonDisplay(lines, clock=Clock()),
+        LiveDisplay(Console(file=live, force_terminal=True, width=80, height=30)),
+    ]
+    for display in displays:
+        display.start("rank_alpha", 1, 2)
+        display.trial_started(0, CONFIG)
+        display.trial_ended(0, "complete", 4.05)
+        display.retraining([0], 2)
+        for number in (1, 2):
+            display.trial_started(number, CONFIG)
+            display.trial_ended(number, "complete", 4.0)
+        display.stop()
+
+    said = plain.getvalue().splitlines()
+    assert said[3] == "search done; 2 retrainings of trial 0 with fresh seeds"
+    assert said[-2].startswith("[3/3] trial 2 complete")
+    assert said[-1] == "rank_alpha: 3/3 trials (3 complete); best trial 0: eval_loss 4.0500; 0.0 s"
+    told = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert {"event": "retraining", "numbers": [0], "count": 2} in told
+    assert told[-1]["best_trial"] == 0
+    assert said[3] in live.getvalue()
+    assert "3/3 done" in live.getvalue()
+
+
 def test_quiet_prints_nothing_but_the_end() -> None:
     plain, lines = io.StringIO(), io.StringIO()
     play(PlainDisplay(plain, quiet=True, clock=Clock()))

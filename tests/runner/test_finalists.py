@@ -33,6 +33,16 @@ def test_the_best_and_the_cheapest_that_may_tie_take_turns():
     assert chosen([], 3) == []
 
 
+def test_what_is_cheap_is_what_the_study_says():
+    results = [trial(number, r) for number, r in enumerate(RUNS)]
+    for result, memory in zip(results, (500.0, 400.0, 300.0, 100.0, 200.0), strict=True):
+        result.metrics["peak_memory_bytes"] = memory
+    found = finalists(
+        results, lambda config: f"{config.lora.r}", top=2, base_loss=BASE_LOSS, margin=0.1, cost="peak_memory_bytes"
+    )
+    assert [result.config.lora.r for result in found] == [8, 16]
+
+
 def test_replicates_of_one_configuration_are_one_finalist():
     results = [trial(number, r, seed) for number, (r, seed) in enumerate([(8, 0), (8, 1), (4, 0), (4, 1)])]
     assert chosen(results, 3) == [8, 4]
