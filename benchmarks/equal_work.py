@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lora_lab.training.base import Base
 
-STEPS = {64: 50, 128: 50, 256: 30, 512: 25, 1024: 12, 2048: 6, 4096: 3}
+STEPS = {64: 50, 128: 40, 256: 25, 512: 16, 1024: 8, 2048: 4, 4096: 2}
 """Of each of eight trials: what short trials of a study have, and fewer where a step alone takes long."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 PACKS = (1, 2, 4, 8, 16, 32)

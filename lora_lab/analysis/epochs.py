@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from scipy import stats
 
 from lora_lab.analysis.comparison import LEVEL
 from lora_lab.analysis.paired import seed_difference
@@ -63,7 +65,8 @@ def epoch_curves(results: Sequence[TrialResult], metric: str = "eval_loss") -> l
     Where the learning rate does not depend on the total length, the evaluations of the longest training are the
     curve. Elsewhere epoch k of a longer run is not a run of k epochs, so the curve joins the ends of trainings of
     their own. Whether a point lies above the minimum is a paired t test over the replicates, Bonferroni-corrected
-    over the other points; that also covers the minimum being picked as the lowest (tested by simulation).
+    over the other points; that also covers the minimum being picked as the lowest (tested by simulation). Few
+    replicates say little about the spread at one point, so that of the whole curve stands in where it is larger.
     """
     families: dict[TrialConfig, list[ReplicateGroup]] = {}
     for group in replicate_groups(results, metric):
@@ -113,7 +116,7 @@ def _curve(
         return None
     means = values.mean(axis=0)
     lowest = int(means.argmin())
-    p_values = [_p_above(values[:, index], values[:, lowest], len(at) - 1) for index in range(len(at))]
+    p_values = [_p_above(values, index, lowest) for index in range(len(at))]
     points = tuple(
         EpochPoint(
             at=at[index],
@@ -141,9 +144,20 @@ def _curve(
     )
 
 
-def _p_above(one: np.ndarray, lowest: np.ndarray, tests: int) -> float | None:
-    apart = seed_difference(dict(enumerate(one)), dict(enumerate(lowest)))
-    return None if apart is None else min(1.0, tests * apart.p_not_above(0.0))
+def _p_above(values: np.ndarray, index: int, lowest: int) -> float | None:
+    """Of [runs, points] values: one-sided, that a point is no higher than the lowest one, corrected."""
+    runs, points = values.shape
+    if runs < 2:
+        return None
+    residuals = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    degrees = (runs - 1) * (points - 1)
+    apart = values[:, index] - values[:, lowest]
+    # a difference of two points has twice the variance of one
+    spread = max(float(apart.std(ddof=1)), math.sqrt(2 * float((residuals**2).sum()) / degrees))
+    if not spread:
+        return 0.0 if apart.mean() > 0 else 1.0
+    t = float(apart.mean()) / (spread / math.sqrt(runs))
+    return min(1.0, (points - 1) * float(stats.t.sf(t, degrees)))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float] | None:

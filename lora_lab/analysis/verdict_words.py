@@ -127,6 +127,8 @@ def _undecided(findings: Findings) -> list[VerdictRow]:
 
 
 def _seeds_text(findings: Findings) -> str:
+    if _undecided(findings)[0].estimate > findings.margin:
+        return f" That is outside the margin of {nats(findings.margin)} nats; more seeds would likely show it worse."
     needed = _seeds_to_decide(findings)
     if needed is None or needed > MANY_SEEDS:
         return f" So near to the margin of {nats(findings.margin)} nats, no reasonable number of seeds decides."

@@ -126,8 +126,8 @@ class MemoryPredictor:
         family, r = self._family(config, batch), config.lora.r
         known = self._known.setdefault(family, {})
         if r not in known:
-            between = _between(known, r) if config.training.optim != "adamw_8bit" else None
-            known[r] = self._candidates(config, batch) if between is None else between
+            on_the_line = _on_the_line(known, r) if config.training.optim != "adamw_8bit" else None
+            known[r] = self._candidates(config, batch) if on_the_line is None else on_the_line
         rows = known[r]
         if rows is None:
             return None
@@ -174,18 +174,18 @@ def full_batch(config: TrialConfig) -> PackedBatch:
     return PackedBatch(tokens, tokens, (rows,), position_ids=halves if config.data.packing else None)
 
 
-def _between(known: Mapping[int, np.ndarray | None], r: int) -> np.ndarray | None:
-    """The rows for an r between two known ones: each of a step's allocations is linear in r.
+def _on_the_line(known: Mapping[int, np.ndarray | None], r: int) -> np.ndarray | None:
+    """The rows for another r than two known ones: each of a step's allocations is linear in r.
 
-    Only the rounding of sizes to 512 bytes is not. (8-bit AdamW is not linear: it keeps small tensors in 32 bits.)
+    Only the rounding of sizes to 512 bytes is not, so the two that lie farthest apart are taken. (8-bit AdamW is not
+    linear: it keeps small tensors in 32 bits.)
     """
-    below, above = (value for value in known if value < r), (value for value in known if value > r)
-    low, high = max(below, default=r), min(above, default=r)
+    low, high = min(known, default=r), max(known, default=r)
     first, last = known.get(low), known.get(high)
-    if r in (low, high) or first is None or last is None or first.shape != last.shape:
+    if low == high or first is None or last is None or first.shape != last.shape:
         return None
-    between: np.ndarray = first + (last - first) * ((r - low) / (high - low))
-    return between
+    rows: np.ndarray = first + (last - first) * ((r - low) / (high - low))
+    return rows
 
 
 def _is_uniform(config: PretrainedConfig, linears: LinearMap) -> bool:
