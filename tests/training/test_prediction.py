@@ -239,16 +239,15 @@ def test_layers_that_differ_are_not_extrapolated():
     assert predictor.predict(some).adapters < predictor.predict(small()).adapters
 
 
-def test_ranks_between_two_others_are_interpolated():
+def test_other_ranks_are_on_the_line_through_two():
     architecture = LlamaConfig(**SMALL, num_hidden_layers=2)
     at_once = MemoryPredictor(architecture, small().model, "cpu")
-    for r in (4, 128):
+    for r in (8, 64):
         at_once.predict(small(lora={"r": r}))
-    for r in (8, 12, 64):
+    for r in (2, 12, 256):
         config = small(lora={"r": r})
         alone = MemoryPredictor(architecture, config.model, "cpu").predict(config)
-        assert at_once.predict(config).total == pytest.approx(alone.total, rel=2e-3)
-        assert at_once.predict(config).adapters == alone.adapters
+        assert at_once.predict(config) == alone
 
 
 def test_attention_on_cuda_takes_the_kernel_that_torch_takes_there():
