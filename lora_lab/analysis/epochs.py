@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy import stats
 
 from lora_lab.analysis.comparison import LEVEL
 from lora_lab.analysis.paired import seed_difference
@@ -146,6 +145,8 @@ def _curve(
 
 def _p_above(values: np.ndarray, index: int, lowest: int) -> float | None:
     """Of [runs, points] values: one-sided, that a point is no higher than the lowest one, corrected."""
+    from scipy.special import stdtr  # type: ignore[import-untyped]  # half a second: only where needed
+
     runs, points = values.shape
     if runs < 2:
         return None
@@ -157,7 +158,7 @@ def _p_above(values: np.ndarray, index: int, lowest: int) -> float | None:
     if not spread:
         return 0.0 if apart.mean() > 0 else 1.0
     t = float(apart.mean()) / (spread / math.sqrt(runs))
-    return min(1.0, (points - 1) * float(stats.t.sf(t, degrees)))
+    return min(1.0, (points - 1) * float(stdtr(degrees, -t)))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float] | None:
