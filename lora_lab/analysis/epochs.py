@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lora_lab.analysis.comparison import LEVEL
-from lora_lab.analysis.paired import seed_difference
+from lora_lab.analysis.paired import Difference, seed_difference
 from lora_lab.analysis.replicates import replicate_groups, without_seed
 
 if TYPE_CHECKING:
@@ -145,8 +145,6 @@ def _curve(
 
 def _p_above(values: np.ndarray, index: int, lowest: int) -> float | None:
     """Of [runs, points] values: one-sided, that a point is no higher than the lowest one, corrected."""
-    from scipy.special import stdtr  # type: ignore[import-untyped]  # half a second: only where needed
-
     runs, points = values.shape
     if runs < 2:
         return None
@@ -155,10 +153,14 @@ def _p_above(values: np.ndarray, index: int, lowest: int) -> float | None:
     apart = values[:, index] - values[:, lowest]
     # a difference of two points has twice the variance of one
     spread = max(float(apart.std(ddof=1)), math.sqrt(2 * float((residuals**2).sum()) / degrees))
-    if not spread:
-        return 0.0 if apart.mean() > 0 else 1.0
-    t = float(apart.mean()) / (spread / math.sqrt(runs))
-    return min(1.0, (points - 1) * float(stdtr(degrees, -t)))
+    rise = Difference(
+        mean=float(apart.mean()),
+        se=spread / math.sqrt(runs),
+        degrees_of_freedom=degrees,
+        evidence="seeds",
+        seeds=runs,
+    )
+    return min(1.0, (points - 1) * rise.p_not_above(0.0))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float] | None:
