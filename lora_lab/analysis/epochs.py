@@ -160,7 +160,8 @@ def _p_above(values: np.ndarray, index: int, lowest: int) -> float | None:
         evidence="seeds",
         seeds=runs,
     )
-    return min(1.0, (points - 1) * rise.p_not_above(0.0))
+    corrected: float = (points - 1) * rise.p_not_above(0.0)
+    return min(1.0, corrected)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float] | None:
