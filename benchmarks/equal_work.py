@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from summarize import speedups
 from workload import MODEL, RANKS, SHAPES, RandomTokens, make_trials, train_alone, train_packed, write_result
 
 from lora_lab.training.base import load_base
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
     from lora_lab.training.base import Base
 
-STEPS = {64: 50, 128: 40, 256: 25, 512: 16, 1024: 8, 2048: 4, 4096: 2}
+STEPS = {64: 50, 128: 32, 256: 16, 512: 10, 1024: 5, 2048: 3, 4096: 2}
 """Of each of eight trials: what short trials of a study have, and fewer where a step alone takes long."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-PACKS = (1, 2, 4, 8, 16, 32)
+PACKS = (1, 4, 8, 16)
 MOST_TOKENS = 32768
 """In one pass; beyond that nothing is gained any more, and main memory becomes the limit."""
 
@@ -77,7 +78,7 @@ def measure(tokens: int, cell: Cell, repeats: int, steps: int, packs: list[int])
             if repeat:
                 for clock, value in found.items():
                     times[clock][name].append(value)
-    ratios = {clock: over_sequential(values) for clock, values in times.items()}
+    ratios = {clock: speedups(values) for clock, values in times.items()}
     packed = "  ".join(
         f"K={name} {ratio:.2f}x ({ratios['steps'][name]:.2f}x)" for name, ratio in ratios["whole"].items()
     )
@@ -96,16 +97,6 @@ def measure(tokens: int, cell: Cell, repeats: int, steps: int, packs: list[int])
             for clock, values in times.items()
         },
         "speedup": {clock: {name: round(ratio, 3) for name, ratio in found.items()} for clock, found in ratios.items()},
-    }
-
-
-def over_sequential(times: dict[str, list[float]]) -> dict[str, float]:
-    """For each pack size the median, over the repeats, of how many times as long the sequential trials took."""
-    sequential = times["sequential"]
-    return {
-        name: statistics.median(a / b for a, b in zip(sequential, values, strict=True))
-        for name, values in times.items()
-        if name != "sequential"
     }
 
 

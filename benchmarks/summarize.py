@@ -12,6 +12,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 CURVES = ROOT / "docs" / "images" / "performance.svg"
+STEPS = 50
+"""Of the trials that the first table speaks of: what was measured on fewer is spread over as many."""
 COLORS = ("#1b4965", "#2a7f9e", "#62b6cb", "#e0a458", "#c8553d", "#7b2d26")
 LEFT, RIGHT, TOP, BOTTOM = 60, 610, 20, 290
 
@@ -35,27 +37,46 @@ def equal_work(result: dict[str, Any]) -> str:
     clock = "" if result["clock"] == "wall" else " **CPU time of the process, measured on a machine that was shared.**"
     parts = [
         f"{conditions(result)}{clock} Columns K: time of `Trainer` + `peft` over time of packs of K.",
-        "The whole list of trials, with adapters, trainers and optimizers made for each:",
-        ratios(result, "whole"),
+        f"The whole list, of trials of {STEPS} steps, with adapters, trainers and optimizers made for each:",
+        ratios([(cell, whole_list(cell)) for cell in result["cells"]]),
         "Training steps alone:",
-        ratios(result, "steps"),
+        ratios([(cell, cell["ms_per_trial_step"]["steps"]) for cell in result["cells"]]),
     ]
     return "\n\n".join(parts)
 
 
-def ratios(result: dict[str, Any], clock: str) -> str:
-    """A table of one of the two ways of timing, with its best and worst cell below."""
-    packs = sorted({name for cell in result["cells"] for name in cell["speedup"][clock]}, key=int)
+def whole_list(cell: dict[str, Any]) -> dict[str, list[float]]:
+    """ms per trial and step, by the way of training, of trials of `STEPS` steps: their steps, and the set-up."""
+    whole, steps = cell["ms_per_trial_step"]["whole"], cell["ms_per_trial_step"]["steps"]
+    share = cell["steps"] / STEPS
+    return {
+        name: [step + (all_ - step) * share for all_, step in zip(whole[name], values, strict=True)]
+        for name, values in steps.items()
+    }
+
+
+def speedups(times: dict[str, list[float]]) -> dict[str, float]:
+    """By pack size, the median over the repeats of how many times as long the sequential trials took."""
+    sequential = times["sequential"]
+    return {
+        name: statistics.median(a / b for a, b in zip(sequential, values, strict=True))
+        for name, values in times.items()
+        if name != "sequential"
+    }
+
+
+def ratios(cells: list[tuple[dict[str, Any], dict[str, list[float]]]]) -> str:
+    """A table of cells and their times, with the best and the worst ratio below."""
+    packs = sorted({name for _, times in cells for name in speedups(times)}, key=int)
     rows, found = [], []
-    for cell in result["cells"]:
-        speedup, tokens = cell["speedup"][clock], cell["tokens_per_trial_step"]
-        speeds = {name: statistics.median(values) for name, values in cell["ms_per_trial_step"][clock].items()}
-        alone = speeds.pop("sequential")
+    for cell, times in cells:
+        speedup, tokens = speedups(times), cell["tokens_per_trial_step"]
+        middle = {name: statistics.median(values) for name, values in times.items()}
+        alone = middle.pop("sequential")
         rates = [f"{speedup[name]:.2f}" if name in speedup else "" for name in packs]
-        fastest = f"{1000 * tokens / min(speeds.values()):,.0f}"
-        rows.append([str(tokens), str(cell["steps"]), f"{alone:.0f}", *rates, fastest])
+        rows.append([str(tokens), f"{alone:.0f}", *rates, f"{1000 * tokens / min(middle.values()):,.0f}"])
         found += [(ratio, tokens, name) for name, ratio in speedup.items()]
-    head = ["tokens per trial and step", "steps", "sequential, ms per step", *(f"K = {name}" for name in packs)]
+    head = ["tokens per trial and step", "sequential, ms per step", *(f"K = {name}" for name in packs)]
     (best, most, best_pack), (worst, least, worst_pack) = max(found), min(found)
     return (
         f"{table([*head, 'best, tokens/s'], rows)}\n\nBest cell: {best:.2f} ({most} tokens, K = {best_pack}). "
@@ -150,8 +171,8 @@ def curves(result: dict[str, Any]) -> str:
     """An SVG: the ratio over sequential training against tokens per trial and step, a line for each pack size."""
     cells = result["cells"]
     tokens = [cell["tokens_per_trial_step"] for cell in cells]
-    speedups = [cell["speedup"]["whole"] for cell in cells]
-    highest = max(ratio for speedup in speedups for ratio in speedup.values())
+    found = [speedups(whole_list(cell)) for cell in cells]
+    highest = max(ratio for speedup in found for ratio in speedup.values())
     top = math.ceil(highest)
     low, high = math.log2(tokens[0]), math.log2(max(tokens[-1], tokens[0] * 2))
 
@@ -172,11 +193,9 @@ def curves(result: dict[str, Any]) -> str:
     parts += [f'<text x="{x(value):.1f}" y="{BOTTOM + 20}" text-anchor="middle">{value}</text>' for value in tokens]
     middle = (LEFT + RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{BOTTOM + 42}" text-anchor="middle">tokens per trial and step</text>')
-    packs = sorted({name for speedup in speedups for name in speedup}, key=int)
+    packs = sorted({name for speedup in found for name in speedup}, key=int)
     for index, (pack, color) in enumerate(zip(packs, COLORS, strict=False)):
-        points = [
-            (x(count), y(speedup[pack])) for count, speedup in zip(tokens, speedups, strict=True) if pack in speedup
-        ]
+        points = [(x(count), y(speedup[pack])) for count, speedup in zip(tokens, found, strict=True) if pack in speedup]
         line = " ".join(f"{left:.1f},{up:.1f}" for left, up in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
         parts += [f'<circle cx="{left:.1f}" cy="{up:.1f}" r="3" fill="{color}"/>' for left, up in points]

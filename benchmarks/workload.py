@@ -73,6 +73,7 @@ def make_trials(
                 learning_rate=1e-3 / (1 + number % 2),
                 per_device_train_batch_size=batch,
                 max_steps=steps,
+                eval_steps=steps,  # no evaluation before a trial's last step: the peer makes none
                 logging_steps=1,
                 seed=number,
             ),
