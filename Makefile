@@ -40,7 +40,7 @@ format: $(STAMP) ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure packed training against Trainer + peft and memory against its prediction (about 25 minutes, idle)
+bench: $(STAMP) ## measure packed training against Trainer + peft and memory against its prediction (about 20 minutes, idle)
 	$(BIN)/python benchmarks/equal_work.py
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/whole_study.py
