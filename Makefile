@@ -28,7 +28,7 @@ test: $(STAMP) ## set up, then run the tests but the slow ones (about 10 minutes
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not faults and not gpu"
 
 test-slow: $(STAMP) ## the tests of ten seconds and more: equivalence at length, benchmarks in miniature, ...
-	$(BIN)/python -m pytest -q -n auto --dist load -m "slow and not faults and not gpu"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "slow and not faults and not gpu"
 
 test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moments, ...)
 	$(BIN)/python -m pytest -q -m "faults"
