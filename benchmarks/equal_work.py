@@ -19,14 +19,14 @@ import torch
 from summarize import speedups
 from workload import MODEL, RANKS, SHAPES, RandomTokens, make_trials, train_alone, train_packed, write_result
 
-from lora_lab.training.base import load_base
-from lora_lab.training.engine import PackedEngine
-from lora_lab.training.reference_model import sharing_copy
+from lora_lab.training.base.loading import load_base
+from lora_lab.training.packed_engine import PackedEngine
+from lora_lab.training.reference.model import sharing_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_lab.training.base import Base
+    from lora_lab.training.base.loading import Base
 
 STEPS = {64: 50, 128: 32, 256: 16, 512: 10, 1024: 5, 2048: 3, 4096: 2}
 """Of each of eight trials: what short trials of a study have, and fewer where a step alone takes long."""

@@ -25,17 +25,17 @@ from workload import RandomTokens, make_trials, train_alone, train_packed, write
 
 from lora_lab.study.settings import ModelSettings
 from lora_lab.study.targets import resolve_targets
-from lora_lab.training.architecture import linear_map
-from lora_lab.training.base import frozen_base
-from lora_lab.training.engine import PackedEngine
-from lora_lab.training.memory import free_cached_memory, is_out_of_memory
-from lora_lab.training.reference_model import sharing_copy
+from lora_lab.training.base.architecture import linear_map
+from lora_lab.training.base.loading import frozen_base
+from lora_lab.training.device import free_cached_memory, is_out_of_memory
+from lora_lab.training.packed_engine import PackedEngine
+from lora_lab.training.reference.model import sharing_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lora_lab.study.settings import DataSettings, TrialConfig
-    from lora_lab.training.base import Base
+    from lora_lab.training.base.loading import Base
     from lora_lab.training.datasets import TokenizedSplits
 
 RANKS = (4, 256, 16, 64)

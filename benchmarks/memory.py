@@ -21,10 +21,10 @@ import torch
 from transformers import LlamaConfig
 
 from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
-from lora_lab.training.base import load_base
+from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
-from lora_lab.training.engine import PackedEngine
-from lora_lab.training.prediction import MemoryPredictor
+from lora_lab.training.memory.predictor import MemoryPredictor
+from lora_lab.training.packed_engine import PackedEngine
 
 TINY = "builtin/tiny-llama"
 CODE = "builtin/stdlib-code"

@@ -25,8 +25,8 @@ def child(tokens: int, steps: int, numbers: list[int], pack: int | None) -> dict
     import torch
     from workload import MODEL, SHAPES, RandomTokens, make_trials, train_alone, train_packed
 
-    from lora_lab.training.base import load_base
-    from lora_lab.training.engine import PackedEngine
+    from lora_lab.training.base.loading import load_base
+    from lora_lab.training.packed_engine import PackedEngine
 
     rows, length = SHAPES[tokens]
     base = load_base(MODEL, torch.device("cpu"))
@@ -81,8 +81,8 @@ def step_memory(tokens: int, count: int) -> list[dict[str, float]]:
     from workload import MODEL, SHAPES, RandomTokens, make_trials
 
     from lora_lab.study.events import Finished
-    from lora_lab.training.base import load_base
-    from lora_lab.training.engine import PackedEngine
+    from lora_lab.training.base.loading import load_base
+    from lora_lab.training.packed_engine import PackedEngine
 
     rows, length = SHAPES[tokens]
     names = {"peak": "peak_memory_bytes", "predicted": "predicted_memory_bytes", "base": "base_bytes"}

@@ -25,14 +25,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from lora_lab.data.tokens import TokenizedDataset
 from lora_lab.study.events import Logged
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
-from lora_lab.training.adapters import lora_config
+from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.datasets import TokenizedSplits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lora_lab.training.base import Base
-    from lora_lab.training.engine import PackedEngine
+    from lora_lab.training.base.loading import Base
+    from lora_lab.training.packed_engine import PackedEngine
 
 MODEL = ModelSettings(model_name_or_path="builtin/tiny-llama")
 RANKS = (4, 8, 16, 32, 64, 128, 16, 8)

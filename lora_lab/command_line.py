@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.study.errors import LoraLabError
+from lora_lab.common.errors import LoraLabError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ from lora_lab.command_line import MemoryLimit, Overrides, StudyFile, errors_show
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lora_lab.runner.plan import Plan
+    from lora_lab.planning.plan import Plan
 
 DeviceName = Annotated[
     str | None,
@@ -42,23 +42,24 @@ def plan(
         return
     from rich.console import Console
 
-    from lora_lab.runner.plan_text import print_plan
+    from lora_lab.terminal.plan_text import print_plan
 
     print_plan(made, Console(file=sys.stdout, highlight=False))
 
 
 def _make(study: Path, overrides: list[str], device: str | None, memory_limit: str | None, *, quiet: bool) -> Plan:
-    from lora_lab.runner import placement
-    from lora_lab.runner.folder import RunFolder
-    from lora_lab.study.loading import load_study
+    from lora_lab.planning.devices import device_named
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.study.file.loading import load_study
+    from lora_lab.training.memory import room
 
-    target = placement.device_named(device) if device else None
-    placement.memory_limit(memory_limit, None)  # mistakes are told before anything slow is imported
+    target = device_named(device) if device else None
+    room.memory_limit(memory_limit, None)  # mistakes are told before anything slow is imported
     spec = load_study(study, overrides)
 
     from rich.console import Console
 
-    from lora_lab.runner.planning import make_plan
+    from lora_lab.planning.planner import make_plan
 
     folder, status = RunFolder.of(spec.study_name), Console(stderr=True, quiet=quiet)
     with status.status("reading the model's config") as line:

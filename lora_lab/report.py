@@ -36,8 +36,8 @@ def report(studies: Studies, overrides: Overrides = None) -> None:
 
 
 def _write(studies: Sequence[Path], overrides: list[str]) -> Iterator[Path]:
-    from lora_lab.figures.comparison import write_comparison
-    from lora_lab.runner.folder import RUNS, RunFolder
+    from lora_lab.figures.studies import write_comparison
+    from lora_lab.results.folder import RUNS, RunFolder
 
     written = []
     for study in studies:
@@ -51,11 +51,12 @@ def _write(studies: Sequence[Path], overrides: list[str]) -> Iterator[Path]:
 
 
 def _write_one(study: Path, overrides: list[str]) -> Evidence:
-    from lora_lab.runner.folder import RunFolder
-    from lora_lab.runner.results import Source, read_results, write_results
-    from lora_lab.runner.session import storage_url
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.results.results import Source, read_results
+    from lora_lab.results.storage import storage_url
+    from lora_lab.results.writing import write_results
     from lora_lab.search.store import open_store
-    from lora_lab.study.loading import load_study
+    from lora_lab.study.file.loading import load_study
 
     spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)

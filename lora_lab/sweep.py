@@ -11,10 +11,10 @@ import typer
 from lora_lab.command_line import MemoryLimit, Overrides, StudyFile, TrackingUri, arguments, errors_shown, run_command
 
 if TYPE_CHECKING:
-    from lora_lab.runner.display import Display
-    from lora_lab.runner.results import Source
+    from lora_lab.results.results import Source
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.study.spec import StudySpec
+    from lora_lab.terminal.display import Display
 
 
 def sweep(
@@ -43,19 +43,19 @@ def sweep(
     stop.install()
     with errors_shown():
         if fresh and resume:
-            from lora_lab.study.errors import InputError
+            from lora_lab.common.errors import InputError
 
             raise InputError("--fresh starts over and --resume goes on; give one of them")
-        from lora_lab.runner import placement
-        from lora_lab.study.loading import load_study
+        from lora_lab.study.file.loading import load_study
+        from lora_lab.training.memory import room
 
-        placement.memory_limit(memory_limit, None)  # a mistake in it is told before anything is loaded
+        room.memory_limit(memory_limit, None)  # a mistake in it is told before anything is loaded
         changes = [*(overrides or []), *([f"sweep.n_trials={trials}"] if trials else [])]
         spec = load_study(study, changes)
         if fresh:
             spec = _renamed(spec)
-        from lora_lab.runner.display import choose_display  # below the loading, so that a mistake is told at once
-        from lora_lab.runner.results import Source
+        from lora_lab.results.results import Source
+        from lora_lab.terminal.display import choose_display  # below the loading, so that a mistake is told at once
 
         source = Source(study, _command(arguments(context)))
         display = choose_display(quiet=quiet, json=json, stream=sys.stdout)
@@ -75,7 +75,7 @@ def sweep(
 
 
 def _renamed(spec: StudySpec) -> StudySpec:
-    from lora_lab.runner.folder import unused_name
+    from lora_lab.results.folder import unused_name
 
     return spec.model_copy(update={"study_name": unused_name(spec.study_name)})
 
@@ -90,9 +90,9 @@ def _run(
     tracking_uri: str | None,
     checkpoint_interval_s: float,
 ) -> bool:
-    from lora_lab.runner.closing import say_results
-    from lora_lab.runner.folder import RunFolder
+    from lora_lab.results.folder import RunFolder
     from lora_lab.runner.session import run_study
+    from lora_lab.terminal.closing import say_results
 
     folder = RunFolder.of(spec.study_name)
     outcome = run_study(

@@ -29,9 +29,9 @@ def ui(
 
 
 def _prepare(study: Path, overrides: list[str], port: int, tracking_uri: str | None) -> list[str]:
-    from lora_lab.runner.folder import RunFolder
-    from lora_lab.study.errors import InputError
-    from lora_lab.study.loading import load_study
+    from lora_lab.common.errors import InputError
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.study.file.loading import load_study
     from lora_lab.tracking import catch_up, resolve_tracking_uri, ui_command
 
     folder = RunFolder.of(load_study(study, overrides).study_name)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from lora_lab.demo.datasets import write_dataset
+from lora_lab.builtin.datasets import write_dataset
 from lora_lab.search.store import open_store
-from lora_lab.study.loading import load_study
+from lora_lab.study.file.loading import load_study
 from lora_lab.tracking.mirror import QUIET
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from lora_lab.study.spec import StudySpec
 
 PRELOADED = [
-    "lora_lab.runner.executor",
+    "lora_lab.runner.in_process",
     "lora_lab.runner.coordinator",
     "lora_lab.runner.session",
-    "lora_lab.runner.closing",
+    "lora_lab.terminal.closing",
     "lora_lab.tracking.store",
     "transformers.models.llama.modeling_llama",
     "datasets",

@@ -13,8 +13,8 @@ from lora_lab.analysis.wording import number_text, plural
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from lora_lab.analysis.findings import Findings, Standing
     from lora_lab.analysis.replicates import ReplicateGroup
-    from lora_lab.analysis.verdict import Findings, Standing
     from lora_lab.study.results import TrialResult
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Parameter

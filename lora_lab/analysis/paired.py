@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

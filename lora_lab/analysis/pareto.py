@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_lab.analysis.replicates import noise_floor, replicate_groups
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

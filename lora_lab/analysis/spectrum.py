@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,7 +19,7 @@ from lora_lab.analysis.wording import (
 )
 
 if TYPE_CHECKING:
-    from lora_lab.analysis.verdict import Findings, Standing, VerdictRow
+    from lora_lab.analysis.findings import Findings, Standing, VerdictRow
     from lora_lab.study.results import TrialState
 
 MANY_SEEDS = 100

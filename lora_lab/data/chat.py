@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
     from lora_lab.data.examples import Conversation

@@ -12,8 +12,8 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_lab.common.errors import InputError
 from lora_lab.data.readers import MAX_TEXT_CHARS, RawRow
-from lora_lab.study.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_lab.builtin.datasets import write_dataset
+from lora_lab.common.errors import InputError
 from lora_lab.data.examples import Example, content_hash, validate
 from lora_lab.data.order import permutation
 from lora_lab.data.readers import READERS, RawRow, read_rows
-from lora_lab.demo.datasets import write_dataset
-from lora_lab.study.errors import InputError
 from lora_lab.study.settings import DatasetRef
 
 if TYPE_CHECKING:

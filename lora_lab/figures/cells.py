@@ -58,6 +58,11 @@ def interval_cell(
     return Cell("", "", "n") if interval is None else Cell(show(interval), repr(float(interval[0])), "n")
 
 
+def percent_text(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{100 * share:.1f}%"
+
+
 def p_cell(p: float | None) -> Cell:
     """A p-value, blank where nothing was tested."""
     return number_cell(p, p_text)

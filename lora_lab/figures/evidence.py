@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from lora_lab.analysis.audit import AuditNote
     from lora_lab.analysis.epochs import EpochCurve
     from lora_lab.analysis.equal_budget import ArmComparison
+    from lora_lab.analysis.findings import Findings
     from lora_lab.analysis.forgetting import ForgettingTrade
     from lora_lab.analysis.pareto import Front
     from lora_lab.analysis.scale import RuleScore, ScaleResponse
     from lora_lab.analysis.spectrum import SpectrumSummary
-    from lora_lab.analysis.verdict import Findings
     from lora_lab.study.results import TrialResult
     from lora_lab.study.spec import StudySpec
 

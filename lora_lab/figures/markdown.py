@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.selection import finished
-from lora_lab.analysis.verdict import sentences
+from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import config_label, count_text, nats, one_line
 from lora_lab.figures.cells import Table, number_cell, text_cell
 from lora_lab.figures.verdict import facts_table, verdict_table

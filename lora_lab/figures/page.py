@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from plotly.offline import get_plotlyjs
 
+from lora_lab.common.errors import StorageError
 from lora_lab.figures.cells import folded
-from lora_lab.study.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.verdict import sentences
+from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import (
     bytes_text,
     config_label,
@@ -16,20 +16,21 @@ from lora_lab.analysis.wording import (
     rate_text,
     value_text,
 )
-from lora_lab.figures.arms import arm_panels
 from lora_lab.figures.cells import Table, folded, html_table, text_cell
-from lora_lab.figures.diagnostics import importance_panel, rank_used
 from lora_lab.figures.epochs import epochs_and_overfitting
+from lora_lab.figures.equal_budget import arm_panels
 from lora_lab.figures.fronts import forgetting_against_gain, pareto_panel
-from lora_lab.figures.memory import memory_by_rank, memory_terms, predicted_memory
-from lora_lab.figures.page import contents, not_drawn, section, write_page
-from lora_lab.figures.parallel import parallel_coordinates
-from lora_lab.figures.plots import (
+from lora_lab.figures.importance import importance_panel
+from lora_lab.figures.losses import (
     learning_curves,
     loss_by_rank,
     rank_and_ratio,
 )
+from lora_lab.figures.memory import memory_by_rank, memory_terms, predicted_memory
+from lora_lab.figures.page import contents, not_drawn, section, write_page
+from lora_lab.figures.parallel import parallel_coordinates
 from lora_lab.figures.ranks import adequate_ranks, rules_of_thumb, scale_response
+from lora_lab.figures.spectra import rank_used
 from lora_lab.figures.tables import ranks_table, trials_table, value_table
 from lora_lab.figures.verdict import facts_table, verdict_table
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_lab.analysis.audit import AuditNote
-    from lora_lab.analysis.verdict import Findings, Standing
+    from lora_lab.analysis.findings import Findings, Standing
     from lora_lab.figures.evidence import Evidence, Reproduction
     from lora_lab.figures.style import Panel
     from lora_lab.study.results import TrialResult

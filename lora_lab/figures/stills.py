@@ -19,7 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from lora_lab.study.errors import StorageError
+from lora_lab.common.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

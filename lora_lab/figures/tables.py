@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.selection import measured, value_of
-from lora_lab.analysis.tradeoff import by_value, rank_table
+from lora_lab.analysis.values import by_value, rank_table
 from lora_lab.analysis.wording import (
     bytes_text,
     count_text,

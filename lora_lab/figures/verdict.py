@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.verdict import facts
+from lora_lab.analysis.verdict_words import facts
 from lora_lab.analysis.wording import bytes_text, config_label, count_text, duration_text, nats
 from lora_lab.figures.cells import Cell, Table, interval_cell, number_cell, p_cell, text_cell
 
 if TYPE_CHECKING:
-    from lora_lab.analysis.verdict import Findings, VerdictRow
+    from lora_lab.analysis.findings import Findings, VerdictRow
 
 HEADERS = [
     *("trial", "configuration", "decision", "loss, nats", "loss, 95%", "runs", "sd, nats", "above best, nats"),

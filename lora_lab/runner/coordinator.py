@@ -14,12 +14,12 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from lora_lab.runner.books import Books
+from lora_lab.common.errors import CheckpointError, InputError, TrainingError
+from lora_lab.runner.announcer import Books
 from lora_lab.runner.finalists import choosable_no_more, finalists, first_fresh_seed
 from lora_lab.runner.handover import Handover
 from lora_lab.runner.sharing import Sharing
 from lora_lab.study.engines import engine_for
-from lora_lab.study.errors import CheckpointError, InputError, TrainingError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Milestone, OutOfMemory, TrialEvent
 from lora_lab.study.results import FINISHED_WITH_VALUE
 from lora_lab.tracking.records import TrialEnded
@@ -27,13 +27,13 @@ from lora_lab.tracking.records import TrialEnded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_lab.runner.display import Display
+    from lora_lab.results.folder import RunFolder
     from lora_lab.runner.executor import Executor
-    from lora_lab.runner.folder import RunFolder
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.search.store import Asked, StudyStore
     from lora_lab.study.results import TrialState
     from lora_lab.study.spec import StudySpec
+    from lora_lab.terminal.display import Display
     from lora_lab.tracking.journal import Journal
 
 FAILURES: dict[type[TrialEvent], TrialState] = {

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Collection
 
-    from lora_lab.runner.books import Books
-    from lora_lab.runner.folder import RunFolder
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.runner.announcer import Books
     from lora_lab.runner.sharing import Origin, Sharing, Shorter
     from lora_lab.search.records import Asked
     from lora_lab.search.store import StudyStore

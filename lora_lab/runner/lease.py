@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from lora_lab.study.errors import StudyLockedError
+from lora_lab.common.errors import StudyLockedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_lab.planning.target_checks import check_targets, target_examples
+from lora_lab.results.results import Results, read_results
+from lora_lab.results.storage import storage_url
+from lora_lab.results.writing import write_results
 from lora_lab.runner.lease import lease
-from lora_lab.runner.results import Results, read_results, write_results
 from lora_lab.search.store import StudyStore, open_store
-from lora_lab.search.urls import sqlite_url
 from lora_lab.study.resume import compare_for_resume
-from lora_lab.study.targets import full_rank_excess, resolve_targets
 from lora_lab.tracking.describe import study_started
 from lora_lab.tracking.journal import Journal
 from lora_lab.tracking.mirror import MlflowMirror
@@ -21,14 +21,12 @@ from lora_lab.tracking.records import Attached, StudyEnded
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lora_lab.runner.display import Display
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.results.results import Source
     from lora_lab.runner.executor import Executor
-    from lora_lab.runner.folder import RunFolder
-    from lora_lab.runner.results import Source
     from lora_lab.runner.stopping import StopRequest
-    from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
-    from lora_lab.study.sweep import Parameter, Value
+    from lora_lab.terminal.display import Display
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +39,6 @@ class Outcome:
     results: Results | None
     tracking_note: str | None
     """One line to show where MLflow lacks something."""
-
-
-def storage_url(spec: StudySpec, folder: RunFolder) -> str:
-    """Where the study's trials are kept."""
-    return spec.storage or sqlite_url(folder.database)
 
 
 def run_study(
@@ -105,7 +98,7 @@ class _Session:
         memory_limit: str | None,
         tracking_uri: str | None,
     ) -> None:
-        from lora_lab.runner.executor import InProcessExecutor  # imports torch: not for a complete study
+        from lora_lab.runner.in_process import InProcessExecutor  # imports torch: not for a complete study
 
         self._spec, self._folder, self._source, self._store = spec, folder, source, store
         self._display, self._stop = display, stop
@@ -116,8 +109,8 @@ class _Session:
 
     def run(self, checkpoint_interval_s: float) -> Outcome:
         """Train, and write what the study leaves behind."""
-        example = next(iter(_examples(self._spec)))
-        notes = check_targets(self._spec, self._executor)
+        example = next(iter(target_examples(self._spec)))
+        notes = check_targets(self._spec, self._executor.linears)
         prepared = self._executor.prepare(example)
         with Journal(self._folder.root) as journal:
             done, total = self._store.budget()
@@ -191,41 +184,3 @@ def _ended(results: Results) -> StudyEnded:
         metrics |= {"best_eval_loss": best.value, "recommended_eval_loss": cheapest.value}
         tags = {"lora_lab.best": str(best.number), "lora_lab.recommended": str(cheapest.number)}
     return StudyEnded(state="complete", metrics=metrics, tags=tags)
-
-
-def _examples(spec: StudySpec) -> Iterator[TrialConfig]:
-    """Configurations with every combination of the parameters that decide where adapters sit."""
-    decisive = [name for name in ("r", "target_modules", "layers") if name in spec.sweep.parameters]
-    choices = [_candidates(spec.sweep.parameters[name]) for name in decisive]
-    for values in itertools.product(*choices):
-        yield spec.trial_config(dict(zip(decisive, values, strict=True)))
-
-
-def _candidates(parameter: Parameter) -> tuple[Value, ...]:
-    if parameter.values is not None:
-        return parameter.values
-    assert parameter.max is not None
-    return (parameter.max,)
-
-
-def check_targets(spec: StudySpec, executor: Executor) -> list[str]:
-    """Resolve every combination of target modules and layers before anything is loaded.
-
-    Returns:
-        Notes on ranks above the smaller side of a matrix.
-
-    Raises:
-        InputError: a combination matches no module of the model.
-    """
-    beyond: dict[int, dict[str, int]] = {}
-    for config in _examples(spec):
-        linears = executor.linears(config.model)
-        resolve_targets(linears, config.lora)
-        excess = full_rank_excess(linears, config.lora)
-        if excess:
-            beyond.setdefault(config.lora.r, {}).update(excess)
-    return [
-        f"r={r} is above the smaller side of {len(modules)} adapted matrices (smallest: {min(modules.values())}): "
-        "there the adapter has more rank than the matrix"
-        for r, modules in sorted(beyond.items())
-    ]

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.study.identity import trial_identity
 from lora_lab.study.targets import resolve_targets
 from lora_lab.study.trajectory import shorter_choices, trajectory_identity

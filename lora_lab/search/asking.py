@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from optuna.trial import TrialState as Told
 from pydantic import ValidationError
 
+from lora_lab.common.errors import InputError
 from lora_lab.search import records
 from lora_lab.search.grid import Grid
 from lora_lab.search.records import Asked, Outcome, is_replicate, outcome_of
 from lora_lab.search.samplers import build_sampler
-from lora_lab.study.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study

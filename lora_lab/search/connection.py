@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from optuna.storages import RDBStorage, get_storage
 from sqlalchemy import event
 
+from lora_lab.common.errors import StorageError
 from lora_lab.search.patience import STORAGE_FAULTS, PatientStorage, storage_error
 from lora_lab.search.urls import mask_password, parse_url, sqlite_file
-from lora_lab.study.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.study.trajectory import EPOCHS, choice_contains_shorter_runs
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 from optuna.trial import TrialState as Told
 
+from lora_lab.common.errors import StorageError
 from lora_lab.search import records
 from lora_lab.search.records import outcome_of
 from lora_lab.search.telling import INFEASIBLE, as_told
-from lora_lab.study.errors import StorageError
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
+from lora_lab.common.errors import StorageError
 from lora_lab.search.urls import mask_password, without_secrets_of
-from lora_lab.study.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lora_lab.study.errors import StorageError
+from lora_lab.common.errors import StorageError
 from lora_lab.study.results import TrialResult, TrialState
 from lora_lab.study.settings import TrialConfig
 

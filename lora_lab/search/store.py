@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import optuna
 from optuna.trial import TrialState as Told
 
+from lora_lab.common.errors import InputError, StorageError, TrainingError
 from lora_lab.search import records
 from lora_lab.search.asking import Asking
 from lora_lab.search.connection import connect
@@ -24,8 +25,7 @@ from lora_lab.search.space import SearchSpace
 from lora_lab.search.telling import INFEASIBLE
 from lora_lab.search.trajectories import Contained
 from lora_lab.search.urls import mask_password
-from lora_lab.study.errors import InputError, StorageError, TrainingError
-from lora_lab.study.loading import load_spec_json
+from lora_lab.study.file.loading import load_spec_json
 from lora_lab.study.results import FINISHED_WITH_VALUE
 
 if TYPE_CHECKING:

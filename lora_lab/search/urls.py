@@ -8,8 +8,8 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from lora_lab.study.errors import InputError
-from lora_lab.study.masking import mask_secrets
+from lora_lab.common.errors import InputError
+from lora_lab.common.secrets import mask_secrets
 
 SECRET_QUERY_KEY = re.compile(r"pass|pwd|secret|token|key", re.IGNORECASE)
 

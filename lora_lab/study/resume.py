@@ -7,9 +7,8 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from lora_lab.study.errors import InputError
-from lora_lab.study.masking import mask_secrets
-from lora_lab.study.problems import shown
+from lora_lab.common.errors import InputError
+from lora_lab.common.secrets import mask_secrets, shown
 from lora_lab.study.settings import Settings
 from lora_lab.study.sweep import SEARCHABLE, SECTIONS
 

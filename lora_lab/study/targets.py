@@ -1,6 +1,6 @@
 """Which linear modules an adapter sits on, and how many parameters it trains: arithmetic on names and shapes.
 
-A `LinearMap` is all that is needed of an architecture; `lora_lab.training.architecture` makes one from a
+A `LinearMap` is all that is needed of an architecture; `lora_lab.training.base.architecture` makes one from a
 config alone, without weights.
 """
 
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.study.settings import TARGET_PRESETS
 
 if TYPE_CHECKING:

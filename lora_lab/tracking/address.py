@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.tracking.redaction import redact
 
 SQLITE = "sqlite:///"

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from safetensors.numpy import save as save_arrays
 
+from lora_lab.common.files import write_durably
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone, TrialEvent
 from lora_lab.training.checkpoint import checkpoint_identity, write_checkpoint
-from lora_lab.training.durable import write_durably
 from lora_lab.training.evaluation import ExampleLosses, evaluate
 from lora_lab.training.milestones import EVALUATIONS, begin_folder, evaluation_file
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_lab.study.settings import DataSettings, TrialConfig
-    from lora_lab.training.base import Base
+    from lora_lab.training.base.loading import Base
     from lora_lab.training.datasets import DataCatalog, TokenizedSplits
     from lora_lab.training.evaluation import Measurable
     from lora_lab.training.milestones import Boundary
+    from lora_lab.training.packed.slot import Progress
     from lora_lab.training.schedule import BatchPlan
-    from lora_lab.training.slot import Progress
 
 
 class Assessed(Protocol):

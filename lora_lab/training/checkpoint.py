@@ -17,10 +17,10 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lora_lab.study.errors import CheckpointError
+from lora_lab.common.errors import CheckpointError
+from lora_lab.common.files import storage_errors, write_durably
 from lora_lab.study.settings import Settings
-from lora_lab.training.durable import storage_errors, write_durably
-from lora_lab.training.slot import Progress  # noqa: TC001 -- pydantic reads the annotation
+from lora_lab.training.packed.slot import Progress  # noqa: TC001 -- pydantic reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

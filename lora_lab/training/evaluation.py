@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 import torch
 
-from lora_lab.training.packed_model import IGNORED, PackedBatch, pad_rows
+from lora_lab.training.packed.model import IGNORED, PackedBatch, pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_lab.data.tokens import TokenizedDataset
-    from lora_lab.training.packed_model import TokenLosses
+    from lora_lab.training.packed.model import TokenLosses
 
 S = TypeVar("S")
 S_contra = TypeVar("S_contra", contravariant=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_lab.common.files import write_durably
 from lora_lab.study.trajectory import folder_of_shorter
-from lora_lab.training.durable import write_durably
 from lora_lab.training.schedule import BatchPlan, shared_steps
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from lora_lab.analysis.paired import ExampleLosses, example_difference, seed_difference, token_mean, with_examples
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 
 ONE = {0: 4.00, 1: 4.10, 2: 4.05, 7: 9.0}
 OTHER = {0: 4.02, 1: 4.13, 2: 4.04}

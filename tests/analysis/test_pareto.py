@@ -7,8 +7,8 @@ import pytest
 from analysis.simulated import results, trial
 
 from lora_lab.analysis.pareto import AXES, front, hypervolume
-from lora_lab.analysis.tradeoff import pareto_front
-from lora_lab.study.errors import InputError
+from lora_lab.analysis.values import pareto_front
+from lora_lab.common.errors import InputError
 
 
 def by_inclusion_and_exclusion(points: list[list[float]], reference: list[float]) -> float:

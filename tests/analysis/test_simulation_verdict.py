@@ -10,11 +10,13 @@ from analysis.simulated import trial
 
 from lora_lab.analysis.adequate_rank import rank_curves
 from lora_lab.analysis.epochs import epoch_curves
-from lora_lab.analysis.verdict import Findings, decide
+from lora_lab.analysis.verdict import decide
 from lora_lab.study.results import TrialResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lora_lab.analysis.findings import Findings
 
 FLOOR = 0.01
 BASE = 5.0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lora_lab.analysis.spectrum import spectrum, summarize
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 
 
 def factors(singular_values: list[float], d_in: int = 30, d_out: int = 20) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,9 @@ import pytest
 from analysis.simulated import BASE_LOSS, results, trial
 
 from lora_lab.analysis.paired import ExampleLosses
-from lora_lab.analysis.verdict import decide, sentences
-from lora_lab.study.errors import InputError
+from lora_lab.analysis.verdict import decide
+from lora_lab.analysis.verdict_words import sentences
+from lora_lab.common.errors import InputError
 from lora_lab.study.sweep import Cost
 
 if TYPE_CHECKING:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from analysis.simulated import BASE_LOSS, results, trial
 
-from lora_lab.analysis.verdict import Findings, VerdictRow, decide, facts, sentences
+from lora_lab.analysis.verdict import decide
+from lora_lab.analysis.verdict_words import facts, sentences
 from lora_lab.analysis.wording import bytes_text, config_label, count_text, duration_text, interval_text, nats, p_text
 
 if TYPE_CHECKING:
+    from lora_lab.analysis.findings import Findings, VerdictRow
     from lora_lab.study.results import TrialResult
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?")

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from lora_lab.common.errors import InputError
 from lora_lab.data.examples import Completion, Conversation, Text, content_hash, raise_problems, validate
 from lora_lab.data.readers import RawRow, read_rows
-from lora_lab.study.errors import InputError
 
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 

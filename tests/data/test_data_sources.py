@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from lora_lab.common.errors import InputError
 from lora_lab.data.sources import load_examples, load_splits
-from lora_lab.study.errors import InputError
 from lora_lab.study.settings import DatasetRef, DataSettings
 
 TEN = [{"text": f"row {index}"} for index in range(10)]

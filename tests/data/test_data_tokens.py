@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lora_lab.common.errors import InputError
 from lora_lab.data.examples import Completion, Conversation, Text
 from lora_lab.data.sources import LoadedExamples
 from lora_lab.data.tokens import IGNORED, tokenize
-from lora_lab.study.errors import InputError
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from sweep_process import EVAL, TRAIN, study
 
-from lora_lab.runner.folder import RunFolder
+from lora_lab.results.folder import RunFolder
 from lora_lab.study.events import Finished, Logged
 from lora_lab.tracking.journal import read
-from lora_lab.training.base import load_base
+from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
-from lora_lab.training.engine import PackedEngine
+from lora_lab.training.packed_engine import PackedEngine
 
 STEPS_PER_EPOCH = 4
 EPOCHS = {"num_train_epochs": {"values": [1, 2, 3]}}

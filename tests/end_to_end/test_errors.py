@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from sweep_process import EVAL, PARAMETERS, Ended, study
 
-import lora_lab.demo
+import lora_lab.builtin
 
-MODEL = Path(lora_lab.demo.__file__).parent / "tiny-llama"
+MODEL = Path(lora_lab.builtin.__file__).parent / "tiny-llama"
 DISK_BYTES = 24 << 20
 """Room for a small study and twice its report, which holds plotly whole."""
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from sweep_process import Lab, study
 
-import lora_lab.demo
+import lora_lab.builtin
 from lora_lab.tracking.mirror import catch_up
 
-MODEL = Path(lora_lab.demo.__file__).parent / "tiny-llama"
+MODEL = Path(lora_lab.builtin.__file__).parent / "tiny-llama"
 BUILTIN = {
     "train": {"path": "builtin/stdlib-code", "max_examples": 16},
     "eval": {"path": "builtin/stdlib-code", "split": "validation", "max_examples": 8},

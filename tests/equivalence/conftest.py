@@ -27,9 +27,9 @@ from transformers import (
 from lora_lab.data.order import batches
 from lora_lab.study.events import Logged
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
-from lora_lab.training.base import load_base
+from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
-from lora_lab.training.engine import PackedEngine
+from lora_lab.training.packed_engine import PackedEngine
 
 VOCABULARY = 64
 
@@ -151,7 +151,7 @@ class Lab:
         """The oracle: `Trainer` + `get_peft_model`, given the same order of rows."""
         model = self._plain_base()
         engine = self.engine()
-        from lora_lab.training.adapters import lora_config  # the very config that users are given
+        from lora_lab.training.base.adapters import lora_config  # the very config that users are given
 
         peft_config = lora_config(config.lora, engine._base.linears)
         torch.manual_seed(config.training.seed)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from sweep_process import EVAL, TRAIN, study
 
+from lora_lab.common.errors import StorageError
 from lora_lab.search.store import open_store
-from lora_lab.study.errors import StorageError
 from lora_lab.study.events import Diverged, Failed, Finished
 from lora_lab.tracking.journal import read
 from lora_lab.tracking.records import TrialEnded
-from lora_lab.training.base import load_base
+from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
-from lora_lab.training.engine import PackedEngine
+from lora_lab.training.packed_engine import PackedEngine
 
 TRAINING = {"num_train_epochs": 3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3}
 DATA = {"train": TRAIN | {"max_examples": 32}, "eval": EVAL}

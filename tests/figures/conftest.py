@@ -14,9 +14,9 @@ from analysis.simulated import BASE_FORGETTING, BASE_LOSS, study
 from lora_lab.analysis.audit import audit
 from lora_lab.analysis.verdict import decide
 from lora_lab.figures.report import panels_of, write_report
-from lora_lab.runner.evidence import gather
-from lora_lab.runner.folder import RunFolder
-from lora_lab.runner.results import Results, Source
+from lora_lab.results.folder import RunFolder
+from lora_lab.results.gather import gather
+from lora_lab.results.results import Results, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

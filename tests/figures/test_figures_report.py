@@ -10,9 +10,9 @@ import pytest
 from analysis.simulated import BASE_LOSS, results, study, trial
 
 from lora_lab.analysis.verdict import decide
+from lora_lab.common.errors import StorageError
 from lora_lab.figures.evidence import Evidence, Reproduction
 from lora_lab.figures.report import write_report
-from lora_lab.study.errors import StorageError
 from lora_lab.study.spec import StudySpec
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 from analysis.simulated import results, trial
 
+from lora_lab.common.errors import StorageError
 from lora_lab.figures.report import panels_of
 from lora_lab.figures.stills import KEY_FIGURES, png, write_stills
-from lora_lab.study.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,16 +6,16 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_lab.common.errors import InputError
 from lora_lab.runner.coordinator import Coordinator
-from lora_lab.runner.display import PlainDisplay
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search.store import open_store
 from lora_lab.study.engines import EngineChoice, engine_for
-from lora_lab.study.errors import InputError
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.targets import LinearMap, LinearShape
 from lora_lab.study.trajectory import folder_of_shorter
+from lora_lab.terminal.display import PlainDisplay
 from lora_lab.tracking.journal import Journal, read
 from lora_lab.tracking.records import TrialEnded
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from lora_lab.runner.folder import RunFolder
+    from lora_lab.results.folder import RunFolder
     from lora_lab.study.settings import TrialConfig
 
 NAMES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")

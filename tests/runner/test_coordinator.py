@@ -6,9 +6,9 @@ import io
 import signal
 
 import pytest
-from scripted import Countdown, Killed, ScriptedExecutor, journaled_ends, loss, results, run, spec
+from runner.scripted import Countdown, Killed, ScriptedExecutor, journaled_ends, loss, results, run, spec
 
-from lora_lab.runner.folder import RunFolder
+from lora_lab.results.folder import RunFolder
 from lora_lab.runner.stopping import StopRequest
 
 

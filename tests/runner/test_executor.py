@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_lab.runner.executor import InProcessExecutor
-from lora_lab.runner.placement import pack_bytes
+from lora_lab.runner.in_process import InProcessExecutor
 from lora_lab.study.events import Failed, Finished, Logged, OutOfMemory
 from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
-from lora_lab.training.base import load_base
+from lora_lab.training.base.loading import load_base
+from lora_lab.training.memory.room import pack_bytes
 
 MODEL = ModelSettings(model_name_or_path="builtin/tiny-llama")
 DATA = DataSettings(
@@ -229,7 +229,7 @@ def unpackable_base(monkeypatch):
         linear.register_forward_hook(lambda _, __, y: y[: len(y) // 2])
         return base
 
-    monkeypatch.setattr("lora_lab.runner.executor.load_base", load)
+    monkeypatch.setattr("lora_lab.runner.in_process.load_base", load)
 
 
 def test_a_base_that_cannot_be_packed_is_trained_on_by_the_reference_engine(tmp_path, unpackable_base):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripted import spec
+from runner.scripted import spec
 
 from lora_lab.runner.finalists import finalists, first_fresh_seed
 from lora_lab.study.results import TrialResult

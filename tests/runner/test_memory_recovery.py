@@ -8,14 +8,15 @@ import random
 import pytest
 import torch
 
-from lora_lab.runner.display import PlainDisplay
-from lora_lab.runner.folder import RunFolder
-from lora_lab.runner.results import Source
-from lora_lab.runner.session import run_study, storage_url
+from lora_lab.results.folder import RunFolder
+from lora_lab.results.results import Source
+from lora_lab.results.storage import storage_url
+from lora_lab.runner.session import run_study
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search.store import open_store
 from lora_lab.study.spec import StudySpec
-from lora_lab.training.packed_model import PackedModel
+from lora_lab.terminal.display import PlainDisplay
+from lora_lab.training.packed.model import PackedModel
 
 CODE = {"path": "builtin/stdlib-code"}
 STUDY = StudySpec.model_validate(

@@ -7,12 +7,12 @@ import json
 from collections import Counter
 
 import pytest
-from scripted import BASE_LOSS, STEPS_PER_EPOCH, Countdown, Killed, journaled_ends, loss, results, run, spec
+from runner.scripted import BASE_LOSS, STEPS_PER_EPOCH, Countdown, Killed, journaled_ends, loss, results, run, spec
 
+from lora_lab.results.folder import RunFolder
 from lora_lab.runner.finalists import choosable_no_more, finalists
-from lora_lab.runner.folder import RunFolder
-from lora_lab.runner.progress import Progress
 from lora_lab.study.events import Evaluated
+from lora_lab.terminal.progress import Progress
 from lora_lab.tracking.journal import read
 from lora_lab.tracking.records import TrialStarted
 
@@ -288,8 +288,8 @@ def test_adapters_of_read_off_trials_are_kept_while_they_may_be_chosen(folder, t
 
 
 def test_the_json_display_tells_milestones(folder):
-    from lora_lab.runner.display import JsonDisplay
     from lora_lab.study.events import Milestone
+    from lora_lab.terminal.display import JsonDisplay
 
     stream = io.StringIO()
     display = JsonDisplay(stream)

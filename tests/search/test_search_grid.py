@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lora_lab.common.errors import InputError
 from lora_lab.search.store import open_store
-from lora_lab.study.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

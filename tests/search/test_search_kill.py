@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lora_lab.common.errors import StorageError
 from lora_lab.search.store import open_store
 from lora_lab.search.urls import sqlite_url
-from lora_lab.study.errors import StorageError
 
 if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult

@@ -13,10 +13,10 @@ from optuna.storages import RDBStorage, get_storage
 from optuna.study import StudyDirection
 from sqlalchemy import event
 
+from lora_lab.common.errors import InputError, StorageError
 from lora_lab.search.patience import PatientStorage
 from lora_lab.search.store import open_store
 from lora_lab.search.urls import sqlite_url
-from lora_lab.study.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lora_lab.common.errors import InputError, StorageError, TrainingError
 from lora_lab.search.store import StudyStore, open_store
-from lora_lab.study.errors import InputError, StorageError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_lab.study.loading import load_study
+from lora_lab.study.file.loading import load_study
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(ROOT.glob("studies/*.yaml"))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lora_lab.study.errors import StorageError, StudyFileError
-from lora_lab.study.loading import load_spec_json, load_study
+from lora_lab.common.errors import StorageError, StudyFileError
+from lora_lab.study.file.loading import load_spec_json, load_study
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -274,7 +274,7 @@ def test_a_sweep_file_may_not_be_a_list_or_empty(study_file: Path, sweep_file: P
 
 def test_loading_imports_no_heavy_library() -> None:
     code = (
-        "import sys, time; began = time.process_time(); import lora_lab.study.loading, lora_lab.study.resume, "
+        "import sys, time; began = time.process_time(); import lora_lab.study.file.loading, lora_lab.study.resume, "
         "lora_lab.study.identity; "
         "print([m for m in ('torch', 'transformers', 'peft', 'optuna', 'mlflow', 'numpy', 'pandas', 'plotly')"
         " if m in sys.modules], time.process_time() - began < 1.5)"

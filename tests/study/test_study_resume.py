@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lora_lab.study.errors import InputError
-from lora_lab.study.loading import load_study
+from lora_lab.common.errors import InputError
+from lora_lab.study.file.loading import load_study
 from lora_lab.study.resume import compare_for_resume, study_fingerprint
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.tracking import resolve_tracking_uri, ui_command
 from lora_lab.tracking.address import shown
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scripted_study import evaluated, logged, started, study_started, write_study
 
-from lora_lab.study.errors import StorageError
+from lora_lab.common.errors import StorageError
 from lora_lab.study.events import Logged
 from lora_lab.tracking import Attached, Journal, TrialEnded, curves, read
 from lora_lab.tracking.journal import journal_id
@@ -124,7 +124,7 @@ import resource, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from scripted_study import logged, started
-from lora_lab.study.errors import StorageError
+from lora_lab.common.errors import StorageError
 from lora_lab.tracking import Journal, curves
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path({str(folder)!r})

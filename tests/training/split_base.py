@@ -17,13 +17,13 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 from transformers import AutoModelForCausalLM
 
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
-from lora_lab.training.adapters import initial_weights
-from lora_lab.training.architecture import linear_map
-from lora_lab.training.base import Base, modules_elsewhere
+from lora_lab.training.base.adapters import initial_weights
+from lora_lab.training.base.architecture import linear_map
+from lora_lab.training.base.loading import Base, modules_elsewhere
 from lora_lab.training.datasets import TokenizedSplits
-from lora_lab.training.packed_model import IGNORED, PackedBatch, PackedModel, pad_positions, pad_rows
+from lora_lab.training.packed.model import IGNORED, PackedBatch, PackedModel, pad_positions, pad_rows
+from lora_lab.training.packed.slot import Slot
 from lora_lab.training.schedule import BatchPlan
-from lora_lab.training.slot import Slot
 
 DEVICE_MAP = {
     "model.embed_tokens": "cpu",

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from lora_lab.study.settings import LoraSettings, ModelSettings
 from lora_lab.study.targets import resolve_targets
-from lora_lab.training.adapters import initial_weights, lora_config, save_adapter
-from lora_lab.training.architecture import linear_map
+from lora_lab.training.base.adapters import initial_weights, lora_config, save_adapter
+from lora_lab.training.base.architecture import linear_map
 
 
 def make_llama(dtype=torch.float32):

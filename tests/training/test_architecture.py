@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import GPT2Config, LlamaConfig, Qwen3Config
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.study.settings import LoraSettings
 from lora_lab.study.targets import trainable_parameters
-from lora_lab.training.architecture import linear_map_of_config
+from lora_lab.training.base.architecture import linear_map_of_config
 
 QV = ("q_proj", "v_proj")
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny import CPU
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.study.settings import ModelSettings
-from lora_lab.training.base import architecture, load_base, locate, resolve_dtype
+from lora_lab.training.base.loading import architecture, load_base, locate, resolve_dtype
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from lora_lab.study.errors import CheckpointError, StorageError
+from lora_lab.common.errors import CheckpointError, StorageError
+from lora_lab.common.files import write_durably
 from lora_lab.training.checkpoint import MANIFEST, read_checkpoint, write_checkpoint
-from lora_lab.training.durable import write_durably
-from lora_lab.training.slot import Progress
+from lora_lab.training.packed.slot import Progress
 
 SIZE = 1000
 OLD = Progress(step=7, last_evaluation=1, train_seconds=1.25, train_tokens=999)

@@ -15,14 +15,14 @@ from tiny import CPU, drain, only
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from lora_lab.study.errors import CheckpointError, InputError
+from lora_lab.common.errors import CheckpointError, InputError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, Milestone, OutOfMemory
 from lora_lab.training import evaluation
-from lora_lab.training.architecture import linear_map
-from lora_lab.training.base import load_base
+from lora_lab.training.base.architecture import linear_map
+from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
-from lora_lab.training.engine import PackedEngine
-from lora_lab.training.reference import ReferenceEngine
+from lora_lab.training.packed_engine import PackedEngine
+from lora_lab.training.reference_engine import ReferenceEngine
 
 pytestmark = pytest.mark.usefixtures("_little_to_collect")
 

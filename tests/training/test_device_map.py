@@ -12,12 +12,12 @@ import torch
 from accelerate import dispatch_model
 from tiny import CPU, drain, gradients, llama_config, make_base, make_batch, make_slot, make_tokens, only
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.study.events import Finished, Logged
 from lora_lab.study.settings import ModelSettings
-from lora_lab.training import base as base_module
-from lora_lab.training.base import load_base, modules_elsewhere
-from lora_lab.training.packed_model import PackedModel
+from lora_lab.training.base import loading as base_module
+from lora_lab.training.base.loading import load_base, modules_elsewhere
+from lora_lab.training.packed.model import PackedModel
 
 ELSEWHERE = torch.device("cpu:0")
 """To torch another device than "cpu", so that copies are kept there as on a second GPU."""

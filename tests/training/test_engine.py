@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from tiny import CPU, VOCABULARY, drain, only
 from transformers import AutoModelForCausalLM
 
-from lora_lab.study.errors import CheckpointError, InputError, StorageError
+from lora_lab.common.errors import CheckpointError, InputError, StorageError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, OutOfMemory
 from lora_lab.study.settings import ModelSettings
 from lora_lab.training import assessment
-from lora_lab.training.architecture import linear_map
-from lora_lab.training.base import load_base
+from lora_lab.training.base.architecture import linear_map
+from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
-from lora_lab.training.engine import PackedEngine
+from lora_lab.training.packed_engine import PackedEngine
 
 
 def general_text(bench):

@@ -12,10 +12,10 @@ from transformers import Gemma2Config, GPT2Config, MistralConfig, Qwen3Config
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from lora_lab.training import frozen
-from lora_lab.training.frozen import FrozenNorm, GatedProduct, product, simplify
-from lora_lab.training.frozen_head import ROWS_AT_ONCE, head_loss
-from lora_lab.training.packed_model import PackedModel
+from lora_lab.training.packed import frozen
+from lora_lab.training.packed.frozen import FrozenNorm, GatedProduct, product, simplify
+from lora_lab.training.packed.frozen_head import ROWS_AT_ONCE, head_loss
+from lora_lab.training.packed.model import PackedModel
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (2, 3, 4, 6)])

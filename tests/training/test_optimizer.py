@@ -10,9 +10,9 @@ from peft.optimizers import create_loraplus_optimizer
 from tiny import llama_config, make_base, make_slot
 from transformers import AutoModelForCausalLM
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.study.settings import TrainingSettings
-from lora_lab.training.optimizer import BLOCK, SMALLEST_8BIT, SlotOptimizer
+from lora_lab.training.packed.optimizer import BLOCK, SMALLEST_8BIT, SlotOptimizer
 
 KINDS = {
     "adamw": {"optim": "adamw_torch", "weight_decay": 0.1, "adam_beta1": 0.8},

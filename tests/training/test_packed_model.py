@@ -29,9 +29,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from lora_lab.study.errors import TrainingError
-from lora_lab.training import packed_model
-from lora_lab.training.packed_model import IGNORED, PackedBatch, PackedModel
+from lora_lab.common.errors import TrainingError
+from lora_lab.training.packed import model as packed_model
+from lora_lab.training.packed.model import IGNORED, PackedBatch, PackedModel
 
 SMALL = {
     "hidden_size": 32,

@@ -9,10 +9,10 @@ from test_packed_model import AFTER_HEAD, CONFIGS
 from tiny import VOCABULARY, gradients, make_base, make_batch, make_slot, make_tokens, only
 from transformers import BloomConfig, MambaConfig, MistralConfig
 
+from lora_lab.common.errors import InputError
 from lora_lab.data.blocks import pack_examples
-from lora_lab.study.errors import InputError
 from lora_lab.study.events import Evaluated, Logged
-from lora_lab.training.packed_model import IGNORED, PackedBatch, PackedModel, pad_positions, pad_rows
+from lora_lab.training.packed.model import IGNORED, PackedBatch, PackedModel, pad_positions, pad_rows
 
 ROW = 24
 SLIDING = {

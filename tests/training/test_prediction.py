@@ -10,10 +10,10 @@ from transformers import GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
 
 from lora_lab.study.events import Finished
 from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
-from lora_lab.training.base import load_base
+from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
-from lora_lab.training.engine import PackedEngine
-from lora_lab.training.prediction import MemoryPredictor
+from lora_lab.training.memory.predictor import MemoryPredictor
+from lora_lab.training.packed_engine import PackedEngine
 
 CODE = "builtin/stdlib-code"
 TOLERANCE_PERCENT = 2.0

@@ -8,9 +8,9 @@ from test_packed_model import CONFIGS
 from tiny import gradients, llama_config, make_base, make_batch, make_slot, make_tokens, only
 from torch import nn
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.study.events import Finished
-from lora_lab.training.packed_model import PackedModel
+from lora_lab.training.packed.model import PackedModel
 
 
 def trained(model, base, *, recompute: bool, dropout: float):
@@ -75,7 +75,7 @@ def test_the_measured_peak_falls(bench):
 
 
 def test_a_base_without_layers_to_recompute_is_refused(bench, monkeypatch):
-    monkeypatch.setattr("lora_lab.training.abilities.GradientCheckpointingLayer", nn.Transformer)
+    monkeypatch.setattr("lora_lab.training.base.abilities.GradientCheckpointingLayer", nn.Transformer)
     engine = bench.engine()
     with pytest.raises(InputError, match=r"gradient_checkpointing: LlamaForCausalLM has no layers .* set it to false"):
         engine.admit(0, bench.trial(gradient_checkpointing=True))

@@ -16,17 +16,17 @@ from tiny import CPU, drain, llama_config, only, write_base
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from lora_lab.study.errors import InputError
+from lora_lab.common.errors import InputError
 from lora_lab.study.events import Evaluated, Finished, Logged
 from lora_lab.study.settings import LoftQSettings
 from lora_lab.study.targets import trainable_parameters
-from lora_lab.training.base import load_base
+from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.evaluation import evaluate
-from lora_lab.training.loftq import loftq
-from lora_lab.training.reference import ReferenceEngine
-from lora_lab.training.reference_forward import ReferenceModel
-from lora_lab.training.reference_model import set_mode
+from lora_lab.training.reference.forward import ReferenceModel
+from lora_lab.training.reference.loftq import loftq
+from lora_lab.training.reference.model import set_mode
+from lora_lab.training.reference_engine import ReferenceEngine
 
 pytestmark = pytest.mark.usefixtures("_little_to_collect")
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lora_lab.training.stepwise import Stepwise
+from lora_lab.training.reference.stepwise import Stepwise
 
 
 def counting(seen, limit=3):

@@ -1,0 +1,1 @@
+"""What every package may use: errors, files, secrets, sizes. Imports nothing of ours."""

@@ -1,0 +1,49 @@
+"""How many training examples a study has, where that is told without reading them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyarrow import parquet  # type: ignore[import-untyped]
+
+from lora_lab.builtin.datasets import write_dataset
+
+if TYPE_CHECKING:
+    from lora_lab.study.settings import DatasetRef, DataSettings
+
+
+def training_examples(data: DataSettings) -> int | None:
+    """Rows to train on, the held-out share taken off; None for data that would have to be fetched or parsed.
+
+    Raises:
+        InputError: a built-in dataset that does not exist.
+    """
+    rows = _rows(data.train)
+    if rows is None:
+        return None
+    rows = min(rows, data.train.max_examples or rows)
+    if isinstance(data.eval, float):
+        rows -= round(data.eval * rows)
+    return min(rows, data.max_train_examples or rows)
+
+
+def _rows(ref: DatasetRef) -> int | None:
+    if ref.path.startswith("builtin/"):
+        with tempfile.TemporaryDirectory() as folder:
+            return _lines(write_dataset(ref.path, Path(folder))[ref.split or "train"])
+    path = Path(ref.path).expanduser()
+    if not path.is_file():
+        return None
+    match path.suffix.lower():
+        case ".jsonl":
+            return _lines(path)
+        case ".parquet":
+            return int(parquet.read_metadata(path).num_rows)
+    return None
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())

@@ -1,0 +1,338 @@
+"""What a study will cost, before it costs anything: no weights, no data and no GPU are needed."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lora_lab.analysis.audit import audit
+from lora_lab.analysis.wording import value_text
+from lora_lab.common.errors import StorageError
+from lora_lab.planning.devices import Device
+from lora_lab.planning.example_count import training_examples
+from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
+from lora_lab.planning.trainings import MOST_VARIANTS, Grid, configurations, deciding
+from lora_lab.results.storage import storage_url
+from lora_lab.search.store import open_store
+from lora_lab.study.engines import engine_for
+from lora_lab.study.targets import trainable_parameters
+from lora_lab.study.trajectory import trajectory_note
+from lora_lab.training.base.loading import default_device, device_name, model_config
+from lora_lab.training.device import device_bytes
+from lora_lab.training.memory.predictor import CONTEXT_BYTES, MemoryPredictor
+from lora_lab.training.memory.room import Need, memory_limit, pack_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.study.settings import ModelSettings, TrialConfig
+    from lora_lab.study.spec import StudySpec
+    from lora_lab.study.targets import LinearMap
+    from lora_lab.training.memory.predictor import MemoryPrediction
+
+MEMORY_PARAMETERS = (
+    "r",
+    "target_modules",
+    "layers",
+    "lora_dropout",
+    "init_lora_weights",
+    "use_dora",
+    "bias",
+    "modules_to_save",
+    "quantization",
+    "double_quant",
+    "max_length",
+    "packing",
+    "per_device_train_batch_size",
+    "gradient_checkpointing",
+    "optim",
+)
+"""The parameters that decide a trial's memory, its engine, and its number of parameters."""
+COST_PARAMETERS = (*MEMORY_PARAMETERS, "num_train_epochs", "max_steps", "gradient_accumulation_steps")
+REMEDIED = 3
+"""So many of the configurations that do not fit are tried with what could make them fit."""
+
+
+def local_device() -> Device:
+    """The device that `sweep` would train on here."""
+    device = default_device()
+    memory = device_bytes(device)
+    return Device(device_name(), None if memory is None else memory[1], is_cuda=memory is not None)
+
+
+def make_plan(
+    spec: StudySpec,
+    folder: RunFolder,
+    *,
+    device: Device | None = None,
+    limit: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Work out what a study will do, and what it needs on a device.
+
+    Args:
+        spec: The study.
+        folder: Where its earlier trials are, if any: they tell the speed.
+        device: By default the one that is here.
+        limit: `--memory-limit`.
+        progress: Told what is being worked out.
+
+    Raises:
+        InputError: the model or a target does not exist, or the limit is none.
+    """
+    planner = _Planner(spec, folder, device or local_device(), limit, progress)
+    return planner.plan()
+
+
+class _Planner:
+    def __init__(
+        self, spec: StudySpec, folder: RunFolder, device: Device, limit: str | None, progress: Callable[[str], None]
+    ) -> None:
+        self._spec, self._folder, self._device, self._progress = spec, folder, device, progress
+        free = None if device.total_bytes is None else device.total_bytes - CONTEXT_BYTES
+        of_one_device = memory_limit(limit, free)
+        is_split = limit is None and spec.model.device_map is not None
+        self._limit = None if is_split else of_one_device
+        self._config = model_config(spec.model)
+        self._predictors: dict[ModelSettings, MemoryPredictor] = {}
+        self._linears = self._predictor(spec.model).linears
+
+    def _predictor(self, model: ModelSettings) -> MemoryPredictor:
+        if model not in self._predictors:
+            self._predictors[model] = MemoryPredictor(
+                self._config,
+                model,
+                "cuda" if self._device.is_cuda else "cpu",
+                fused_attention=self._device.fused_attention,
+            )
+        return self._predictors[model]
+
+    def plan(self) -> Plan:
+        spec, sweep = self._spec, self._spec.sweep
+        shapes = list(_first(_distinct(configurations(spec, deciding(spec, MEMORY_PARAMETERS)))))
+        grid = Grid(spec, lambda _: self._linears) if sweep.sampler == "grid" else None
+        asked = grid.cells if grid and sweep.n_trials is None else sweep.n_trials or 0
+        if grid and sweep.n_trials is not None:
+            asked = min(asked, grid.cells)
+        is_exact = grid is not None and grid.is_compared and asked == grid.cells
+        trained = len(grid.trained) if grid and is_exact else asked
+        retrainings = sweep.confirm.top * sweep.confirm.seeds if sweep.confirm else 0
+        memory = self._memory(shapes)
+        return Plan(
+            study_name=spec.study_name,
+            question=spec.question,
+            model=spec.model.model_name_or_path,
+            base_parameters=self._linears.total_parameters,
+            device=self._device.name,
+            device_bytes=self._device.total_bytes,
+            limit_bytes=self._limit,
+            sampler=sweep.sampler,
+            configurations=asked,
+            is_exact=is_exact,
+            duplicates=asked - grid.distinct if grid and is_exact else None,
+            shared=grid.distinct - trained if grid and is_exact else None,
+            trained=trained,
+            retrainings=retrainings,
+            space={name: _space_text(spec, name) for name in sweep.parameters},
+            trajectory=trajectory_note(spec),
+            pack_size=str(sweep.pack_size),
+            packs=self._packs(trained + retrainings, memory),
+            engines=_engines(shapes),
+            adapters=_adapters(shapes, self._linears),
+            memory=memory,
+            work=self._work(grid if is_exact else None, trained, retrainings),
+            notes=tuple(note.sentence for note in audit(spec)),
+        )
+
+    # Memory
+
+    def _memory(self, shapes: Sequence[TrialConfig]) -> tuple[Memory, ...]:
+        families: dict[TrialConfig, list[TrialConfig]] = {}
+        for config in shapes:
+            families.setdefault(_with_lora(config, r=1, lora_alpha=None), []).append(config)
+        predicted: dict[TrialConfig, MemoryPrediction | None] = {}
+        for done, family in enumerate(families.values()):
+            self._progress(f"memory: {done} of {len(families)} kinds of trials")
+            ranked = sorted(family, key=lambda config: config.lora.r)
+            for config in (ranked[0], ranked[-1], *ranked[1:-1]):  # those between are then interpolated
+                predicted[config] = self._predict(config)
+        rows = [self._row(config, predicted[config]) for config in shapes]
+        self._progress("what would make it fit")
+        worst = sorted((index for index, row in enumerate(rows) if row.fits is False), key=lambda i: -_size(rows[i]))
+        for index in worst[:REMEDIED]:
+            rows[index] = self._row(shapes[index], predicted[shapes[index]], self._remedies(shapes[index]))
+        return tuple(rows)
+
+    def _predict(self, config: TrialConfig) -> MemoryPrediction | None:
+        """None for the reference engine, whose step is PEFT's and the Trainer's."""
+        if engine_for(config).name == "reference":
+            return None
+        return self._predictor(config.model).predict(config)
+
+    def _row(
+        self, config: TrialConfig, predicted: MemoryPrediction | None, remedies: tuple[Remedy, ...] = ()
+    ) -> Memory:
+        return Memory(
+            quantization=config.model.quantization + ("+double" if config.model.double_quant else ""),
+            r=config.lora.r,
+            target_modules=value_text(config.lora.target_modules),
+            layers=value_text(config.lora.layers),
+            rows=config.training.per_device_train_batch_size,
+            max_length=config.data.max_length,
+            other=_other(self._spec, config),
+            engine=engine_for(config).name,
+            predicted_bytes=None if predicted is None else predicted.total,
+            terms=None if predicted is None else asdict(predicted),
+            fits=None if predicted is None or self._limit is None else predicted.allocated <= self._limit,
+            at_once=None if predicted is None or self._limit is None else _at_once(predicted, config, self._limit),
+            remedies=remedies,
+        )
+
+    def _remedies(self, config: TrialConfig) -> tuple[Remedy, ...]:
+        """What each change alone, and all of them together, come to."""
+        changes: dict[str, TrialConfig] = {}
+        if config.model.quantization == "none":
+            changes["quantization: nf4"] = _quantized(config)
+        if not config.training.gradient_checkpointing:
+            changes["gradient_checkpointing: true"] = _with_training(config, gradient_checkpointing=True)
+        rows, steps = config.training.per_device_train_batch_size, config.training.gradient_accumulation_steps
+        if rows > 1:
+            name = f"per_device_train_batch_size: 1 with gradient_accumulation_steps: {rows * steps}"
+            changes[name] = _with_training(
+                config, per_device_train_batch_size=1, gradient_accumulation_steps=rows * steps
+            )
+        if len(changes) > 1:
+            both = _with_training(config, gradient_checkpointing=True, per_device_train_batch_size=1)
+            changes["all of these"] = _quantized(both) if config.model.quantization == "none" else both
+        found = []
+        for name, changed in changes.items():
+            predicted = self._predict(changed)
+            if predicted is not None and self._limit is not None:
+                found.append(Remedy(name, predicted.total, fits=predicted.allocated <= self._limit))
+        return tuple(found)
+
+    def _packs(self, trials: int, memory: Sequence[Memory]) -> int | None:
+        size = self._spec.sweep.pack_size
+        if size == "auto":
+            return None
+        fitting = [row.at_once for row in memory if row.at_once]
+        return -(-trials // min(size, max(fitting, default=size)))
+
+    # Work
+
+    def _work(self, grid: Grid | None, trained: int, retrainings: int) -> Work:
+        spec = self._spec
+        examples = training_examples(spec.data)
+        shapes = list(_first(_distinct(configurations(spec, deciding(spec, COST_PARAMETERS)))))
+        speed = _measured_speed(spec, self._folder)
+        if examples is None:
+            return Work(None, None, None, None, speed)
+        per_epoch = [self._flops(config, examples, epochs=1) for config in shapes]
+        costs = [self._costs(config, examples) for config in (grid.trained.values() if grid else shapes)]
+        mean = [statistics.fmean(column) for column in zip(*costs, strict=True)]
+        tokens, flops = (value * (trained + retrainings) for value in mean)
+        return Work(
+            examples=examples,
+            flops_per_epoch=(min(per_epoch), max(per_epoch)),
+            total_flops=flops,
+            seconds=None if speed is None else tokens / speed,
+            tokens_per_second=speed,
+        )
+
+    def _costs(self, config: TrialConfig, examples: int) -> tuple[float, float]:
+        """Tokens and floating-point operations of a trial."""
+        training = config.training
+        per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        epochs = training.max_steps * per_step / examples if training.max_steps else training.num_train_epochs
+        return epochs * examples * config.data.max_length, self._flops(config, examples, epochs)
+
+    def _flops(self, config: TrialConfig, examples: int, epochs: float) -> float:
+        """2 + 2 per parameter of the frozen base and token, 2 + 4 per adapter parameter, as `total_flos` counts."""
+        parameters = 4 * self._linears.total_parameters + 6 * trainable_parameters(self._linears, config.lora)
+        return parameters * epochs * examples * config.data.max_length
+
+
+def _first(configs: Iterable[TrialConfig]) -> Iterable[TrialConfig]:
+    for index, config in enumerate(configs):
+        if index == MOST_VARIANTS:
+            return
+        yield config
+
+
+def _distinct(configs: Iterable[TrialConfig]) -> Iterable[TrialConfig]:
+    return dict.fromkeys(configs)
+
+
+def _with_lora(config: TrialConfig, **changes: Any) -> TrialConfig:
+    return config.model_copy(update={"lora": config.lora.model_copy(update=changes)})
+
+
+def _with_training(config: TrialConfig, **changes: Any) -> TrialConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
+
+
+def _quantized(config: TrialConfig) -> TrialConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"quantization": "nf4"})})
+
+
+def _size(row: Memory) -> int:
+    return row.predicted_bytes or 0
+
+
+def _other(spec: StudySpec, config: TrialConfig) -> str:
+    """What is searched beside the columns of the table."""
+    shown = ("lora_dropout", "packing", "gradient_checkpointing", "optim", "use_dora", "bias", "init_lora_weights")
+    values = config.lora.model_dump() | config.training.model_dump() | config.data.model_dump()
+    return ", ".join(f"{name}={value_text(values[name])}" for name in shown if name in spec.sweep.parameters)
+
+
+def _at_once(predicted: MemoryPrediction, config: TrialConfig, limit: int) -> int:
+    need = Need.of(predicted, config.data.max_length)
+    own = pack_bytes([need]) - need.shared
+    return max(0, (limit - need.shared) // own)
+
+
+def _space_text(spec: StudySpec, name: str) -> str:
+    parameter = spec.sweep.parameters[name]
+    when = " and ".join(
+        f"{other} {'in ' + ', '.join(map(value_text, one.values)) if one.values else f'from {one.min} to {one.max}'}"
+        for other, one in parameter.when.items()
+    )
+    if parameter.values is not None:
+        text = ", ".join(map(value_text, parameter.values))
+    else:
+        kind = ", log" if parameter.log else f", step {parameter.step}" if parameter.step is not None else ""
+        text = f"{parameter.min} to {parameter.max}{kind}"
+    return f"{text} (when {when})" if when else text
+
+
+def _engines(shapes: Sequence[TrialConfig]) -> tuple[EngineUse, ...]:
+    counts = Counter(tuple(engine_for(config)) for config in shapes)
+    return tuple(EngineUse(name, reason, count) for (name, reason), count in counts.items())
+
+
+def _adapters(shapes: Sequence[TrialConfig], linears: LinearMap) -> tuple[Adapter, ...]:
+    rows: dict[tuple[int, str, str], Adapter] = {}
+    for config in shapes:
+        lora = config.lora
+        key = (lora.r, value_text(lora.target_modules), value_text(lora.layers))
+        if key not in rows:
+            count = trainable_parameters(linears, lora)
+            rows[key] = Adapter(*key, count, 100.0 * count / (linears.total_parameters + count))
+    return tuple(sorted(rows.values(), key=lambda row: (row.target_modules, row.layers, row.r)))
+
+
+def _measured_speed(spec: StudySpec, folder: RunFolder) -> float | None:
+    """Median tokens per second of this study's finished trials, None where it has not begun."""
+    if spec.storage is None and not folder.database.exists():
+        return None
+    try:
+        with open_store(spec, storage_url(spec, folder), create=False) as store:
+            speeds = [result.metrics.get("tokens_per_second", 0.0) for result in store.results()]
+    except StorageError:
+        return None  # what is not readable tells no speed, and a plan needs none
+    known = [speed for speed in speeds if speed > 0]
+    return statistics.median(known) if known else None

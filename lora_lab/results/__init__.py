@@ -1,0 +1,1 @@
+"""What a study leaves in `runs/<study_name>/`."""

@@ -1,0 +1,59 @@
+"""The chosen trials as files: `best/` (lowest loss) and `recommended/` (cheapest within the margin)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import yaml
+
+from lora_lab.common.errors import StorageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lora_lab.study.results import TrialResult
+
+
+def write_choice(folder: Path, result: TrialResult, adapter: Path | None) -> None:
+    """Write one trial's adapter and configuration into `folder`, replacing what was there.
+
+    ::
+
+        adapter/                PEFT: adapter_config.json, adapter_model.safetensors
+        adapter_config.json     the same config, for tools that want only the settings
+        config.yaml             the trial's settings in the words of a study file, and its figures
+
+    Without an adapter there is only the last one, which a training can start from.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        if adapter is None:
+            partial.mkdir()
+        else:
+            shutil.copytree(adapter, partial / "adapter")
+            shutil.copy2(adapter / "adapter_config.json", partial / "adapter_config.json")
+        (partial / "config.yaml").write_text(configuration_yaml(result))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)  # noqa: PTH105 -- the atomic rename is the point
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {folder}: {error.strerror} ({error.filename}); free space and run again"
+        ) from error
+
+
+def configuration_yaml(result: TrialResult) -> str:
+    """A trial's whole configuration as YAML whose four sections may be pasted into a study file."""
+    sections = result.config.model_dump(mode="json", exclude_none=True)
+    sections["lora"].pop("alpha_ratio", None)
+    sections["lora"]["lora_alpha"] = result.config.lora.alpha
+    figures = {name: round(value, 6) for name, value in result.metrics.items()}
+    header = f"# Trial {result.number}; the four sections below are those of a study file.\n"
+    measured = "# Measured: " + json.dumps(figures) + "\n"
+    return header + measured + str(yaml.safe_dump(sections, sort_keys=False))

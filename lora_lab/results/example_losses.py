@@ -1,0 +1,61 @@
+"""What trials measured on every evaluation example, read from the study's folder."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from lora_lab.analysis.paired import ExampleLosses, token_mean
+from lora_lab.analysis.replicates import replicate_groups
+from lora_lab.common.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.study.results import TrialResult
+
+TOLERANCE = 1e-6
+"""Relative; a file whose mean is further from the trial's eval_loss is of another evaluation."""
+
+
+def read_example_losses(folder: RunFolder, results: Sequence[TrialResult]) -> dict[int, ExampleLosses]:
+    """Final per-example eval losses by trial number, of the trials that comparisons rest on.
+
+    These are the replicates, and all single runs where there are none. Trials whose file is gone, or is of another
+    evaluation, are left out.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    groups = replicate_groups(results)
+    repeated = [group for group in groups if len(group.values) > 1]
+    runs = [run for group in repeated or groups for run in group.runs.values()]
+    read = ((run, _read(path)) for run in runs if (path := _path(folder, run)) is not None)
+    return {run.number: losses for run, losses in read if _belongs(run, losses)}
+
+
+def _path(folder: RunFolder, run: TrialResult) -> Path | None:
+    """The file of a trial's last evaluation; one read off another trial may have it in that one's folder."""
+    owners = [run.number] if run.source is None else [run.number, run.source]
+    name = f"eval-{max(run.curve, default=0):04d}.safetensors"
+    paths = [folder.trial(owner) / "evaluations" / name for owner in owners]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _read(path: Path) -> ExampleLosses:
+    try:
+        arrays = load_file(path)
+        return ExampleLosses(arrays["nll"], arrays["label_tokens"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"the losses in {path} cannot be read ({error}); remove the file: the report then goes without it"
+        ) from error
+
+
+def _belongs(run: TrialResult, losses: ExampleLosses) -> bool:
+    return run.eval_loss is not None and math.isclose(token_mean(losses), run.eval_loss, rel_tol=TOLERANCE)

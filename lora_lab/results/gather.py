@@ -1,0 +1,129 @@
+"""What the report is made of, gathered from the trials of a study and from the adapters in its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+
+from lora_lab.analysis.adequate_rank import rank_curves
+from lora_lab.analysis.epochs import epoch_curves
+from lora_lab.analysis.equal_budget import compare_arms
+from lora_lab.analysis.forgetting import forgetting_trade
+from lora_lab.analysis.pareto import AXES, front
+from lora_lab.analysis.scale import scale_response, score_rules
+from lora_lab.analysis.spectrum import spectrum, summarize
+from lora_lab.analysis.wording import config_label
+from lora_lab.common.errors import CheckpointError, InputError
+from lora_lab.figures.evidence import AdapterSpectrum, Evidence, Importance, Reproduction
+from lora_lab.search.importance import importances
+from lora_lab.tracking.describe import versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lora_lab.analysis.spectrum import Spectrum
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.results.results import Results, Source
+
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+MOST_SPECTRA = 6
+"""Adapters whose singular values are computed: the chosen ones and their closest rivals."""
+
+
+def gather(results: Results, folder: RunFolder, source: Source, device: str | None = None) -> Evidence:
+    """Compute everything that the report shows; adapters are read where they are still there.
+
+    Raises:
+        CheckpointError: an adapter is damaged.
+    """
+    spec, trials, findings = results.spec, results.trials, results.findings
+    share = spec.sweep.verdict.margin
+    comparisons = (compare_arms(trials, "target_modules"), compare_arms(trials, "layers"))
+    fronts = (front(trials, (axis,)) for axis in AXES if axis != "forgetting")
+    packages = versions() | ({"device": device} if device else {})
+    return Evidence(
+        spec=spec,
+        results=trials,
+        findings=findings,
+        base_forgetting=results.base_forgetting,
+        notes=results.notes,
+        rank_curves=rank_curves(trials, findings.base_loss, share),
+        arms=[comparison for comparison in comparisons if comparison is not None],
+        scale=scale_response(trials),
+        rules=score_rules(trials),
+        fronts=[one for one in fronts if one is not None],
+        epochs=epoch_curves(trials),
+        forgetting=forgetting_trade(trials, findings.base_loss, share),
+        importance=_importance(results),
+        spectra=adapter_spectra(results, folder),
+        reproduction=Reproduction(command=source.command, study_hash=source.digest, versions=packages),
+    )
+
+
+def _importance(results: Results) -> Importance | None:
+    found = importances(results.spec, results.trials)
+    if found is None:
+        return None
+    shares = {"PED-ANOVA": found.ped_anova, "fANOVA": found.fanova}
+    return Importance(trials=found.trials, shares={name: of for name, of in shares.items() if of}, caveat=found.caveat)
+
+
+def adapter_spectra(results: Results, folder: RunFolder) -> list[AdapterSpectrum]:
+    """Spectra of the adapters of the chosen trials and of their closest rivals, as far as they were kept.
+
+    DoRA is left out: its update is not scaling * B A alone.
+
+    Raises:
+        CheckpointError: an adapter is damaged.
+    """
+    findings = results.findings
+    chosen = {"best": findings.best, "recommended": findings.cheapest}
+    numbers = [standing.number for standing in chosen.values() if standing is not None]
+    numbers += [row.standing.number for row in sorted(findings.rows, key=lambda row: row.standing.value)]
+    by_number = {trial.number: trial for trial in results.trials}
+    spectra = []
+    for number in dict.fromkeys(numbers):
+        trial = by_number[number]
+        adapter = folder.adapter_of(trial)
+        if trial.config.lora.use_dora or not (adapter / "adapter_model.safetensors").is_file():
+            continue
+        role = " and ".join(name for name, standing in chosen.items() if standing and standing.number == number)
+        summary = summarize(read_spectra(adapter).values())
+        spectra.append(AdapterSpectrum(number=number, label=config_label(trial.config), role=role, summary=summary))
+    return spectra[:MOST_SPECTRA]
+
+
+def read_spectra(adapter: Path) -> dict[str, Spectrum]:
+    """The spectrum of every adapted matrix of a PEFT adapter folder, by the name of its A.
+
+    Raises:
+        CheckpointError: the adapter is damaged.
+    """
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        payload = (adapter / "adapter_model.safetensors").read_bytes()
+        entries = dict(deserialize(payload))  # type: ignore[no-untyped-call]
+        scaling = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+        pairs = {name: name.replace(".lora_A.", ".lora_B.") for name in entries if ".lora_A." in name}
+        return {a: spectrum(_array(entries[a]), _array(entries[b]), scaling) for a, b in sorted(pairs.items())}
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, InputError) as error:
+        raise CheckpointError(
+            f"the adapter {adapter} cannot be read ({error}); remove that folder to have the report without it"
+        ) from error
+
+
+def _array(entry: dict[str, object]) -> np.ndarray:
+    """An array from what safetensors gives; numpy has no bfloat16, which is the upper half of a float32."""
+    dtype, shape, data = entry["dtype"], entry["shape"], entry["data"]
+    assert isinstance(dtype, str)
+    assert isinstance(shape, list)
+    assert isinstance(data, (bytes, bytearray))
+    if dtype == "BF16":
+        flat = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        flat = np.frombuffer(data, DTYPES[dtype])
+    return flat.reshape(shape)

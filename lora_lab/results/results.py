@@ -1,0 +1,63 @@
+"""The trials of a study as its storage has them, and the verdict on them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_lab.analysis.audit import AuditNote, audit
+from lora_lab.analysis.verdict import decide
+from lora_lab.common.errors import StorageError
+from lora_lab.results.example_losses import read_example_losses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lora_lab.analysis.findings import Findings
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.search.store import StudyStore
+    from lora_lab.study.results import TrialResult
+    from lora_lab.study.spec import StudySpec
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the study came from, for the words "how to reproduce"."""
+
+    path: Path
+    command: str
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the study file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The trials of a study, and what they say."""
+
+    spec: StudySpec
+    trials: Sequence[TrialResult]
+    findings: Findings
+    notes: Sequence[AuditNote]
+    base_forgetting: float | None
+
+
+def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder) -> Results:
+    """Read the storage, and per-example losses where they are still there, and decide; nothing is trained or written.
+
+    Raises:
+        StorageError: the study has not begun, or cannot be read.
+        CheckpointError: a file of losses is damaged.
+    """
+    losses = store.base_losses()
+    if losses is None:
+        raise StorageError(f"study {spec.study_name} has no results yet; run `python -m lora_lab.sweep` on it first")
+    base_loss, base_forgetting = losses
+    trials = store.results()
+    examples, verdict = read_example_losses(folder, trials), spec.sweep.verdict
+    findings = decide(trials, base_loss, verdict.margin, losses=examples, cost=verdict.cost)
+    return Results(spec, trials, findings, audit(spec, findings, trials), base_forgetting)

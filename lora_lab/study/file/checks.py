@@ -1,0 +1,131 @@
+"""Whether every value that a sweep may choose is one that a trial can have, found before any trial starts."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from lora_lab.common.secrets import shown
+from lora_lab.study.file.problems import Problem, problems
+from lora_lab.study.sweep import SEARCHABLE, SECTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lora_lab.study.file.yaml_source import KeyPath
+    from lora_lab.study.spec import StudySpec
+    from lora_lab.study.sweep import Value
+
+_PARAMETERS: KeyPath = ("sweep", "parameters")
+_LINKED = (
+    ("quantization", "double_quant"),
+    ("r", "init_lora_weights"),
+    ("quantization", "init_lora_weights"),
+    ("init_lora_weights", "loftq_config"),
+    ("lr_scheduler_type", "warmup_ratio", "warmup_steps"),
+    ("lr_scheduler_type", "decay_ratio", "decay_steps"),
+)
+"""Names that the rules over several keys (`RuleError` in settings.py) are about."""
+_MAX_COMBINATIONS = 2_000
+MAX_PROBLEMS = 50
+
+
+def value_problems(parameters: Any) -> list[Problem]:
+    """Values and range ends that the field of that name refuses; `parameters` is data as it was read."""
+    if not isinstance(parameters, dict):
+        return []
+    found = (
+        problem
+        for name, parameter in parameters.items()
+        if name in SEARCHABLE and isinstance(parameter, dict)
+        for problem in _parameter_problems(name, parameter)
+    )
+    return list(islice(found, MAX_PROBLEMS))
+
+
+def _parameter_problems(name: str, parameter: dict[str, Any]) -> Iterator[Problem]:
+    for place, value in _candidates(parameter):
+        yield from _field_problems(name, value, (*_PARAMETERS, name, *place))
+    low, step = parameter.get("min"), parameter.get("step")
+    if isinstance(low, (int, float)) and isinstance(step, (int, float)):
+        for path, text in _field_problems(name, low + step, (*_PARAMETERS, name, "step")):
+            yield Problem(path, f"min + step {text}")
+    when = parameter.get("when")
+    for other, condition in when.items() if isinstance(when, dict) else ():
+        if other in SEARCHABLE:
+            for place, value in _condition_values(condition):
+                yield from _field_problems(other, value, (*_PARAMETERS, name, "when", other, *place))
+
+
+def _candidates(parameter: dict[str, Any]) -> Iterator[tuple[KeyPath, Any]]:
+    values = parameter.get("values")
+    if isinstance(values, list):
+        yield from ((("values", index), value) for index, value in enumerate(values))
+    yield from (((end,), parameter[end]) for end in ("min", "max") if parameter.get(end) is not None)
+
+
+def _condition_values(condition: Any) -> Iterator[tuple[KeyPath, Any]]:
+    at: KeyPath = ("values",) if isinstance(condition, dict) else ()
+    values = condition.get("values") if isinstance(condition, dict) else condition
+    if isinstance(values, list):
+        yield from (((*at, index), value) for index, value in enumerate(values))
+    elif not isinstance(condition, dict):
+        yield (), condition
+
+
+def _field_problems(name: str, value: Any, place: KeyPath) -> list[Problem]:
+    data = {name: value}
+    try:
+        SECTIONS[SEARCHABLE[name]].model_validate(data)
+    except ValidationError as error:
+        # Other fields of the section are missing here; only what is said of this one counts.
+        mine = [one for one in error.errors(include_url=False) if one["loc"][:1] == (name,)]
+        return [Problem((*place, *path[1:]), text) for path, text in problems(mine, data)]
+    return []
+
+
+def combination_problems(spec: StudySpec) -> list[Problem]:
+    """Searched values that are each right but that no trial can have together, one problem for each rule.
+
+    Ranges are tried at both ends.
+    """
+    return [problem for group in _LINKED for problem in _first_refused(spec, group)]
+
+
+def _first_refused(spec: StudySpec, group: tuple[str, ...]) -> Iterator[Problem]:
+    searched = [name for name in spec.sweep.parameters if name in group]
+    for chosen in _combinations(spec, _with_conditions(spec, searched)):
+        try:
+            spec.trial_config(chosen)
+        except ValidationError as error:
+            values = ", ".join(f"{name}={shown(chosen[name])}" for name in searched if name in chosen)
+            reason = problems(error.errors(include_url=False), {})[0].text
+            yield Problem(
+                (*_PARAMETERS, searched[-1]),
+                f"no trial can have {values}: {reason}; drop a value, or search it only `when` others allow",
+            )
+            return
+
+
+def _with_conditions(spec: StudySpec, names: list[str]) -> list[str]:
+    """The names and all that their `when` refers to, in the order of the study."""
+    needed, parameters = set(names), spec.sweep.parameters
+    for name in reversed(parameters):
+        if name in needed:
+            needed |= parameters[name].when.keys()
+    return [name for name in parameters if name in needed]
+
+
+def _combinations(spec: StudySpec, names: list[str]) -> list[dict[str, Value]]:
+    combinations: list[dict[str, Value]] = [{}]
+    for name in names:
+        parameter = spec.sweep.parameters[name]
+        values = parameter.values or (parameter.min or 0, parameter.max or 0)
+        combinations = [
+            {**chosen, name: value} if spec.active(name, chosen) else chosen
+            for chosen in combinations
+            for value in (values if spec.active(name, chosen) else values[:1])
+        ][:_MAX_COMBINATIONS]  # a bound on the time; `trial_config` refuses the rest when they are chosen
+    return combinations

@@ -1,0 +1,83 @@
+"""The end of a run, in words: the best trials, the verdict, and where everything is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lora_lab.analysis.verdict_words import sentences
+from lora_lab.terminal.display import JsonDisplay
+from lora_lab.terminal.end_table import end_table
+from lora_lab.tracking.address import resolve_tracking_uri, shown
+
+if TYPE_CHECKING:
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.results.results import Results
+    from lora_lab.terminal.display import Display
+
+
+def say_results(results: Results, folder: RunFolder, display: Display, tracking_uri: str | None, *, ran: bool) -> None:
+    """Print the results of a complete study in the way that `display` speaks: for people or for programs."""
+    if isinstance(display, JsonDisplay):
+        _as_json(results, folder, tracking_uri)
+    else:
+        _as_text(results, folder, tracking_uri, ran=ran)
+
+
+def _as_text(results: Results, folder: RunFolder, tracking_uri: str | None, *, ran: bool) -> None:
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    if not ran:
+        console.print(
+            f"Study {results.spec.study_name} is complete already; more trials: --trials N, anew: --fresh.\n",
+            markup=False,
+        )
+    Console(file=sys.stdout, highlight=False).print(end_table(results.trials, results.findings))
+    console.print("\nVerdict")
+    for sentence in sentences(results.findings):
+        console.print(f"  - {sentence}", markup=False)
+    if results.notes:
+        console.print("\nRead with care")
+        for note in results.notes:
+            console.print(f"  - {note.sentence}", markup=False)
+    console.print()
+    for label, place in _places(results, folder, tracking_uri).items():
+        console.print(f"{label:<12} {place}", markup=False)
+
+
+def _places(results: Results, folder: RunFolder, tracking_uri: str | None) -> dict[str, str]:
+    places = {"report": str(folder.report)}
+    if folder.best.exists():
+        places["best"] = f"{folder.best}/ (adapter/, adapter_config.json, config.yaml)"
+    cheapest, best = results.findings.cheapest, results.findings.best
+    if cheapest and best and cheapest.number != best.number:
+        kept = "" if (folder.recommended / "adapter").exists() else "; only config.yaml: its adapter was dropped"
+        places["recommended"] = f"{folder.recommended}/ (trial {cheapest.number}, the cheapest within the margin{kept})"
+    uri = resolve_tracking_uri(tracking_uri)
+    if uri.startswith(("http://", "https://")):
+        return places | {"MLflow": shown(uri)}
+    command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000"]
+    return places | {"MLflow": f"{shlex.join(command)}   then open http://127.0.0.1:5000"}
+
+
+def _as_json(results: Results, folder: RunFolder, tracking_uri: str | None) -> None:
+    best, cheapest = results.findings.best, results.findings.cheapest
+    line = {
+        "kind": "verdict",
+        "study_name": results.spec.study_name,
+        "base_loss": results.findings.base_loss,
+        "best": best.number if best else None,
+        "best_value": best.value if best else None,
+        "recommended": cheapest.number if cheapest else None,
+        "recommended_value": cheapest.value if cheapest else None,
+        "margin_nats": results.findings.margin,
+        "sentences": sentences(results.findings),
+        "report": str(folder.report),
+        "run_folder": str(folder.root),
+        "tracking_uri": shown(resolve_tracking_uri(tracking_uri)),
+    }
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()

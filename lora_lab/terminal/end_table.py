@@ -1,0 +1,78 @@
+"""The best trials as a table, which a finished sweep prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from lora_lab.analysis.selection import finished, search_trials
+from lora_lab.analysis.wording import (
+    bytes_text,
+    count_text,
+    duration_text,
+    nats,
+    number_text,
+    rate_text,
+    value_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import RenderableType
+
+    from lora_lab.analysis.findings import Findings
+    from lora_lab.study.results import TrialResult
+
+
+def end_table(results: Sequence[TrialResult], findings: Findings, top: int = 8) -> Table:
+    """The best trials of the search, best first; where none finished, what became of the first ones."""
+    ranking = [result for result, _ in sorted(finished(results), key=lambda pair: pair[1])]
+    ties = {standing.number for standing in findings.equivalent} if findings.helped else set()
+    choice = findings.cheapest.number if findings.cheapest and findings.helped else None
+    rows = (ranking or search_trials(results))[:top]
+    rows += [result for result in ranking[top:] if result.number == choice]
+    table = Table(
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="bold",
+        caption_justify="left",
+    )
+    if choice is not None:
+        table.caption = "loss: eval_loss, nats per token;  * the cheapest tie (recommended);  = a tie"
+    for name in ("trial", "loss", "r", "alpha"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("targets", "layers"):
+        table.add_column(name, max_width=14, overflow="ellipsis")
+    for name in ("ep", "lr", "params", "memory", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for result in rows:
+        mark = "*" if result.number == choice else "=" if result.number in ties else ""
+        table.add_row(*_end_row(result, mark), style="bold" if mark == "*" else None)
+    return table
+
+
+def _end_row(result: TrialResult, mark: str) -> list[RenderableType]:
+    lora, training = result.config.lora, result.config.training
+
+    def metric(name: str, show: Callable[[float], str]) -> str:
+        return show(result.metrics[name]) if name in result.metrics else ""
+
+    return [
+        f"{mark}{result.number}",
+        metric("eval_loss", nats),
+        str(lora.r),
+        number_text(lora.alpha),
+        Text(value_text(lora.target_modules)),
+        Text(value_text(lora.layers)),
+        str(training.num_train_epochs),
+        rate_text(training.learning_rate),
+        metric("trainable_params", count_text),
+        metric("peak_memory_bytes", bytes_text),
+        metric("train_seconds", duration_text),
+        result.state.replace("_", " "),
+    ]

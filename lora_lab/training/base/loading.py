@@ -1,0 +1,290 @@
+"""Loading the frozen base model: only safetensors and JSON are read, and no code of the model's."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from peft import prepare_model_for_kbit_training
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from lora_lab.builtin.catalog import model_folder
+from lora_lab.common.errors import InputError
+from lora_lab.training.base.architecture import linear_map, linear_map_of_config, linear_modules
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_lab.study.settings import ModelSettings
+    from lora_lab.study.targets import LinearMap
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+NOT_LOADABLE = (OSError, ValueError, TypeError, LookupError, ImportError, SafetensorError, StrictDataclassError)
+"""What transformers raises for a model that does not exist, is damaged, or needs a package that is not here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A frozen base model on its device."""
+
+    model: Any
+    """A `transformers` causal language model, frozen, in evaluation mode."""
+    tokenizer: Any
+    linears: LinearMap
+    device: torch.device
+    dtype: torch.dtype
+    """Of the weights that are not quantized, and of the products with those that are."""
+    adapter_dtype: torch.dtype
+    """What PEFT rounds fresh adapters to on this base, before it takes them to float32 at least."""
+    compute_dtype: torch.dtype
+    """Of the products with adapters."""
+    location: str
+    """The folder or Hub id that the weights came from."""
+    fan_in_fan_out: bool
+    """Whether the adapted modules keep their weights transposed (GPT-2's Conv1D)."""
+    module_devices: Mapping[str, torch.device] = field(default_factory=dict)
+    """The linear modules that are on another device than `device`, which is the one of the input embeddings."""
+
+
+def default_device() -> torch.device:
+    """The first CUDA device where there is one, otherwise the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_name() -> str:
+    """The device that trials train on, in words."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def resolve_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    """The dtype of the base's weights: `auto` is bfloat16 on a GPU that has it, and float32 on a CPU."""
+    if settings.dtype != "auto":
+        return DTYPES[settings.dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+def locate(settings: ModelSettings) -> str:
+    """The folder or Hub id behind `model_name_or_path`.
+
+    Raises:
+        InputError: a builtin name that does not exist, or a folder that is no safetensors model.
+    """
+    name = settings.model_name_or_path
+    if name.startswith("builtin/"):
+        return str(model_folder(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(
+            f"model.model_name_or_path: {name} is not a folder; "
+            "give a folder with config.json and *.safetensors, or a Hub id (owner/name)"
+        )
+    return name
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise _is_an_adapter(str(folder))
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.model_name_or_path: {folder} has no config.json; save it with save_pretrained")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        found = f"only {pickles[0]}, a pickle, which can run code" if pickles else "no weights"
+        raise InputError(
+            f"model.model_name_or_path: {folder} has {found}; "
+            "convert it with model.save_pretrained(folder), which writes *.safetensors"
+        )
+
+
+def architecture(settings: ModelSettings) -> LinearMap:
+    """The base's linear modules from its config alone: nothing is loaded.
+
+    Raises:
+        InputError: the model does not exist or is not a causal language model.
+    """
+    return linear_map_of_config(_read_config(locate(settings), settings))
+
+
+def model_config(settings: ModelSettings) -> Any:
+    """The config of a base whose weights need not be here: a folder or file with nothing else is enough.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = Path(settings.model_name_or_path).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        path = path.parent
+    is_config = (path / "config.json").is_file() and not (path / "adapter_config.json").is_file()
+    return _read_config(str(path) if is_config else locate(settings), settings)
+
+
+def _read_config(location: str, settings: ModelSettings) -> Any:
+    try:
+        return AutoConfig.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
+    except NOT_LOADABLE as error:
+        raise _not_loadable(location, error) from error
+
+
+def load_base(settings: ModelSettings, device: torch.device) -> Base:
+    """Load the base and its tokenizer, frozen, onto `device`, or (`device_map`) over all that there are.
+
+    Raises:
+        InputError: the model does not exist, has no safetensors, asks for code of its own, or does not fit.
+    """
+    location = locate(settings)
+    disable_progress_bar()  # the sweep has its own display
+    set_verbosity_error()  # its report on missing weights becomes an error here
+    dtype = resolve_dtype(settings, device)
+    try:
+        # Left out, trust_remote_code means: ask on the terminal whether to run the model's code.
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=settings.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_placement(settings, dtype, device),
+        )
+    except NOT_LOADABLE as error:
+        raise _not_loadable(location, error) from error
+    _check_weights(model, report, location)
+    if settings.device_map is not None:
+        _check_placement(model, location)
+        device = model.get_input_embeddings().weight.device
+    elif settings.quantization == "none":
+        model.to(device)
+    # Packed weights hide their number.
+    linears = linear_map(model) if settings.quantization == "none" else architecture(settings)
+    base = frozen_base(model, settings, dtype, device, linears=linears, tokenizer=tokenizer, location=location)
+    return replace(base, module_devices=modules_elsewhere(model, device))
+
+
+def modules_elsewhere(model: Any, device: torch.device) -> dict[str, torch.device]:
+    """The linear modules whose weights are not on `device`, and where they are."""
+    devices = {name: next(module.parameters()).device for name, module in linear_modules(model).items()}
+    return {name: other for name, other in devices.items() if other != device}
+
+
+def frozen_base(
+    model: Any,
+    settings: ModelSettings,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    linears: LinearMap,
+    tokenizer: Any,
+    location: str,
+) -> Base:
+    """Make a model, loaded and on its device, the frozen base that adapters are trained on."""
+    quantized = settings.quantization != "none"
+    if quantized:
+        # Freezes everything and takes norms, embeddings and head to float32. After adapters are attached it would
+        # freeze them too, and nothing would train; here there are none yet.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a name inside transformers that peft still uses
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    model.requires_grad_(requires_grad=False)
+    model.eval()
+    modules = linear_modules(model).values()
+    if quantized:
+        for module in modules:
+            module.train()  # else bitsandbytes repacks 4-bit weights for inference on a CPU, and gradients end there
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        linears=linears,
+        device=device,
+        dtype=dtype,
+        adapter_dtype=torch.float32 if quantized else dtype,
+        compute_dtype=torch.float32 if quantized and device.type == "cpu" else dtype,
+        location=location,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules),
+    )
+
+
+def _placement(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs to split the base, or to quantize its linear modules (all but the head)."""
+    if settings.quantization == "none":
+        return {} if settings.device_map is None else {"device_map": settings.device_map}
+    return {
+        "quantization_config": quantization_config(settings, dtype),
+        "device_map": settings.device_map or {"": device},
+    }
+
+
+def _check_placement(model: Any, location: str) -> None:
+    """Accelerate keeps what fits on no device in main memory or on disk, and fetches it for every pass."""
+    absent = sorted({name.rpartition(".")[0] for name, weight in model.named_parameters() if weight.is_meta})
+    if absent:
+        raise InputError(
+            f"model.device_map: {len(absent)} modules of {location} (first: {absent[0]}) fit on no visible device, and "
+            "a base that is fetched anew for every step cannot train; quantize it (model.quantization: nf4), make "
+            "more devices visible, or use a smaller base"
+        )
+
+
+def quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes quantizes a base for which `quantization` is not none."""
+    if settings.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.quantization,
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _check_weights(model: Any, report: dict[str, Any], location: str) -> None:
+    """Every weight must come from the files: transformers fills the others with random numbers."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise _is_an_adapter(location)
+    wrong = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if wrong:
+        raise InputError(
+            f"model.model_name_or_path: {location} lacks {len(wrong)} weights that its config.json asks for, or has "
+            f"them in another shape (first: {wrong[0]}); give a folder whose config and weights belong together"
+        )
+
+
+def _is_an_adapter(location: str) -> InputError:
+    return InputError(
+        f"model.model_name_or_path: {location} is a LoRA adapter (it has an adapter_config.json), not a base; give "
+        "the base that it was trained on, or merge the two with merge_and_unload and save_pretrained"
+    )
+
+
+def _not_loadable(location: str, error: Exception) -> InputError:
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"model.model_name_or_path: {location} brings code of its own, which is never run; "
+            "use a model whose architecture transformers has itself"
+        )
+    reason = " ".join(str(error).split())[:300]
+    return InputError(
+        f"model.model_name_or_path: {location} is neither a usable model folder nor a Hub model that can be "
+        f"reached ({reason}); give a folder with config.json and *.safetensors, or a Hub id"
+    )

@@ -1,0 +1,1 @@
+"""What a training step needs, predicted without a device and counted on one."""

@@ -1,0 +1,279 @@
+"""The base with adapters behind its linear modules: token losses of many slots in one forward pass."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from lora_lab.training.base.abilities import require_recomputation, require_separate_examples
+from lora_lab.training.base.architecture import linear_modules
+from lora_lab.training.packed.frozen import simplify
+from lora_lab.training.packed.frozen_head import head_loss
+from lora_lab.training.packed.linear import Routing, Span, attach
+from lora_lab.training.packed.recompute import Recompute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+
+    from lora_lab.training.base.loading import Base
+    from lora_lab.training.packed.slot import Slot
+
+IGNORED = -100
+LOGITS_AT_ONCE = 2**26
+"""Logits (rows x vocabulary) that are held at the same time; more are computed in chunks, twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Rows of several slots, padded on the right to one length, slot after slot."""
+
+    input_ids: Tensor
+    """[R, S] int64, on the CPU."""
+    labels: Tensor
+    """[R, S] int64, -100 where no loss is taken, on the CPU."""
+    rows: tuple[int, ...]
+    """Rows of each slot; they add up to R."""
+    position_ids: Tensor | None = None
+    """[R, S] int64, on the CPU: positions within examples, where a row may hold several; each starts at 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A batch on the device, and where every slot's rows and labels lie in it."""
+
+    input_ids: Tensor
+    """[R, S] int64, on the device."""
+    position_ids: Tensor | None
+    """[R, S] int64, on the device, where a row may hold several examples."""
+    positions: Tensor
+    """[n] int64, on the device: the places of the flattened [R * S] tokens that predict a label."""
+    targets: Tensor
+    """[n] int64, on the device: the labels there."""
+    row_counts: Tensor
+    """[R] int64, on the CPU: label tokens of every row; they add up to n."""
+    body: tuple[Span, ...]
+    """The slots' rows of the flattened tokens."""
+    head: tuple[Span, ...]
+    """The slots' rows of the labels, which are all that goes into the head."""
+    recompute: bool
+    """Whether activations are computed again in the backward pass instead of kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLosses:
+    """Negative log-likelihoods of the label tokens, in nats."""
+
+    nll: Tensor
+    """[n], float32 (float64 for a float64 base), on the device, slot after slot and row after row."""
+    row_counts: Tensor
+    """[R] int64 on the CPU: label tokens of every row; they add up to n."""
+
+
+def pad_rows(rows: Sequence[np.ndarray], length: int, value: int) -> Tensor:
+    """[len(rows), length] int64, padded on the right with `value`."""
+    padded = torch.full((len(rows), length), value, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.from_numpy(row)
+    return padded
+
+
+def pad_positions(rows: Sequence[np.ndarray | None], length: int) -> Tensor:
+    """[len(rows), length] int64: positions, counted on through the padding; None is a row of one example."""
+    padded = torch.arange(length).repeat(len(rows), 1)
+    for index, row in enumerate(rows):
+        if row is not None:
+            padded[index, : len(row)] = torch.from_numpy(row)
+            padded[index, len(row) :] += int(row[-1]) + 1 - len(row)
+    return padded
+
+
+class PackedModel:
+    """Computes token losses with every slot's own adapter.
+
+    Rows are padded on the right and attention is causal, so no real token sees a pad: no attention mask is
+    passed, and the fast attention path is used. Where a row holds several examples, transformers makes the mask
+    that keeps them apart, of each kind that the base has (full, sliding, ...), from positions that start again.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self._model = base.model
+        self._device = base.device
+        self._exact = base.dtype == torch.float64
+        self._body, self._head = Routing(), Routing()
+        simplify(base.model)
+        self._recompute = Recompute(base.model)
+        head = base.model.get_output_embeddings()
+        self._head_name = base.linears.head
+        for name, module in linear_modules(base.model).items():
+            attach(module, name, self._head if module is head else self._body)
+        self._plain_head = head if self._head_is_plain(head) else None
+        self._separates = False
+        self._gathered: Tensor | None = None
+        if self._plain_head is None:
+            head.register_forward_pre_hook(self._gather)
+
+    @torch.no_grad()
+    def _head_is_plain(self, head: Any) -> bool:
+        """Whether logits are just head(hidden), tried out: some models scale or cap them afterwards.
+
+        No value is looked at, so that a base without data (`fake_base`) answers too.
+        """
+        states: dict[nn.Module, Tensor] = {}
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, _: Any, y: Any) -> None:
+            if isinstance(hidden := getattr(y, "last_hidden_state", None), Tensor):
+                states[module] = hidden
+
+        body, ids = self._model.base_model, torch.arange(8, device=self._device).unsqueeze(0)
+        hooks = [module.register_forward_hook(keep) for module in body.modules()]
+        hooks.append(head.register_forward_hook(lambda _, args, y: seen.extend((args[0], y))))
+        try:
+            logits = self._model(input_ids=ids, use_cache=False).logits
+            given, output = seen
+            makers = [module for module, hidden in states.items() if _is_same(hidden, given)]
+            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+            return logits is output and any(_is_same(states[module], hidden) for module in makers)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _gather(self, _: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Keep only the positions with a label before the head, in models that go on after it."""
+        if self._gathered is None:
+            return args
+        return (_take(args[0], self._gathered).unsqueeze(0),)
+
+    def require_separate_examples(self) -> None:
+        """Raise InputError unless examples in one row do not see each other."""
+        if not self._separates:
+            require_separate_examples(self._model, self._device)
+            self._separates = True
+
+    def require_recomputation(self) -> None:
+        """Raise InputError unless the base has layers that can be computed again."""
+        require_recomputation(self._model)
+
+    def layout(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> Layout:
+        """Take a batch to the device; a slot of None is the bare base."""
+        length = batch.input_ids.shape[1]
+        row, column = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        row_counts = torch.bincount(row, minlength=len(batch.labels))
+        label_counts = [int(part.sum()) for part in torch.split(row_counts, list(batch.rows))]
+        return Layout(
+            input_ids=batch.input_ids.to(self._device),
+            position_ids=None if batch.position_ids is None else batch.position_ids.to(self._device),
+            positions=(row * length + column).to(self._device),
+            targets=batch.labels[row, column + 1].to(self._device),
+            row_counts=row_counts,
+            body=_spans(slots, [rows * length for rows in batch.rows]),
+            head=_spans(slots, label_counts),
+            recompute=any(slot.config.training.gradient_checkpointing for slot in slots if slot is not None),
+        )
+
+    @contextmanager
+    def routed(self, layout: Layout) -> Iterator[None]:
+        """Let the layout's adapters act; around a backward pass too, which may run parts of the forward pass again."""
+        self._body.spans, self._body.rows = layout.body, layout.input_ids.numel()
+        self._head.spans, self._head.rows = layout.head, len(layout.targets)
+        self._recompute.active = layout.recompute
+        try:
+            yield
+        finally:
+            self._body.spans = self._head.spans = ()
+            self._recompute.active = False
+
+    def token_losses(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> TokenLosses:
+        """Losses of all label tokens, for evaluation; a slot of None is the bare base."""
+        layout = self.layout(batch, slots)
+        with self.routed(layout):
+            return TokenLosses(self.nll(layout), layout.row_counts)
+
+    def nll(self, layout: Layout) -> Tensor:
+        """[n]: the loss of every label; to be called while the layout is `routed`."""
+        inputs = {"input_ids": layout.input_ids, "use_cache": False}
+        if layout.position_ids is not None:
+            inputs["position_ids"] = layout.position_ids
+        if self._plain_head is None:
+            self._gathered = layout.positions
+            try:
+                logits = self._model(**inputs).logits
+            finally:
+                self._gathered = None
+            return self._cross_entropy(logits.reshape(-1, logits.shape[-1]), layout.targets)
+        hidden = _take(self._model.base_model(**inputs).last_hidden_state, layout.positions)
+        hidden = hidden.to(self._plain_head.weight.device)  # where the base is split, the head may be elsewhere
+        if type(self._plain_head) is nn.Linear and not any(self._head_name in span.adapters for span in layout.head):
+            targets = layout.targets.to(hidden.device)
+            return head_loss(hidden, targets, self._plain_head, LOGITS_AT_ONCE).to(self._device)
+        chunk = max(1, LOGITS_AT_ONCE // self._plain_head.weight.shape[0])
+        if len(layout.targets) <= chunk or self._head_has_dropout():
+            return self._cross_entropy(self._plain_head(hidden), layout.targets)
+        return self._in_chunks(hidden, layout.targets, chunk)
+
+    def _head_has_dropout(self) -> bool:
+        """A mask belongs to all labels of a trial at once: chunk borders, which neighbors move, cannot cut it."""
+        views = (span.adapters.get(self._head_name or "") for span in self._head.spans)
+        return any(view is not None and view.dropout is not None for view in views)
+
+    def _in_chunks(self, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        """The same in pieces whose logits are computed again in the backward pass instead of kept."""
+        whole = self._head.spans
+
+        def piece(start: int, hidden: Tensor, targets: Tensor) -> Tensor:
+            self._head.spans, self._head.rows = _cut(whole, start, start + len(targets)), len(targets)
+            try:
+                return self._cross_entropy(self._plain_head(hidden), targets)  # type: ignore[misc]
+            finally:
+                self._head.spans = ()
+
+        starts = range(0, len(targets), chunk)
+        return torch.cat(
+            [
+                checkpoint(piece, s, hidden[s : s + chunk], targets[s : s + chunk], use_reentrant=False)
+                if torch.is_grad_enabled()
+                else piece(s, hidden[s : s + chunk], targets[s : s + chunk])
+                for s in starts
+            ]
+        )
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits if self._exact else logits.float()
+        return functional.cross_entropy(logits, targets.to(logits.device), reduction="none").to(self._device)
+
+
+def _take(hidden: Tensor, positions: Tensor) -> Tensor:
+    """[n, d]: the rows of [R, S, d] at these places of the flattened tokens."""
+    return hidden.reshape(-1, hidden.shape[-1])[positions.to(hidden.device)]
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are views of all of the same memory."""
+    storages = [tensor.untyped_storage()._cdata for tensor in (one, other)]  # noqa: SLF001 -- it has no public name
+    return one.shape == other.shape and storages[0] == storages[1]
+
+
+def _spans(slots: Sequence[Slot | None], sizes: Sequence[int]) -> tuple[Span, ...]:
+    spans, start = [], 0
+    for slot, size in zip(slots, sizes, strict=True):
+        if slot is not None:
+            spans.append(Span(start, start + size, slot.adapters, slot.parameters))
+        start += size
+    return tuple(spans)
+
+
+def _cut(spans: tuple[Span, ...], start: int, stop: int) -> tuple[Span, ...]:
+    """The parts of `spans` inside `start:stop`, counted from `start`."""
+    return tuple(
+        Span(max(span.start, start) - start, min(span.stop, stop) - start, span.adapters, span.parameters)
+        for span in spans
+        if span.start < stop and span.stop > start
+    )

@@ -1,0 +1,292 @@
+"""One trial's place in a pack: its adapter, optimizer, schedule, data order, and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lora_lab.common.errors import TrainingError
+from lora_lab.training.base.adapters import Weights
+from lora_lab.training.dropout import Dropout
+from lora_lab.training.packed.linear import AdapterView
+from lora_lab.training.packed.optimizer import SlotOptimizer
+from lora_lab.training.schedule import learning_rate_factor
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    import numpy as np
+
+    from lora_lab.study.settings import TrialConfig
+    from lora_lab.training.datasets import TokenizedSplits
+    from lora_lab.training.milestones import Boundary
+    from lora_lab.training.schedule import BatchPlan
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a trial has come; saved with every checkpoint."""
+
+    step: int = 0
+    """Finished optimizer steps."""
+    last_evaluation: int = 0
+    """Number of the newest evaluation."""
+    train_seconds: float = 0.0
+    """This trial's share, by floating-point operations, of the time of the steps it took part in."""
+    train_tokens: int = 0
+    """Tokens that went through the model for this trial, padding not counted."""
+
+
+@dataclass(slots=True)
+class PendingStep:
+    """The optimizer step in work: its micro-batches, and what the finished ones gave."""
+
+    micro_batches: list[np.ndarray]
+    label_tokens: int
+    """Over all micro-batches of the step: the denominator of the loss."""
+    done: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    tokens: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every micro-batch went through the model."""
+        return self.done == len(self.micro_batches)
+
+
+class Slot:
+    """All state of one trial; nothing in it is shared with its neighbours.
+
+    The adapter's parameters lie in one flat buffer [P]: the A [r, d_in] of module after module, then the B^T
+    [r, d_out]. So clipping, the optimizer and a checkpoint handle one or two tensors, whatever the number of modules.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        config: TrialConfig,
+        *,
+        weights: Mapping[str, Weights],
+        plan: BatchPlan,
+        data: TokenizedSplits,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+        module_devices: Mapping[str, torch.device] | None = None,
+    ) -> None:
+        self.number, self.config, self.plan, self.data = number, config, plan, data
+        self.progress = Progress()
+        self.pending: PendingStep | None = None
+        self.boundaries: list[Boundary] = []
+        """Of the shorter runs that this one contains, those that it has not passed."""
+        self.dropout = Dropout(config.lora.lora_dropout, config.training.seed)
+        # bitsandbytes quantizes moments in blocks along the memory, so there B must lie in it as PEFT has it.
+        self._b_as_peft = config.training.optim == "adamw_8bit"
+        sides = self._sides(weights)
+        self.parameters = torch.cat([side.reshape(-1) for side in sides]).to(device)
+        self.parameters.requires_grad_()
+        self._gradient = torch.zeros_like(self.parameters, requires_grad=False)
+        self.parameters.grad = self._gradient
+        same = self.parameters.dtype == compute_dtype
+        values = self.parameters.detach()
+        self._computed = values if same else values.to(compute_dtype)
+        self._shapes = [side.shape for side in sides]
+        self._away_values: list[tuple[Tensor, Tensor]] = []
+        """Views of the flat buffers, and their copies on the devices of modules that are elsewhere."""
+        self._away_gradients: list[tuple[Tensor, Tensor]] = []
+        self.adapters = self._views(tuple(weights), module_devices or {})
+        self._optimizer = self._make_optimizer()
+
+    def _sides(self, weights: Mapping[str, Weights]) -> list[Tensor]:
+        """All A's, then all B's, as they lie in the flat buffer."""
+        pairs = weights.values()
+        return [pair.a for pair in pairs] + [pair.b if self._b_as_peft else pair.b.t() for pair in pairs]
+
+    def _cut(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The A's [r, d_in] and the B^T's [r, d_out] as views of a flat buffer [P]."""
+        parts = torch.split(flat, [shape.numel() for shape in self._shapes])
+        views = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        a, b = views[: len(views) // 2], views[len(views) // 2 :]
+        return a, [view.t() for view in b] if self._b_as_peft else b
+
+    def _views(self, names: tuple[str, ...], devices: Mapping[str, torch.device]) -> dict[str, AdapterView]:
+        sides = zip(names, *self._cut(self._computed), *self._cut(self._gradient), strict=True)
+        return {
+            name: AdapterView(
+                a=self._at(devices.get(name), a, self._away_values),
+                bt=self._at(devices.get(name), bt, self._away_values),
+                grad_a=self._at(devices.get(name), grad_a, self._away_gradients),
+                grad_bt=self._at(devices.get(name), grad_bt, self._away_gradients),
+                scaling=self.config.lora.scaling,
+                dropout=partial(self.dropout.mask, index) if self.dropout.active else None,
+            )
+            for index, (name, a, bt, grad_a, grad_bt) in enumerate(sides)
+        }
+
+    @staticmethod
+    def _at(device: torch.device | None, view: Tensor, away: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The view itself where its module is on the same device, otherwise a copy at the module."""
+        if device is None or device == view.device:
+            return view
+        copy = view.to(device, copy=True)
+        away.append((view, copy))
+        return copy
+
+    def _make_optimizer(self) -> SlotOptimizer:
+        sizes = [shape.numel() for shape in self._shapes]
+        count = len(sizes) // 2
+        if self.config.training.optim != "adamw_8bit":  # that one works tensor by tensor, the others element by element
+            sizes, count = [sum(sizes[:count]), sum(sizes[count:])], 1
+        leaves = []
+        parts = zip(torch.split(self.parameters.detach(), sizes), torch.split(self._gradient, sizes), strict=True)
+        for values, gradient in parts:
+            leaf = values.detach().requires_grad_()
+            leaf.grad = gradient
+            leaves.append(leaf)
+        return SlotOptimizer(self.config.training, leaves[:count], leaves[count:])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last optimizer step is done."""
+        return self.progress.step >= self.plan.total_steps
+
+    @property
+    def due_evaluation(self) -> int | None:
+        """The number of the evaluation to make now, or None."""
+        number = self.plan.evaluation(self.progress.step)
+        return number if number is not None and number > self.progress.last_evaluation else None
+
+    @property
+    def memory_shape(self) -> Hashable:
+        """What of the trial decides its memory beside its rows: its adapter's shapes, and how it is trained."""
+        training = self.config.training
+        shapes = tuple((name, view.a.shape) for name, view in self.adapters.items())
+        return (shapes, training.optim, training.gradient_checkpointing, self.config.data.packing)
+
+    def tensors(self) -> dict[str, tuple[Tensor, ...]]:
+        """What the trial keeps from step to step, by the terms of `memory`."""
+        away_values, away_gradients = (
+            tuple(copy for _, copy in pairs) for pairs in (self._away_values, self._away_gradients)
+        )
+        return {
+            "gradients": (self._gradient, *away_gradients),
+            "optimizer": self._optimizer.tensors,
+            "adapters": (self.parameters.detach(), self._computed, *away_values),
+        }
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained parameters."""
+        return self.parameters.numel()
+
+    def flops(self, tokens: int, base_parameters: int) -> int:
+        """Of training on `tokens`: 2 + 2 per parameter of the frozen base, 2 + 4 per adapter parameter."""
+        return tokens * (4 * base_parameters + 6 * self.parameter_count)
+
+    def next_micro_batch(self) -> np.ndarray:
+        """Indices of the training examples that go through the model next."""
+        if self.pending is None:
+            micro_batches = self.plan.micro_batches(self.progress.step)
+            labels = sum(self.data.train.label_tokens(int(i)) for batch in micro_batches for i in batch)
+            self.pending = PendingStep(micro_batches, labels)
+        return self.pending.micro_batches[self.pending.done]
+
+    def clip(self) -> Tensor:
+        """Scale the gradient down to `max_grad_norm`; returns its norm before that, on the device."""
+        for view, copy in self._away_gradients:
+            view.copy_(copy)
+        limit = self.config.training.max_grad_norm
+        return torch.nn.utils.clip_grad_norm_([self.parameters], limit if limit > 0 else float("inf"))
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next optimizer step."""
+        training = self.config.training
+        return training.learning_rate * learning_rate_factor(self.progress.step, self.plan.total_steps, training)
+
+    def update(self) -> PendingStep:
+        """Make the optimizer step from the gathered gradient; returns what the step consisted of."""
+        assert self.pending is not None
+        assert self.pending.complete
+        if self.progress.step == 0:
+            self._prove_gradients()
+        self.step_optimizer()
+        done, self.pending = self.pending, None
+        self.progress.step += 1
+        self.progress.train_seconds += done.seconds
+        self.progress.train_tokens += done.tokens
+        return done
+
+    def step_optimizer(self) -> None:
+        """Change the parameters by their gradients, which are zero afterwards."""
+        self._optimizer.step(self.learning_rate)
+        self._zero_gradient()
+        self._refresh_computed()
+
+    def _prove_gradients(self) -> None:
+        """Every adapter must learn: B's first gradient is exactly zero only where it is cut off."""
+        dead = [name for name, view in self.adapters.items() if not view.grad_bt.any()]
+        if dead:
+            raise TrainingError(
+                f"{len(dead)} of {len(self.adapters)} adapted modules get no gradient (first: {dead[0]}), so "
+                "they would not train; adapt other modules, or check that the base calls this one"
+            )
+
+    def _zero_gradient(self) -> None:
+        self._gradient.zero_()
+        for _, copy in self._away_gradients:
+            copy.zero_()
+
+    def _refresh_computed(self) -> None:
+        if self._computed.dtype != self.parameters.dtype:
+            self._computed.copy_(self.parameters.detach())
+        for view, copy in self._away_values:
+            copy.copy_(view)
+
+    def weights(self) -> dict[str, Weights]:
+        """The adapter by full module name, as PEFT has it."""
+        sides = zip(self.adapters, *self._cut(self.parameters.detach()), strict=True)
+        return {name: Weights(a, bt.t()) for name, a, bt in sides}
+
+    @property
+    def added_parameters(self) -> int:
+        """Trained parameters that the base does not have."""
+        return self.parameter_count
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of the trained parameters."""
+        return self.parameters.nbytes
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """What the optimizer keeps beside the parameters; 0 before the first step."""
+        return self._optimizer.state_bytes
+
+    @property
+    def state_sizes(self) -> dict[str, int]:
+        """Elements of each tensor in `state` after the first step; before it there are the parameters only."""
+        return {"parameters": self.parameter_count} | self._optimizer.state_sizes
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters [P] and the optimizer's state, on the CPU."""
+        tensors = {"parameters": self.parameters.detach()} | self._optimizer.state()
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+        """Take up from a checkpoint; a step that was half done when it was written starts again."""
+        with torch.no_grad():
+            self.parameters.copy_(tensors["parameters"])
+        self._refresh_computed()
+        self._zero_gradient()
+        self.progress, self.pending = progress, None
+        self._optimizer.restore(tensors, progress.step)
+
+    def abandon_step(self) -> None:
+        """Forget the half-done optimizer step, after an error in the pack; it will start again."""
+        self._zero_gradient()
+        self.pending = None

@@ -1,0 +1,1 @@
+"""The reference engine's parts: `Trainer` + `peft`, one trial at a time."""

@@ -1,0 +1,76 @@
+"""What `peft` cannot do to a base, or would do wrong without a word; said before anything is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_lab.common.errors import InputError
+from lora_lab.study.engines import BASE_CHANGING_INITS
+from lora_lab.study.targets import full_rank_excess, resolve_targets
+from lora_lab.training.base.abilities import require_recomputation, require_separate_examples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lora_lab.study.settings import LoraSettings, TrialConfig
+    from lora_lab.training.base.loading import Base
+
+
+def check(base: Base, config: TrialConfig) -> None:
+    """See that the base can be adapted as the trial asks.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if config.data.packing:
+        require_separate_examples(base.model, base.device)
+    if config.training.gradient_checkpointing:
+        require_recomputation(base.model)
+    lora, quantization = config.lora, config.model.quantization
+    if lora.init_lora_weights in BASE_CHANGING_INITS:
+        _check_init(base, lora, quantization)
+    if lora.use_dora and quantization == "int8" and base.device.type == "cpu":
+        # dequantize_module_weight drops the scales there
+        raise InputError("lora.use_dora: peft cannot train it on an int8 base on a CPU; use nf4, or a GPU")
+    if lora.bias != "none" and not any("bias" in name for name, _ in base.model.named_parameters()):
+        raise InputError(f"lora.bias: {lora.bias} trains the base's biases, but this base has none; set it to none")
+    if lora.modules_to_save is not None:
+        _check_saved(base, lora, lora.modules_to_save)
+
+
+def _check_init(base: Base, lora: LoraSettings, quantization: str) -> None:
+    init, key = lora.init_lora_weights, "lora.init_lora_weights"
+    if quantization != "none":
+        # What is taken out of the base would have to be quantized anew, so no adapter of the base has the same outcome.
+        raise InputError(f"{key}: {init} needs an unquantized base, but model.quantization is {quantization}")
+    if base.dtype == torch.float64:
+        raise InputError(f"{key}: {init} is computed in float32, but model.dtype is float64; set it to float32")
+    if base.fan_in_fan_out and init != "pissa":
+        raise InputError(f"{key}: peft's {init} does not fit the Conv1D modules of this base; use pissa")
+    excess = full_rank_excess(base.linears, lora)
+    if excess:
+        name, side = min(excess.items(), key=lambda pair: pair[1])
+        raise InputError(f"{key}: {init} takes r={lora.r} directions of every matrix, but {name} has {side}; lower r")
+    if lora.loftq_config is not None and lora.loftq_config.loftq_bits == 2:
+        raise InputError("lora.loftq_config.loftq_bits: peft has LoftQ for 4 and 8 bits, but got 2")
+
+
+def _check_saved(base: Base, lora: LoraSettings, names: Iterable[str]) -> None:
+    targets = resolve_targets(base.linears, lora)
+    modules = dict(base.model.named_modules())
+    for name in names:
+        matches = [module for module in modules if module.endswith(name)]  # PEFT's rule
+        weights = [weight for module in matches for weight in modules[module].parameters()]
+        if not weights:
+            known = sorted({module.rsplit(".", 1)[-1] for module in modules if module})
+            raise InputError(f"lora.modules_to_save: no module is called {name}; the model has {', '.join(known)}")
+        adapted = [target for target in targets if any(f"{target}.".startswith(f"{module}.") for module in matches)]
+        if adapted:
+            raise InputError(
+                f"lora.modules_to_save: {name} would be trained in full, but lora.target_modules puts an adapter on "
+                f"{adapted[0]}; leave one of them out"
+            )
+        if not all(weight.is_floating_point() for weight in weights):
+            raise InputError(f"lora.modules_to_save: {name} is quantized, and such weights cannot be trained in full")

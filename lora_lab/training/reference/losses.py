@@ -1,0 +1,46 @@
+"""Token losses of a batch by a plain forward pass of `transformers`, with nothing in it that saves time."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lora_lab.training.packed.model import IGNORED
+
+if TYPE_CHECKING:
+    from lora_lab.training.base.loading import Base
+    from lora_lab.training.packed.model import PackedBatch
+
+
+def label_losses(base: Base, model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """The loss of every label token [n], row after row, and their number in every row [R].
+
+    Args:
+        base: What the model is made of.
+        model: The base itself, or a PEFT model over it.
+        batch: Rows of one trial, on any device.
+    """
+    # Rows are padded on the right and attention is causal, so no real token sees a pad; where a row holds several
+    # examples, transformers keeps them apart by their positions.
+    inputs = {"input_ids": batch.input_ids.to(base.device)}
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids.to(base.device)
+    labels = batch.labels[:, 1:].to(base.device)
+    learned = labels != IGNORED
+    with _autocast(base):
+        logits = model(**inputs, use_cache=False).logits
+    logits = logits[:, :-1][learned]
+    exact = base.dtype == torch.float64  # transformers' own loss would go to float32 here too
+    losses = functional.cross_entropy(logits if exact else logits.float(), labels[learned], reduction="none")
+    return losses, learned.sum(dim=1)
+
+
+def _autocast(base: Base) -> Any:
+    """As `Trainer` computes with `bf16`: products in the base's half precision, adapters kept in float32."""
+    if base.compute_dtype in (torch.float32, torch.float64):
+        return nullcontext()
+    return torch.autocast(base.device.type, dtype=base.compute_dtype)

@@ -1,0 +1,239 @@
+"""One trial on the reference engine: its model, its `Trainer`, and how far it has come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_lab.common.errors import TrainingError
+from lora_lab.training.dropout import Dropout
+from lora_lab.training.live_bytes import LiveBytes, quantization_tensors, resident_tensors
+from lora_lab.training.packed.model import IGNORED, PackedBatch, pad_positions, pad_rows
+from lora_lab.training.packed.slot import Progress
+from lora_lab.training.reference.losses import label_losses
+from lora_lab.training.reference.model import CONVERTED, adapter_tensors, peft_model, set_mode, trained
+from lora_lab.training.reference.optimizer import (
+    fill,
+    flat,
+    make_optimizer,
+    moments,
+    restore_moments,
+    state_tensors,
+    step_without_gradients,
+)
+from lora_lab.training.reference.stepwise import Stepwise
+from lora_lab.training.reference.trainer import ReferenceTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor
+
+    from lora_lab.study.settings import TrialConfig
+    from lora_lab.training.base.loading import Base
+    from lora_lab.training.datasets import TokenizedSplits
+    from lora_lab.training.milestones import Boundary
+    from lora_lab.training.reference.trainer import Step
+    from lora_lab.training.schedule import BatchPlan
+
+
+class ReferenceTrial:
+    """All state of one trial.
+
+    Args:
+        number: The trial's.
+        config: What to train.
+        base: The base that trials share; stays as it is.
+        plan: Which examples make each step.
+        data: The trial's token sets.
+        folder: Room for `Trainer`'s own files; it keeps none there.
+
+    Raises:
+        InputError: PEFT cannot do this to this base.
+    """
+
+    def __init__(
+        self, number: int, config: TrialConfig, base: Base, *, plan: BatchPlan, data: TokenizedSplits, folder: Path
+    ) -> None:
+        self.number, self.config, self.plan, self.data = number, config, plan, data
+        self.progress = Progress()
+        self.boundaries: list[Boundary] = []
+        """Of the shorter runs that this one contains, those that it has not passed."""
+        self._base = base
+        self._dropout = Dropout(config.lora.lora_dropout, config.training.seed)
+        self.model = peft_model(base, config, self._dropout)
+        self.parameters = trained(self.model)
+        self.initial = adapter_tensors(self.model) if config.lora.init_lora_weights in CONVERTED else {}
+        """The adapter before the first step, where the outcome is told by its difference from that."""
+        self._trainer = ReferenceTrainer(
+            self.model,
+            config.training,
+            plan=plan,
+            collate=self._collate,
+            loss_of=self._loss_of,
+            folder=folder,
+            device=base.device,
+        )
+        self._steps = Stepwise(self._train)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last optimizer step is done."""
+        return self.progress.step >= self.plan.total_steps
+
+    @property
+    def due_evaluation(self) -> int | None:
+        """The number of the evaluation to make now, or None."""
+        number = self.plan.evaluation(self.progress.step)
+        return number if number is not None and number > self.progress.last_evaluation else None
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained parameters of every kind."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    @property
+    def added_parameters(self) -> int:
+        """Those of them that the base does not have: all but its own biases."""
+        names = {name for name, _ in self._base.model.named_parameters()}
+        own = (name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in self.parameters)
+        sizes = zip(own, self.parameters.values(), strict=True)
+        return sum(parameter.numel() for name, parameter in sizes if name not in names)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of the trained parameters."""
+        return sum(parameter.nbytes for parameter in self.parameters.values())
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """What the optimizer keeps beside the parameters; 0 before the first step."""
+        return sum(tensor.nbytes for tensors in moments(self._trainer.optimizer).values() for tensor in tensors)
+
+    @property
+    def memory_shape(self) -> Hashable:
+        """What of the trial decides its memory beside its rows: what is trained, and how."""
+        lora, training = self.config.lora, self.config.training
+        shapes = tuple((name, parameter.shape) for name, parameter in self.parameters.items())
+        how = (lora.init_lora_weights, lora.lora_dropout > 0, training.optim, training.gradient_checkpointing)
+        return (shapes, how, self.config.data.packing)
+
+    def flops(self, tokens: int, base_parameters: int) -> int:
+        """Of training on `tokens`: 2 + 2 per parameter of the frozen base, 2 + 4 per trained one."""
+        return tokens * (4 * base_parameters + 6 * self.parameter_count)
+
+    # Training
+
+    def step(self) -> Step:
+        """Make one optimizer step.
+
+        Raises:
+            TrainingError: an adapter gets no gradient, and so would not train.
+        """
+        step = self._steps.next()
+        assert step is not None
+        tokens = sum(len(self.data.train.input_ids[i]) for rows in self._micro_batches() for i in rows)
+        self.progress.step += 1
+        self.progress.train_seconds += step.seconds
+        self.progress.train_tokens += tokens
+        return step
+
+    def close(self) -> None:
+        """Let `Trainer` come to its end, wherever it is."""
+        self._steps.close()
+
+    def _train(self, hand_over: Callable[[Step], bool]) -> None:
+        """What runs in a thread of its own."""
+        if self._base.device.type == "cuda":
+            torch.cuda.set_device(self._base.device)  # each thread has its own current device
+        self._trainer.train_from(self.progress.step, hand_over, self._prove_gradients)
+
+    def _micro_batches(self) -> list[np.ndarray]:
+        return self.plan.micro_batches(self.progress.step)
+
+    def _collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        train = self.data.train
+        ids, labels = [train.input_ids[i] for i in rows], [train.labels[i] for i in rows]
+        length = max(len(row) for row in ids)
+        inputs = {"input_ids": pad_rows(ids, length, 0), "labels": pad_rows(labels, length, IGNORED)}
+        if train.positions is not None:
+            inputs["position_ids"] = pad_positions([train.positions[i] for i in rows], length)
+        return inputs
+
+    def _loss_of(self, inputs: Mapping[str, Tensor], micro_batch: int) -> Tensor:
+        """A micro-batch's part of the step's loss: the sum over its labels by the labels of the whole step."""
+        ids = inputs["input_ids"]
+        self._dropout.prepare(self.progress.step, micro_batch, *ids.shape)
+        set_mode(self.model, training=True)
+        batch = PackedBatch(ids, inputs["labels"], (len(ids),), inputs.get("position_ids"))
+        whole = sum(self.data.train.label_tokens(int(i)) for rows in self._micro_batches() for i in rows)
+        return label_losses(self._base, self.model, batch)[0].sum() / whole
+
+    def _prove_gradients(self) -> None:
+        """Every adapter must learn: B's first gradient is exactly zero only where it is cut off."""
+        sides = {name: parameter.grad for name, parameter in self.parameters.items() if ".lora_B." in name}
+        dead = [name for name, gradient in sides.items() if gradient is None or not gradient.any()]
+        if dead:
+            module = dead[0].removeprefix("base_model.model.").split(".lora_B")[0]
+            raise TrainingError(
+                f"{len(dead)} of {len(sides)} adapted modules get no gradient (first: {module}), so "
+                "they would not train; adapt other modules, or check that the base calls this one"
+            )
+
+    # Memory
+
+    def count_step(self, rows: Sequence[int]) -> LiveBytes:
+        """Count the memory of one training step of these rows; the trial is then where it was before.
+
+        The optimizer's state is there from the beginning, as it is in every step but the first.
+        """
+        before = flat(self.parameters.values())
+        optimizer = make_optimizer(self._trainer, self.config.training)
+        step_without_gradients(optimizer)
+        live = LiveBytes()
+        live.count("adapters", self.parameters.values())
+        live.count("base", resident_tensors(self.model))
+        live.count("quantization", quantization_tensors(self.model))
+        live.count("optimizer", state_tensors(optimizer))
+        limit = self.config.training.max_grad_norm
+        try:
+            with live:
+                self._loss_of(self._collate(rows), 0).backward()
+                torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit if limit > 0 else float("inf"))
+                live.begin("optimizer")
+                optimizer.step()
+        finally:
+            optimizer.zero_grad()
+            self._put(before)
+        return live
+
+    # Checkpoints
+
+    @property
+    def state_sizes(self) -> dict[str, int]:
+        """Elements of each tensor in `state` after the first step; before it there are the parameters only."""
+        before = flat(self.parameters.values())
+        optimizer = make_optimizer(self._trainer, self.config.training)
+        step_without_gradients(optimizer)
+        self._put(before)
+        kept = {name: sum(tensor.numel() for tensor in parts) for name, parts in moments(optimizer).items()}
+        return {"parameters": self.parameter_count} | kept
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters [P] and the optimizer's state, on the CPU."""
+        kept = {name: flat(parts) for name, parts in moments(self._trainer.optimizer).items()}
+        return {"parameters": flat(self.parameters.values())} | kept
+
+    def restore(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+        """Take up from a checkpoint; to be called before the first step."""
+        self.progress = progress
+        if progress.step:
+            restore_moments(self._trainer.optimizer, tensors, progress.step)
+        self._put(tensors["parameters"])
+        self._trainer.skip(progress.step)
+
+    def _put(self, values: Tensor) -> None:
+        fill(list(self.parameters.values()), values)

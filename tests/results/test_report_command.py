@@ -1,0 +1,102 @@
+"""`python -m lora_lab.report` on studies whose storage is all that is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from lora_lab.__main__ import app
+from lora_lab.results.folder import RunFolder
+from lora_lab.results.storage import storage_url
+from lora_lab.search.store import open_store
+from lora_lab.study.file.loading import load_study
+
+BASE_LOSS = 5.0
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def finished_study(name: str, seeds: int = 2) -> Path:
+    """A study file, and its storage with every trial of a grid told complete; no other file."""
+    parameters = {"r": {"values": [4, 8, 16]}, "learning_rate": {"values": [1e-3, 2e-3]}}
+    study = {
+        "study_name": name,
+        "model": {"model_name_or_path": "builtin/tiny-llama"},
+        "data": {"train": "builtin/stdlib-code"},
+        "sweep": {"sampler": "grid", "pruner": "none", "seeds": seeds, "parameters": parameters},
+    }
+    path = Path(f"{name}.yaml")
+    path.write_text(yaml.safe_dump(study))
+    spec = load_study(path, [])
+    folder = RunFolder.of(name)
+    with open_store(spec, storage_url(spec, folder)) as store:
+        store.keep_base_losses(BASE_LOSS, None)
+        while (asked := store.ask()) is not None:
+            r, seed = asked.config.lora.r, asked.config.training.seed
+            loss = 4.0 - 0.01 * r + 20 * asked.config.training.learning_rate + 0.002 * seed
+            store.report(asked.number, 1, loss)
+            store.finish(
+                asked.number, {"eval_loss": loss, "trainable_params": 1000.0 * r, "train_seconds": 2.0, "steps": 9.0}
+            )
+    return path
+
+
+def report(*arguments: object) -> tuple[int, list[str], str]:
+    outcome = CliRunner().invoke(app, ["report", *map(str, arguments)])
+    return outcome.exit_code, outcome.stdout.splitlines(), outcome.stderr
+
+
+def test_everything_is_built_from_the_storage_alone():
+    code, paths, _ = report(finished_study("alone"))
+    run = Path("runs/alone")
+
+    assert (code, paths) == (0, ["runs/alone/report.html"])
+    assert {path.name for path in (run / "figures").iterdir()} == {
+        "loss-by-rank.png",
+        "rank-and-ratio.png",
+        "front-trainable-params.png",
+    }
+    assert "What the verdict rests on" in (run / "summary.md").read_text()
+    assert "python -m lora_lab.sweep alone.yaml" in (run / "report.html").read_text()
+    assert (run / "best" / "config.yaml").is_file()
+
+
+def test_several_studies_are_compared_beside_their_own_reports():
+    code, paths, _ = report(finished_study("one"), finished_study("two"))
+
+    assert code == 0
+    assert paths == ["runs/one/report.html", "runs/two/report.html", "runs/comparison-one-two.html"]
+    assert all(Path(path).is_file() for path in paths)
+
+
+def test_the_file_of_a_long_comparison_has_a_short_name():
+    names = [f"{letter * 90}" for letter in "ab"]
+    code, paths, _ = report(*(finished_study(name) for name in names))
+
+    assert code == 0
+    assert len(Path(paths[-1]).name) < 200
+
+
+def test_a_study_that_has_not_begun_is_one_line_with_a_way_out():
+    path = finished_study("begun")
+    code, paths, said = report(path, "--set", "study_name=other")
+
+    assert (code, paths) == (1, [])
+    assert "run `python -m lora_lab.sweep`" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_report_of_a_study_without_trials_is_a_report():
+    path = finished_study("empty")
+    spec = load_study(path, ["study_name=nothing"])
+    with open_store(spec, storage_url(spec, RunFolder.of("nothing"))) as store:
+        store.keep_base_losses(BASE_LOSS, None)
+
+    assert report(path, "--set", "study_name=nothing")[:2] == (0, ["runs/nothing/report.html"])
+    assert "No trial finished" in Path("runs/nothing/summary.md").read_text()
