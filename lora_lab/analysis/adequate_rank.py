@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.comparison import LEVEL, difference, holm, value_interval
-from lora_lab.analysis.replicates import noise_floor, replicate_groups
+from lora_lab.analysis.comparison import value_interval, within
+from lora_lab.analysis.replicates import replicate_groups
+from lora_lab.analysis.verdict import candidates, compare, is_tested, margin_in_nats, standing_of
 from lora_lab.analysis.wording import nats, p_text, value_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from lora_lab.analysis.findings import Decision, Findings, VerdictRow
     from lora_lab.analysis.paired import ExampleLosses
     from lora_lab.analysis.replicates import Noise, ReplicateGroup
     from lora_lab.study.results import TrialResult
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPoint:
-    """One rank at its best configuration."""
+    """One rank, at the configuration that speaks for it; every number is of that configuration."""
 
     r: int
     number: int
@@ -39,8 +41,10 @@ class RankPoint:
     """To the best rank of the target set, nats; 0 for that one."""
     p: float | None
     """One-sided, Holm-corrected, against "worse than the best rank by the margin or more"; None: not tested."""
-    adequate: bool
-    """Within the margin of the best rank: by that test at 5%; by the means where no rank is tested, or r is larger."""
+    decision: Decision
+    """As in the verdict: `equivalent` is shown to be within the margin; a rank above the best one is `costlier`."""
+    within_margin: bool
+    """Whether `difference` lies within the margin, which alone proves nothing."""
     trainable_params: float | None
 
 
@@ -58,108 +62,126 @@ class RankCurve:
     smallest_adequate_r: int
     tested: bool
     """Whether `smallest_adequate_r` rests on a test; else on the means alone."""
+    own_family: int
+    """Comparisons that were corrected for one another apart from the verdict's; 0: the verdict's own p-values."""
     sentence: str
 
 
 def rank_curves(
-    results: Sequence[TrialResult],
-    base_loss: float,
-    margin: float,
-    metric: str = "eval_loss",
-    losses: Mapping[int, ExampleLosses] | None = None,
+    results: Sequence[TrialResult], findings: Findings, losses: Mapping[int, ExampleLosses]
 ) -> list[RankCurve]:
     """One curve for every target set and choice of layers that was tried at two ranks or more.
 
-    Every rank stands at its best other settings (the learning rate above all), picked by the search. A rank below
-    the best one is adequate when a configuration of it is shown not to be worse than the best by the margin or more:
-    the verdict's own test, Holm-corrected over all configurations of smaller rank that have replicates.
+    A rank below the best one is adequate when a configuration of it is shown not to be worse than the best by the
+    margin or more. On the target set of the verdict's best configuration these are the verdict's own comparisons and
+    corrected p-values. Other target sets have a best of their own, and so a family of comparisons of their own, by
+    the same test; so has a study whose verdict leaves smaller ranks untested because they cost no less.
+
+    A rank is shown at its best other settings (the learning rate above all): of the configurations that were tested
+    at the one that passed, or the one with the lowest loss; without any, at the one with the lowest loss of those
+    that could be the best.
 
     Args:
         results: every trial of the study, retrainings included.
-        base_loss: of the bare base, nats per token.
-        margin: share of the target set's own gain over the base.
-        metric: `eval_loss` or `forgetting`.
+        findings: of `decide` on the same results.
         losses: as in `decide`.
 
     """
-    groups = replicate_groups(results, metric)
-    noise = noise_floor(groups)
+    groups = replicate_groups(results)
     sets: dict[tuple[str, str], list[ReplicateGroup]] = {}
     for group in groups:
         lora = group.config.lora
         sets.setdefault((value_text(lora.target_modules), value_text(lora.layers)), []).append(group)
     return [
-        _curve(key, members, noise, base_loss=base_loss, share=margin, losses=losses)
+        _curve(key, members, findings, losses)
         for key, members in sorted(sets.items())
         if len({member.config.lora.r for member in members}) > 1
     ]
 
 
 def _curve(
-    key: tuple[str, str],
-    groups: Sequence[ReplicateGroup],
-    noise: Noise | None,
-    *,
-    base_loss: float,
-    share: float,
-    losses: Mapping[int, ExampleLosses] | None,
+    key: tuple[str, str], groups: Sequence[ReplicateGroup], findings: Findings, losses: Mapping[int, ExampleLosses]
 ) -> RankCurve:
+    best = _best(groups, findings)
+    best_r = best.config.lora.r
+    margin = margin_in_nats(findings.margin_share, findings.base_loss, best.mean)
+    rows, own_family = _rows(groups, best, findings, losses, margin)
     by_rank: dict[int, list[ReplicateGroup]] = {}
     for group in groups:
         by_rank.setdefault(group.config.lora.r, []).append(group)
-    chosen = {r: min(by_rank[r], key=lambda group: group.search_mean) for r in sorted(by_rank)}
-    replicated = [group for group in chosen.values() if len(group.values) > 1]
-    best = min(replicated or chosen.values(), key=lambda group: (group.mean, group.config.lora.r))
-    best_r = best.config.lora.r
-    margin = max(0.0, share * (base_loss - best.mean))
-    tests = _tests([g for g in groups if g.config.lora.r < best_r], best, noise, margin, losses)
-    points = [_point(by_rank[r], group, best, noise, margin=margin, tests=tests) for r, group in chosen.items()]
-    adequate = next(point.r for point in points if point.adequate or point.r == best_r)
+    speakers = {r: best if r == best_r else _speaker(by_rank[r], rows) for r in sorted(by_rank)}
+    points = [
+        _point(by_rank[r], group, rows, best=best, noise=findings.noise, margin=margin) for r, group in speakers.items()
+    ]
+    tested = is_tested(best, findings.noise)
+    adequate = [p.r for p in points if (p.decision in ("equivalent", "best") if tested else p.within_margin)]
     curve = RankCurve(
         targets=key[0],
         layers=key[1],
         points=tuple(points),
         margin=margin,
         best_r=best_r,
-        smallest_adequate_r=adequate,
-        tested=bool(tests),
+        smallest_adequate_r=min(adequate),
+        tested=tested,
+        own_family=own_family,
         sentence="",
     )
     return replace(curve, sentence=_sentence(curve))
 
 
-def _tests(
-    smaller: Sequence[ReplicateGroup],
+def _best(groups: Sequence[ReplicateGroup], findings: Findings) -> ReplicateGroup:
+    """The verdict's best where it is one of these; else the best of these by the verdict's rule."""
+    overall = findings.best.number if findings.best else None
+    of_verdict = next((group for group in groups if group.number == overall), None)
+    return of_verdict or min(candidates(groups), key=lambda group: (group.mean, group.config.lora.r, group.number))
+
+
+def _rows(
+    groups: Sequence[ReplicateGroup],
     best: ReplicateGroup,
-    noise: Noise | None,
+    findings: Findings,
+    losses: Mapping[int, ExampleLosses],
     margin: float,
-    losses: Mapping[int, ExampleLosses] | None,
-) -> dict[int, float]:
-    """By rank, the lowest corrected p-value of its configurations."""
-    if noise is None or len(best.values) < 2:
-        return {}
-    family = [group for group in smaller if len(group.values) > 1]
-    corrected = holm([difference(group, best, noise, losses).p_not_below(margin) for group in family])
-    lowest: dict[int, float] = {}
-    for group, p in zip(family, corrected, strict=True):
-        lowest[group.config.lora.r] = min(p, lowest.get(group.config.lora.r, 1.0))
-    return lowest
+) -> tuple[dict[int, VerdictRow], int]:
+    """The comparisons with the best by trial, and how many of them are a family apart from the verdict's."""
+    known = {row.standing.number: row for row in findings.rows}
+    smaller = {group.number for group in groups if group.config.lora.r < best.config.lora.r}
+    same_best = findings.best is not None and findings.best.number == best.number
+    if same_best and not any(number in known and known[number].decision == "costlier" for number in smaller):
+        return known, 0
+    cost = findings.best.cost_metric if findings.best else "trainable_params"
+    standings = {group.number: standing_of(group, cost) for group in groups}
+    rows = compare(groups, best, standings, smaller, margin=margin, noise=findings.noise, losses=losses)
+    return {row.standing.number: row for row in rows}, sum(row.p is not None for row in rows)
+
+
+def _speaker(groups: Iterable[ReplicateGroup], rows: Mapping[int, VerdictRow]) -> ReplicateGroup:
+    """The configuration that stands for a rank other than the best one."""
+    of_rank = list(groups)
+    tested = [group for group in of_rank if group.number in rows and rows[group.number].p is not None]
+    return min(
+        tested or candidates(of_rank),
+        key=lambda group: (
+            group.number not in rows or rows[group.number].decision != "equivalent",
+            group.mean,
+            group.number,
+        ),
+    )
 
 
 def _point(
     tried: Sequence[ReplicateGroup],
     group: ReplicateGroup,
+    rows: Mapping[int, VerdictRow],
+    *,
     best: ReplicateGroup,
     noise: Noise | None,
-    *,
     margin: float,
-    tests: Mapping[int, float],
 ) -> RankPoint:
-    r, apart = group.config.lora.r, group.mean - best.mean
-    p = tests.get(r)
-    by_mean = apart <= margin and (not tests or r >= best.config.lora.r)
+    row = rows.get(group.number)
+    apart = row.estimate if row else group.mean - best.mean
     return RankPoint(
-        r=r,
+        r=group.config.lora.r,
         number=group.number,
         learning_rate=group.config.training.learning_rate,
         value=group.mean,
@@ -168,8 +190,9 @@ def _point(
         tried=len(tried),
         rates=len({one.config.training.learning_rate for one in tried}),
         difference=apart,
-        p=p,
-        adequate=by_mean if p is None else p <= LEVEL,
+        p=row.corrected_p if row else None,
+        decision=row.decision if row else "not tested",
+        within_margin=within(apart, margin),
         trainable_params=group.metric_mean("trainable_params"),
     )
 
@@ -178,20 +201,42 @@ def _sentence(curve: RankCurve) -> str:
     where = curve.targets if curve.layers == "all" else f"{curve.targets}, layers {curve.layers}"
     tried = ", ".join(str(point.r) for point in curve.points)
     point = next(point for point in curve.points if point.r == curve.smallest_adequate_r)
-    if point.r == curve.best_r:
-        found = "the best rank, and no smaller one is " + (
-            "shown to be as good" if curve.tested else "within the margin"
-        )
-    elif point.p is not None:
-        found = f"shown to be within the margin of the best rank ({curve.best_r}), corrected p {p_text(point.p)}"
-    else:
-        found = f"within the margin of the best rank ({curve.best_r}) by its mean, which is not a test"
     single_rate = max(one.rates for one in curve.points) < 2
-    caveat = " Every rank had a single learning rate, which may suit some better than others." if single_rate else ""
-    smaller = [one for one in curve.points if one.r < point.r and one.difference <= curve.margin]
-    names = " and ".join(str(one.r) for one in smaller)
-    open_question = f" Within the margin by its mean, and not shown to be: rank {names}." if smaller else ""
-    return (
-        f"{where}: the smallest adequate rank is {point.r} of {tried}: {found} "
-        f"({nats(point.difference)} nats above it; margin {nats(curve.margin)}).{open_question}{caveat}"
+    claim = (
+        f"{where}: the smallest adequate rank is {point.r} of {tried}: {_found(curve, point)} "
+        f"({nats(point.difference)} nats above it; margin {nats(curve.margin)})."
     )
+    parts = [claim, *_open_questions(curve)]
+    if curve.own_family:
+        parts.append(f"Its comparisons ({curve.own_family}) are corrected apart from those of the verdict.")
+    if single_rate:
+        parts.append("Every rank had a single learning rate, which may suit some better than others.")
+    return " ".join(parts)
+
+
+def _found(curve: RankCurve, point: RankPoint) -> str:
+    if point.r != curve.best_r and curve.tested:
+        assert point.p is not None
+        return f"shown to be within the margin of the best rank ({curve.best_r}), corrected p {p_text(point.p)}"
+    if point.r != curve.best_r:
+        return f"within the margin of the best rank ({curve.best_r}) by its mean, which is not a test"
+    smaller = [one for one in curve.points if one.r < curve.best_r]
+    if not curve.tested:
+        return "the best rank, and no smaller one is within the margin"
+    if smaller and all(one.decision == "not tested" for one in smaller):
+        return "the best rank; no smaller one was trained with several seeds, so none is tested"
+    return "the best rank, and no smaller one is shown to be as good"
+
+
+def _open_questions(curve: RankCurve) -> list[str]:
+    """Smaller ranks that may be adequate, by why that is not known."""
+    smaller = [point for point in curve.points if point.r < curve.smallest_adequate_r and point.within_margin]
+    said = []
+    for why, of_these in (
+        ("not shown to be", [point for point in smaller if point.decision != "not tested"]),
+        ("not tested", [point for point in smaller if point.decision == "not tested"]),
+    ):
+        if of_these:
+            names = " and ".join(str(point.r) for point in of_these)
+            said.append(f"Within the margin by its mean, and {why}: rank {names}.")
+    return said

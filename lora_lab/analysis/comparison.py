@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 """Of every test: the chance of one wrong claim among all of a family."""
+ROUNDING = 1e-9
+"""Nats by which losses that are equal as written may differ as binary fractions."""
 NORMAL_95 = 1.6449
 """The 95% point of the normal distribution."""
 
@@ -83,6 +85,11 @@ def _losses(
     known = [losses.get(group.runs[seed].number) for seed in seeds]
     found = [one for one in known if one is not None]
     return found if len(found) == len(known) else None
+
+
+def within(estimate: float, margin: float) -> bool:
+    """Whether an estimated distance lies within the margin, which alone proves nothing."""
+    return estimate <= margin + ROUNDING
 
 
 def value_interval(group: ReplicateGroup, noise: Noise | None) -> tuple[float, float] | None:

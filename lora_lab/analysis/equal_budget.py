@@ -94,7 +94,8 @@ def compare_arms(results: Sequence[TrialResult], by: Arm, metric: str = "eval_lo
 
     At an equal budget, an arm's loss is interpolated over the logarithm of the parameters between its two nearest
     ranks, never beyond them; budgets are the two ends and the middle of the range that all arms cover. Standard errors
-    are those of the noise floor (paired, where all configurations share seeds).
+    are those of the noise floor (paired, where all configurations share seeds): over seeds alone, so a difference holds
+    for this evaluation set, unlike one of `decide`, which may also cover other examples.
     """
     groups = replicate_groups(results, metric)
     noise = noise_floor(groups)
@@ -207,11 +208,16 @@ def _sentence(comparison: ArmComparison) -> str:
     middle = comparison.at_equal_budget[len(comparison.at_equal_budget) // 2]
     assert middle.trainable_params is not None
     best, *others = middle.arms
-    real = [f"{other.arm} ({nats(other.difference)} nats above)" for other in others if other.known]
-    claim = f", better than {', '.join(real)} beyond the noise" if real else ""
-    rest = [f"{other.arm} ({nats(other.difference)} nats above)" for other in others if not other.known]
-    doubt = f"; not known to be better than {', '.join(rest)}" if rest else ""
+
+    def names(known: bool | None) -> str:
+        return ", ".join(
+            f"{other.arm} ({nats(other.difference)} nats above)" for other in others if other.known is known
+        )
+
+    claim = f", better than {names(True)} beyond the noise between seeds" if names(True) else ""
+    doubt = f"; not shown to be better than {names(False)}" if names(False) else ""
+    untested = f"; not tested against {names(None)}, which takes replicates of both" if names(None) else ""
     return (
         f"At an equal budget of {count_text(middle.trainable_params)} trained parameters the best {name} is "
-        f"{best.arm}{claim}{doubt}."
+        f"{best.arm}{claim}{doubt}{untested}."
     )

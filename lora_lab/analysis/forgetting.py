@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_lab.analysis.comparison import noise_interval, value_interval
+from lora_lab.analysis.comparison import noise_interval, value_interval, within
 from lora_lab.analysis.replicates import noise_floor, replicate_groups
 from lora_lab.analysis.wording import nats, value_text
 
@@ -52,7 +52,7 @@ class ForgettingTrade:
     margin: float
     """Nats."""
     gentlest: int | None
-    """The trial that forgets least among those within the margin of the best gain."""
+    """The trial that forgets least among those within the margin of the best gain, by their means."""
     sentence: str
 
 
@@ -74,7 +74,7 @@ def forgetting_trade(results: Sequence[TrialResult], base_loss: float, margin: f
     points = [replace(point, on_front=not any(_beats(other, point) for other in points)) for point in points]
     points.sort(key=lambda point: -point.gain)
     width = max(0.0, margin * points[0].gain)
-    near = [point for point in points if point.gain >= points[0].gain - width and points[0].gain > 0]
+    near = [point for point in points if within(points[0].gain - point.gain, width) and points[0].gain > 0]
     gentlest = min(near, key=lambda point: point.forgetting, default=None)
     return ForgettingTrade(
         points=tuple(points),
@@ -126,6 +126,6 @@ def _sentence(most: ForgettingPoint, gentlest: ForgettingPoint | None, width: fl
     if gentlest is None or gentlest.number == most.number:
         return f"{first}; nothing within the margin of that gain forgets less."
     return (
-        f"{first}; within {nats(width)} nats of that gain, trial {gentlest.number} (r={gentlest.r} {gentlest.targets}) "
-        f"forgets {nats(gentlest.forgetting)}."
+        f"{first}; within {nats(width)} nats of that gain by its mean, which is not a test, trial {gentlest.number} "
+        f"(r={gentlest.r} {gentlest.targets}) forgets {nats(gentlest.forgetting)}."
     )

@@ -9,14 +9,22 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.comparison import LEVEL, difference, example_difference_of, held_out_value, holm, value_interval
+from lora_lab.analysis.comparison import (
+    LEVEL,
+    difference,
+    example_difference_of,
+    held_out_value,
+    holm,
+    value_interval,
+    within,
+)
 from lora_lab.analysis.findings import Decision, Findings, Standing, VerdictRow
 from lora_lab.analysis.replicates import Noise, ReplicateGroup, noise_floor, replicate_groups
 from lora_lab.analysis.selection import search_trials
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from lora_lab.analysis.paired import Difference, ExampleLosses
     from lora_lab.study.results import TrialResult
@@ -66,15 +74,16 @@ def decide(
         raise InputError(f"base_loss must be finite, but is {base_loss}: the bare base cannot be evaluated")
     groups = replicate_groups(results, metric)
     noise = noise_floor(groups)
-    candidates = _candidates(groups)
-    standings = {group.number: _standing(group, cost) for group in groups}
-    best = min(candidates, key=lambda group: (group.mean, standings[group.number].cost), default=None)
-    width = max(0.0, margin * (base_loss - best.mean)) if best else 0.0
-    tested = noise is not None and best is not None and len(best.values) > 1
+    rivals = candidates(groups)
+    standings = {group.number: standing_of(group, cost) for group in groups}
+    best = min(rivals, key=lambda group: (group.mean, standings[group.number].cost), default=None)
+    width = margin_in_nats(margin, base_loss, best.mean) if best else 0.0
+    tested = best is not None and is_tested(best, noise)
     rows: tuple[VerdictRow, ...] = ()
     if best:
-        floor = noise if tested else None
-        rows = _rows(groups, best, standings, margin=width, noise=floor, losses=losses or {})
+        champion = standings[best.number]
+        family = {number for number, standing in standings.items() if standing.is_cheaper_than(champion)}
+        rows = compare(groups, best, standings, family, margin=width, noise=noise, losses=losses or {})
     tied = [
         row.standing for row in rows if row.decision in ("best", "equivalent") or (not tested and row.within_margin)
     ]
@@ -90,11 +99,11 @@ def decide(
         noise=noise,
         tested=tested,
         rows=rows,
-        held_out_value=held_out_value(candidates) if best and len(best.values) > 1 and not best.retrainings else None,
+        held_out_value=held_out_value(rivals) if best and len(best.values) > 1 and not best.retrainings else None,
     )
 
 
-def _candidates(groups: Sequence[ReplicateGroup]) -> list[ReplicateGroup]:
+def candidates(groups: Sequence[ReplicateGroup]) -> list[ReplicateGroup]:
     """Configurations that can be the best: the retrained ones; else those with most seeds; else all."""
     retrained = [group for group in groups if group.retrainings]
     if retrained:
@@ -106,7 +115,18 @@ def _candidates(groups: Sequence[ReplicateGroup]) -> list[ReplicateGroup]:
     return [group for group in replicated if len(group.values) == most]
 
 
-def _standing(group: ReplicateGroup, cost: Cost) -> Standing:
+def margin_in_nats(share: float, base_loss: float, best: float) -> float:
+    """A margin given as a share of the gain over the bare base; 0 where nothing is gained."""
+    return max(0.0, share * (base_loss - best))
+
+
+def is_tested(best: ReplicateGroup, noise: Noise | None) -> bool:
+    """Whether a tie with the best can rest on a test: on a noise floor, and on replicates of the best itself."""
+    return noise is not None and len(best.values) > 1
+
+
+def standing_of(group: ReplicateGroup, cost: Cost) -> Standing:
+    """A configuration with its value and its costs, as the verdict orders it."""
     return Standing(
         number=group.number,
         config=group.config,
@@ -127,34 +147,50 @@ def _or_infinite(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def _rows(
+def compare(
     groups: Sequence[ReplicateGroup],
     best: ReplicateGroup,
     standings: Mapping[int, Standing],
+    family: Collection[int],
     *,
     margin: float,
     noise: Noise | None,
     losses: Mapping[int, ExampleLosses],
 ) -> tuple[VerdictRow, ...]:
-    """The table of the verdict; `noise` is None where nothing is tested."""
-    champion = standings[best.number]
+    """Compare configurations with the best one: the best's row first, then the others by cost.
+
+    Args:
+        groups: the configurations, the best among them.
+        best: the one that the others are measured against.
+        standings: of every configuration, by its number.
+        family: numbers of the configurations to test against the margin; those with replicates share one Holm
+            correction, and the other replicated ones are `costlier`.
+        margin: nats.
+        noise: the study's noise floor.
+        losses: by trial number, what it measured on every evaluation example.
+
+    Returns:
+        Single runs beyond the margin have no row.
+
+    """
+    floor = noise if is_tested(best, noise) else None
     others = sorted((g for g in groups if g is not best), key=lambda group: standings[group.number].cost)
-    tested = {g.number: difference(g, best, noise, losses) for g in others if noise and len(g.values) > 1}
-    family = [g.number for g in others if g.number in tested and standings[g.number].is_cheaper_than(champion)]
-    p_values = [tested[number].p_not_below(margin) for number in family]
-    corrected = dict(zip(family, zip(p_values, holm(p_values), strict=True), strict=True))
-    rows = [_row(champion, best, None, None, noise=noise, estimate=0.0, margin=margin, decision="best")]
+    tested = {g.number: difference(g, best, floor, losses) for g in others if floor and len(g.values) > 1}
+    members = [number for number in tested if number in family]
+    p_values = [tested[number].p_not_below(margin) for number in members]
+    corrected = dict(zip(members, zip(p_values, holm(p_values), strict=True), strict=True))
+    rows = [_row(standings[best.number], best, None, None, noise=floor, estimate=0.0, margin=margin, decision="best")]
     for group in others:
         p_value = corrected.get(group.number)
         apart = tested.get(group.number)
         decision = _decision(apart, p_value, margin)
-        if apart is None and noise is None:
+        if apart is None and floor is None:
             apart = example_difference_of(group, best, losses)
         estimate = apart.mean if apart else group.mean - best.mean
-        if decision != "not tested" or estimate <= margin:
+        if decision != "not tested" or within(estimate, margin):
             standing = standings[group.number]
             rows.append(
-                _row(standing, group, apart, p_value, noise=noise, estimate=estimate, margin=margin, decision=decision)
+                _row(standing, group, apart, p_value, noise=floor, estimate=estimate, margin=margin, decision=decision)
             )
     return tuple(rows)
 
@@ -189,6 +225,6 @@ def _row(
         evidence=apart.evidence if apart else None,
         p=p,
         corrected_p=corrected_p,
-        within_margin=estimate <= margin,
+        within_margin=within(estimate, margin),
         decision=decision,
     )

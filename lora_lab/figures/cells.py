@@ -69,8 +69,8 @@ def p_cell(p: float | None) -> Cell:
 
 
 def yes_cell(value: bool | None) -> Cell:
-    """Yes, no, or blank for what is not known."""
-    return text_cell("" if value is None else "yes" if value else "no")
+    """Yes or no as a test or a count says; what was not tested says so."""
+    return text_cell("not tested" if value is None else "yes" if value else "no")
 
 
 def html_table(table: Table) -> str:

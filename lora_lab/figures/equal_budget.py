@@ -68,7 +68,8 @@ def _place_text(point: Comparison) -> str:
 
 def _hover(point: Comparison, value: ArmValue) -> str:
     trials = " and ".join(str(number) for number in value.numbers)
-    known = {True: ", shown to be worse", False: ", not shown to be worse", None: ""}[value.known]
+    worse = {True: ", shown to be worse", False: ", not shown to be worse", None: ", not tested"}[value.known]
+    known = "" if value is point.arms[0] else worse
     return (
         f"{plot_text(value.arm)}, {_place_text(point)}: {nats(value.value)} nats per token<br>trial {trials}; "
         f"{nats(value.difference)} above the best{known}"
@@ -140,6 +141,6 @@ def _row(point: Comparison, value: ArmValue) -> list[Cell]:
         interval_cell(value.interval),
         number_cell(value.tried),
         number_cell(value.difference, nats),
-        yes_cell(value.known),
+        text_cell("best") if value is point.arms[0] else yes_cell(value.known),
         text_cell(", ".join(map(str, value.numbers))),
     ]

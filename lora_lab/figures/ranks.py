@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.wording import count_text, nats, number_text, plural, rate_text, value_text
-from lora_lab.figures.cells import Cell, Table, interval_cell, number_cell, p_cell, text_cell, yes_cell
+from lora_lab.figures.cells import Cell, Table, interval_cell, number_cell, p_cell, text_cell
 from lora_lab.figures.style import (
     BLUE,
     GRAY,
@@ -47,7 +47,7 @@ def adequate_ranks(curves: Sequence[RankCurve]) -> Panel:
     figure.update_xaxes(log2_axis([float(point.r) for curve in curves for point in curve.points]))
     words = (
         "Each rank at the best learning rate and alpha that were tried for it. Whiskers: 95% intervals, where a noise "
-        "floor was measured. Ringed: the smallest rank within the margin of the best. "
+        "floor was measured. Ringed: the smallest adequate rank. "
     ) + " ".join(curve.sentence for curve in curves)
     rows = [_rank_row(curve, point) for curve in curves for point in curve.points]
     marked = [
@@ -95,7 +95,7 @@ def _rank_hover(name: str, point: RankPoint) -> str:
 
 RANK_HEADERS = [
     *("targets", "r", "trial", "lr", "loss, nats", "95% interval", "runs", "settings tried", "rates tried"),
-    *("above best, nats", "corrected p", "adequate", "params"),
+    *("above best, nats", "corrected p", "decision", "params"),
 ]
 
 
@@ -112,7 +112,7 @@ def _rank_row(curve: RankCurve, point: RankPoint) -> list[Cell]:
         number_cell(point.rates),
         number_cell(point.difference, nats),
         p_cell(point.p),
-        yes_cell(point.adequate),
+        text_cell(point.decision, "wrap"),
         number_cell(point.trainable_params, count_text),
     ]
 

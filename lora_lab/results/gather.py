@@ -51,7 +51,7 @@ def gather(results: Results, folder: RunFolder, source: Source, device: str | No
         findings=findings,
         base_forgetting=results.base_forgetting,
         notes=results.notes,
-        rank_curves=rank_curves(trials, findings.base_loss, share),
+        rank_curves=rank_curves(trials, findings, results.losses),
         arms=[comparison for comparison in comparisons if comparison is not None],
         scale=scale_response(trials),
         rules=score_rules(trials),

@@ -12,10 +12,11 @@ from lora_lab.common.errors import StorageError
 from lora_lab.results.example_losses import read_example_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lora_lab.analysis.findings import Findings
+    from lora_lab.analysis.paired import ExampleLosses
     from lora_lab.results.folder import RunFolder
     from lora_lab.search.store import StudyStore
     from lora_lab.study.results import TrialResult
@@ -42,6 +43,8 @@ class Results:
     spec: StudySpec
     trials: Sequence[TrialResult]
     findings: Findings
+    losses: Mapping[int, ExampleLosses]
+    """By trial number, what it measured on every evaluation example; of those that comparisons rest on."""
     notes: Sequence[AuditNote]
     base_forgetting: float | None
 
@@ -60,4 +63,4 @@ def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder) -> Resul
     trials = store.results()
     examples, verdict = read_example_losses(folder, trials), spec.sweep.verdict
     findings = decide(trials, base_loss, verdict.margin, losses=examples, cost=verdict.cost)
-    return Results(spec, trials, findings, audit(spec, findings, trials), base_forgetting)
+    return Results(spec, trials, findings, examples, audit(spec, findings, trials), base_forgetting)

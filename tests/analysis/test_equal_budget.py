@@ -51,7 +51,7 @@ def test_equal_rank_and_equal_budget_can_disagree() -> None:
     assert middle.arms[0].numbers == (10, 20)
     assert middle.arms[1].value == pytest.approx(4.15 - 0.1 * math.log(2) / math.log(4))
     assert {one.known for comparison in found.at_equal_budget for one in comparison.arms} == {None}
-    assert "not known to be better than" in found.sentence
+    assert "not tested against mlp (0.0000 nats above)" in found.sentence
 
 
 def test_replicates_show_which_differences_are_real() -> None:

@@ -123,7 +123,8 @@ def test_a_rank_that_is_too_small_is_called_adequate_in_a_twentieth_of_studies_a
     wrong = []
     for _ in range(300):
         losses = means[:, None] + rng.normal(0, 2 * FLOOR, 3) + rng.normal(0, FLOOR, (3, 3))
-        [curve] = rank_curves(study.trials(losses), BASE, MARGIN)
+        trials = study.trials(losses)
+        [curve] = rank_curves(trials, decide(trials, BASE, MARGIN), {})
         wrong.append(curve.smallest_adequate_r < 64)
 
     assert np.mean(wrong) <= 0.05

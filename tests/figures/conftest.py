@@ -89,7 +89,7 @@ def gathered(
     notes = audit(spec, findings, results)
     source = Source(folder / "study.yaml", "python -m lora_lab.sweep studies/rank_alpha.yaml")
     source.path.write_text("study_name: rank_alpha")
-    return gather(Results(spec, results, findings, notes, BASE_FORGETTING), RunFolder(folder / "run"), source)
+    return gather(Results(spec, results, findings, {}, notes, BASE_FORGETTING), RunFolder(folder / "run"), source)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from analysis.simulated import trial
 
 from lora_lab.analysis.adequate_rank import RankCurve, RankPoint
@@ -32,7 +34,8 @@ def rank_point(r: int, value: float, interval: tuple[float, float] | None) -> Ra
         rates=2,
         difference=value - 3.0,
         p=0.02,
-        adequate=value < 3.1,
+        decision="equivalent" if value < 3.1 else "undecided",
+        within_margin=value < 3.1,
         trainable_params=1000.0 * r,
     )
 
@@ -46,6 +49,7 @@ def curve_of(targets: str, *points: RankPoint, chosen: int) -> RankCurve:
         best_r=points[-1].r,
         smallest_adequate_r=chosen,
         tested=True,
+        own_family=0,
         sentence=f"{targets}: rank {chosen} is enough.",
     )
 
@@ -122,7 +126,7 @@ def test_arms_at_one_rank_are_dots_and_over_budgets_lines() -> None:
     assert [list(trace.x) for trace in budget.figure.data] == [[1e5, 2e5], [1e5, 2e5]]
     assert budget.words.startswith("All layers win.")
     assert [row[0].text for row in budget.table.rows] == ["100k parameters"] * 2 + ["200k parameters"] * 2
-    assert [row[6].text for row in rank.table.rows] == ["", "yes"]
+    assert [row[6].text for row in rank.table.rows] == ["best", "yes"]
 
 
 def test_arms_that_cannot_be_compared_say_why() -> None:
@@ -189,6 +193,20 @@ def test_a_cross_marks_where_overfitting_begins() -> None:
     assert "Of 2 replicated configurations, 1 is shown to end above its minimum" in panel.words
     assert [row[5].text for row in panel.table.rows] == ["1 to 2", "1 to 2"]
     assert panel.figure.layout.xaxis.dtick == 1
+
+
+def test_what_was_not_tested_reads_so_in_every_table() -> None:
+    untested = replace(rank_point(4, 3.0, None), p=None, decision="not tested")
+    ranks = adequate_ranks([curve_of("mlp", untested, rank_point(8, 3.0, None), chosen=8)])
+    pair = (arm("all", 3.0, None), arm("last_half", 3.2, None))
+    comparison = Comparison(r=16, trainable_params=None, arms=pair)
+    arms, _ = arm_panels(ArmComparison(by="layers", at_equal_rank=(comparison,), at_equal_budget=(), sentence=""))
+    epochs = epochs_and_overfitting([epoch_curve(0, None, None)], {0: "r=4"})
+
+    assert [row[11].text for row in ranks.table.rows] == ["not tested", "equivalent"]
+    assert [row[6].text for row in arms.table.rows] == ["best", "not tested"]
+    assert [row[7].text for row in epochs.table.rows] == ["not tested"]
+    assert "not tested" in arms.figure.data[1].text[0]
 
 
 def test_without_replicates_the_onset_is_not_known() -> None:

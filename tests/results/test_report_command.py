@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from lora_lab.__main__ import app
 from lora_lab.results.folder import RunFolder
+from lora_lab.results.gather import gather
+from lora_lab.results.results import Source, read_results
 from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
 from lora_lab.study.file.loading import load_study
@@ -100,3 +104,25 @@ def test_a_report_of_a_study_without_trials_is_a_report():
 
     assert report(path, "--set", "study_name=nothing")[:2] == (0, ["runs/nothing/report.html"])
     assert "No trial finished" in Path("runs/nothing/summary.md").read_text()
+
+
+def test_the_rank_curve_is_tested_over_examples_where_the_verdict_is():
+    """Smaller ranks are better on half of the texts and worse on the others: seeds alone would call them equal."""
+    path = finished_study("examples")
+    spec, folder = load_study(path, []), RunFolder.of("examples")
+    tokens = np.full(40, 10)
+    with open_store(spec, storage_url(spec, folder), create=False) as store:
+        for trial in store.results():
+            taste = np.tile([1.0, -1.0], 20) / trial.config.lora.r
+            losses = folder.trial(trial.number) / "evaluations" / "eval-0001.safetensors"
+            losses.parent.mkdir(parents=True)
+            save_file({"nll": tokens * (trial.metrics["eval_loss"] + taste), "label_tokens": tokens}, losses)
+        results = read_results(spec, store, folder)
+
+    [curve] = gather(results, folder, Source(path, "")).rank_curves
+
+    rows = {row.standing.number: row for row in results.findings.rows}
+    assert {row.evidence for row in rows.values()} == {None, "seeds and examples"}
+    assert len(results.losses) == len(results.trials)
+    for point in curve.points:
+        assert (point.decision, point.p) == (rows[point.number].decision, rows[point.number].corrected_p)
