@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.comparison import seeds_to_decide
 from lora_lab.analysis.wording import (
-    bytes_text,
     config_label,
     count_text,
     duration_text,
@@ -17,6 +16,7 @@ from lora_lab.analysis.wording import (
     p_text,
     plural,
 )
+from lora_lab.common.sizes import bytes_text
 
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Findings, Standing, VerdictRow

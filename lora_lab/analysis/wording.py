@@ -32,14 +32,6 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
-def bytes_text(count: float) -> str:
-    """Bytes in binary units."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
-    return f"{count:.0f} B"
-
-
 def count_text(count: float) -> str:
     """A count in three digits and a unit: 54.3k, 1.23M."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):

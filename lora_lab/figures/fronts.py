@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.wording import (
-    bytes_text,
     config_label,
     count_text,
     duration_text,
@@ -15,6 +14,7 @@ from lora_lab.analysis.wording import (
     plural,
     value_text,
 )
+from lora_lab.common.sizes import bytes_text
 from lora_lab.figures.cells import Cell, Table, interval_cell, number_cell, text_cell, yes_cell
 from lora_lab.figures.style import (
     GRAY,

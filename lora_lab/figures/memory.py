@@ -6,7 +6,8 @@ import statistics
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.selection import finished, measured
-from lora_lab.analysis.wording import bytes_text, plural, quantization_text
+from lora_lab.analysis.wording import plural, quantization_text
+from lora_lab.common.sizes import bytes_text
 from lora_lab.figures.losses import scatter_by_targets
 from lora_lab.figures.style import (
     BLUE,

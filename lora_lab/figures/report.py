@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import (
-    bytes_text,
     config_label,
     count_text,
     nats,
@@ -16,6 +15,7 @@ from lora_lab.analysis.wording import (
     rate_text,
     value_text,
 )
+from lora_lab.common.sizes import bytes_text
 from lora_lab.figures.cells import Table, folded, html_table, text_cell
 from lora_lab.figures.epochs import epochs_and_overfitting
 from lora_lab.figures.equal_budget import arm_panels

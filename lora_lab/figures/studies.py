@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.selection import measured
 from lora_lab.analysis.verdict_words import sentences
-from lora_lab.analysis.wording import bytes_text, config_label, count_text, duration_text, nats, value_text
+from lora_lab.analysis.wording import config_label, count_text, duration_text, nats, value_text
+from lora_lab.common.sizes import bytes_text
 from lora_lab.figures.cells import Table, html_table, interval_cell, number_cell, text_cell
 from lora_lab.figures.page import not_drawn, section, write_page
 from lora_lab.figures.style import Panel, blank_figure, color_of, decimal_axis, plot_text, symbol_of

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.selection import measured, value_of
 from lora_lab.analysis.values import by_value, rank_table
 from lora_lab.analysis.wording import (
-    bytes_text,
     count_text,
     duration_text,
     nats,
     rate_text,
     value_text,
 )
+from lora_lab.common.sizes import bytes_text
 from lora_lab.figures.cells import Cell, Table, number_cell, text_cell
 from lora_lab.study.engines import engine_for
 

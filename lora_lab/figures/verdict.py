@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict_words import facts
-from lora_lab.analysis.wording import bytes_text, config_label, count_text, duration_text, nats
+from lora_lab.analysis.wording import config_label, count_text, duration_text, nats
+from lora_lab.common.sizes import bytes_text
 from lora_lab.figures.cells import Cell, Table, interval_cell, number_cell, p_cell, text_cell
 
 if TYPE_CHECKING:

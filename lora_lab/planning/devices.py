@@ -56,4 +56,4 @@ def device_named(text: str) -> Device:
     except InputError:
         known = ", ".join(DEVICES)
         raise InputError(f"--device: {text!r} is no known device; give {known}, or its bytes such as 24GB") from None
-    return Device(f"CUDA device of {size / 1e9:.4g} GB", size, is_cuda=True)
+    return Device(f"CUDA device of {text.strip()}", size, is_cuda=True)

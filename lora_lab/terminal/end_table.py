@@ -9,7 +9,6 @@ from rich.text import Text
 
 from lora_lab.analysis.selection import finished, search_trials
 from lora_lab.analysis.wording import (
-    bytes_text,
     count_text,
     duration_text,
     nats,
@@ -17,6 +16,7 @@ from lora_lab.analysis.wording import (
     rate_text,
     value_text,
 )
+from lora_lab.common.sizes import bytes_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

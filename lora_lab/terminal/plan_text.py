@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lora_lab.analysis.wording import duration_text, plural
+from lora_lab.common.sizes import bytes_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,8 +42,8 @@ def print_plan(plan: Plan, console: Console) -> None:
 def _overview(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "study", plan.study_name + (f": {plan.question}" if plan.question else "")
     yield "model", f"{plan.model}, {plan.base_parameters:,} parameters"
-    limit = "no memory limit" if plan.limit_bytes is None else f"limit {gigabytes(plan.limit_bytes)}"
-    there = "" if plan.device_bytes is None else f", {gigabytes(plan.device_bytes)}"
+    limit = "no memory limit" if plan.limit_bytes is None else f"limit {bytes_text(plan.limit_bytes)}"
+    there = "" if plan.device_bytes is None else f", {bytes_text(plan.device_bytes)}"
     yield "device", f"{plan.device}{there}; {limit}"
     yield "trials", _trials_text(plan)
     if plan.trajectory:
@@ -133,10 +134,10 @@ def _bytes_of(row: Memory) -> tuple[str, ...]:
         return ("?",) * 4
     terms = row.terms
     return (
-        gigabytes(row.predicted_bytes),
-        gigabytes(terms["base"] + terms["quantization"]),
-        gigabytes(terms["adapters"] + terms["gradients"] + terms["optimizer"]),
-        gigabytes(terms["activations"] + terms["logits"]),
+        bytes_text(row.predicted_bytes),
+        bytes_text(terms["base"] + terms["quantization"]),
+        bytes_text(terms["adapters"] + terms["gradients"] + terms["optimizer"]),
+        bytes_text(terms["activations"] + terms["logits"]),
     )
 
 
@@ -161,19 +162,11 @@ def _memory_words(plan: Plan) -> Iterator[str]:
 
 def _print_misfits(console: Console, plan: Plan, misfits: Sequence[Memory]) -> None:
     assert plan.limit_bytes is not None
-    console.print(f"\n[bold]{plural(len(misfits), 'shape')} above {gigabytes(plan.limit_bytes)}[/bold]")
+    console.print(f"\n[bold]{plural(len(misfits), 'shape')} above {bytes_text(plan.limit_bytes)}[/bold]")
     for row in misfits:
         if row.remedies and row.predicted_bytes is not None:
             name = f"{row.quantization} {row.target_modules} r={row.r}, {row.rows} x {row.max_length} tokens"
-            console.print(f"  {name}: {gigabytes(row.predicted_bytes)}; with", markup=False)
+            console.print(f"  {name}: {bytes_text(row.predicted_bytes)}; with", markup=False)
             for remedy in row.remedies:
                 verdict = "fits" if remedy.fits else "still too large"
-                console.print(f"    {remedy.change}: {gigabytes(remedy.predicted_bytes)}, {verdict}", markup=False)
-
-
-def gigabytes(size: int) -> str:
-    """Bytes as people compare them with a card: decimal units, three digits."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= 0.9995 * scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size} B"
+                console.print(f"    {remedy.change}: {bytes_text(remedy.predicted_bytes)}, {verdict}", markup=False)

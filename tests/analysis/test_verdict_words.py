@@ -9,7 +9,8 @@ from analysis.simulated import BASE_LOSS, results, trial
 
 from lora_lab.analysis.verdict import decide
 from lora_lab.analysis.verdict_words import facts, sentences
-from lora_lab.analysis.wording import bytes_text, config_label, count_text, duration_text, interval_text, nats, p_text
+from lora_lab.analysis.wording import config_label, count_text, duration_text, interval_text, nats, p_text
+from lora_lab.common.sizes import bytes_text
 
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Findings, VerdictRow

@@ -4,7 +4,6 @@ import pytest
 from analysis.simulated import trial
 
 from lora_lab.analysis.wording import (
-    bytes_text,
     config_label,
     count_text,
     duration_text,
@@ -18,10 +17,6 @@ from lora_lab.analysis.wording import (
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        (bytes_text(512), "512 B"),
-        (bytes_text(3 * 2**20), "3 MiB"),
-        (bytes_text(1.5 * 2**30), "1.5 GiB"),
-        (bytes_text(1023 * 2**20), "1,023 MiB"),
         (count_text(999), "999"),
         (count_text(54_272), "54.3k"),
         (count_text(648_871_936), "649M"),

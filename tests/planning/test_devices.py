@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lora_lab.common.errors import InputError
-from lora_lab.common.sizes import parse_size
 from lora_lab.planning.devices import DEVICES, device_named
 from lora_lab.training.memory.predictor import MemoryPrediction
+from lora_lab.training.memory.probe import does_not_fit
 from lora_lab.training.memory.room import Need, Room, machine_bytes, memory_limit, pack_bytes
 
 BASE = 1000
@@ -15,20 +15,6 @@ BASE = 1000
 
 def need(fixed=10, by_length=100, length=64, shared=BASE) -> Need:
     return Need(shared=shared, fixed=fixed, by_length=by_length, length=length)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("20GB", 20 * 10**9), ("18.5 GiB", int(18.5 * 2**30)), ("512mb", 512 * 10**6), ("123456", 123456), ("7 b", 7)],
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "much", "20 apples", "-3GB", "0", "nan", "1e9", "20GBB"])
-def test_what_is_no_size_is_refused_with_an_example(text):
-    with pytest.raises(InputError, match="20GB"):
-        parse_size(text)
 
 
 def test_the_limit_is_a_share_of_what_is_free_on_a_gpu_and_none_on_a_cpu():
@@ -49,8 +35,16 @@ def test_devices_are_known_by_name_or_by_bytes():
     assert device_named("h200") is DEVICES["H200"]
     assert not device_named("T4").fused_attention
     assert device_named("24GB").total_bytes == 24 * 10**9
+    assert device_named("24GB").name == "CUDA device of 24GB"
     with pytest.raises(InputError, match=r"A100-80GB.*24GB"):
         device_named("H900")
+
+
+def test_what_does_not_fit_is_told_in_the_units_of_the_report():
+    terms = {"base": 2**31, "quantization": 0, "adapters": 0, "gradients": 0, "optimizer": 0}
+    predicted = MemoryPrediction(**terms, activations=0, logits=0, dequantization=0, rounding=0, context=0)
+    reason = does_not_fit(predicted, 1_500_000_000, "")
+    assert "needs 2,147,483,648 bytes (2 GiB) by prediction, 1,500,000,000 bytes (1.4 GiB) are available" in reason
 
 
 def test_a_pack_shares_its_base_and_pads_to_its_longest_rows():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from rich.console import Console
 
 from lora_lab.common.errors import InputError
+from lora_lab.common.sizes import bytes_text
 from lora_lab.planning.devices import Device, device_named
 from lora_lab.planning.planner import make_plan
 from lora_lab.planning.trainings import combinations, options
@@ -14,6 +17,7 @@ from lora_lab.results.folder import RunFolder
 from lora_lab.search.space import SearchSpace
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.sweep import Parameter
+from lora_lab.terminal.plan_text import print_plan
 
 CPU = Device("a CPU", None, is_cuda=False)
 SMALL = {
@@ -146,6 +150,11 @@ def test_what_does_not_fit_is_named_with_what_was_tried(base, tmp_path):
     assert any(name.startswith("per_device_train_batch_size: 1") for name in tried)
     assert all(remedy.predicted_bytes < large for remedy in tried.values())
     assert all(remedy.fits == (remedy.predicted_bytes <= made.limit_bytes) for remedy in tried.values())
+    console = Console(record=True, width=200)
+    print_plan(made, console)
+    said = console.export_text()
+    assert all(bytes_text(size) in said for size in (large, made.limit_bytes, by_rank[4].predicted_bytes))
+    assert not re.search(r"\d (kB|MB|GB)\b", said)
 
 
 def test_a_cuda_device_has_a_context_and_a_default_limit(base, tmp_path):

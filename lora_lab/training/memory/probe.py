@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_lab.common.sizes import bytes_text
 from lora_lab.training.memory.predictor import MemoryPredictor
 from lora_lab.training.packed.step import count_step
 
@@ -115,8 +116,8 @@ class MemoryProbe:
 
 def does_not_fit(predicted: MemoryPrediction | None, available: int | None, detail: str) -> str:
     """Why a trial cannot train on this device even alone, and what would help."""
-    needed = "" if predicted is None else f"it needs {_gigabytes(predicted.allocated)} by prediction"
-    there = "" if available is None else f"{_gigabytes(available)} are available"
+    needed = "" if predicted is None else f"it needs {_exactly(predicted.allocated)} by prediction"
+    there = "" if available is None else f"{_exactly(available)} are available"
     known = ", ".join(part for part in (needed, there, detail) if part)
     return (
         f"does not fit even alone ({known}); lower per_device_train_batch_size (with gradient_accumulation_steps) or "
@@ -124,5 +125,6 @@ def does_not_fit(predicted: MemoryPrediction | None, available: int | None, deta
     )
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size:,} bytes ({size / 1e9:.3g} GB)"
+def _exactly(size: int) -> str:
+    """Both, as what does not fit may differ from what is there in the fourth digit."""
+    return f"{size:,} bytes ({bytes_text(size)})"
