@@ -52,7 +52,7 @@ def _write(studies: Sequence[Path], overrides: list[str]) -> Iterator[Path]:
 
 def _write_one(study: Path, overrides: list[str]) -> Evidence:
     from lora_lab.results.folder import RunFolder
-    from lora_lab.results.results import Source, read_results
+    from lora_lab.results.results import read_results
     from lora_lab.results.storage import storage_url
     from lora_lab.results.writing import write_results
     from lora_lab.search.store import open_store
@@ -61,9 +61,9 @@ def _write_one(study: Path, overrides: list[str]) -> Evidence:
     spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)
     words = [str(study), *(word for override in overrides for word in ("--set", override))]
-    source = Source(study, shlex.join(["python", "-m", "lora_lab.sweep", *words]))
+    command = shlex.join(["python", "-m", "lora_lab.sweep", *words])
     with open_store(spec, storage_url(spec, folder), create=False) as store:
-        return write_results(read_results(spec, store, folder), folder, source)
+        return write_results(read_results(spec, store, folder), folder, command)
 
 
 def _comparison_name(names: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ import typer
 from lora_lab.command_line import MemoryLimit, Overrides, StudyFile, TrackingUri, arguments, errors_shown, run_command
 
 if TYPE_CHECKING:
-    from lora_lab.results.results import Source
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.study.spec import StudySpec
     from lora_lab.terminal.display import Display
@@ -54,14 +53,12 @@ def sweep(
         spec = load_study(study, changes)
         if fresh:
             spec = _renamed(spec)
-        from lora_lab.results.results import Source
-        from lora_lab.terminal.display import choose_display  # below the loading, so that a mistake is told at once
+            from lora_lab.terminal.display import choose_display  # below the loading, so that a mistake is told at once
 
-        source = Source(study, _command(arguments(context)))
         display = choose_display(quiet=quiet, json=json, stream=sys.stdout)
         complete = _run(
             spec,
-            source,
+            _command(arguments(context)),
             display,
             stop,
             memory_limit=memory_limit,
@@ -82,7 +79,7 @@ def _renamed(spec: StudySpec) -> StudySpec:
 
 def _run(
     spec: StudySpec,
-    source: Source,
+    command: str,
     display: Display,
     stop: StopRequest,
     *,
@@ -98,7 +95,7 @@ def _run(
     outcome = run_study(
         spec,
         folder,
-        source,
+        command,
         display=display,
         stop=stop,
         memory_limit=memory_limit,

@@ -32,7 +32,8 @@ def _prepare(study: Path, overrides: list[str], port: int, tracking_uri: str | N
     from lora_lab.common.errors import InputError
     from lora_lab.results.folder import RunFolder
     from lora_lab.study.file.loading import load_study
-    from lora_lab.tracking import catch_up, resolve_tracking_uri, ui_command
+    from lora_lab.tracking.address import resolve_tracking_uri, ui_command
+    from lora_lab.tracking.mirror import catch_up
 
     folder = RunFolder.of(load_study(study, overrides).study_name)
     if not folder.root.is_dir():

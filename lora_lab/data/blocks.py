@@ -28,8 +28,6 @@ def pack_examples(examples: TokenizedDataset, max_length: int) -> TokenizedDatas
     return TokenizedDataset(
         input_ids,
         labels,
-        examples.truncated,
-        examples.cut_tokens,
         fingerprint(input_ids, labels, positions),
         (*examples.notes, note),
         positions,

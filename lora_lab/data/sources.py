@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_lab.builtin.datasets import write_dataset
 from lora_lab.common.errors import InputError
@@ -22,9 +22,7 @@ from lora_lab.study.settings import DatasetRef
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lora_lab.study.settings import DataSettings
-
-Purpose = Literal["train", "eval", "forgetting"]
+    from lora_lab.study.settings import DataSettings, Purpose
 
 DEFAULT_SPLITS: dict[Purpose, tuple[str, ...]] = {
     "train": ("train",),

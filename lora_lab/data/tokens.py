@@ -1,4 +1,4 @@
-"""Examples -> token ids and labels, cut to `max_length`, with everything that was cut counted."""
+"""Examples -> token ids and labels, cut to `max_length`, with a note of how much was cut."""
 
 from __future__ import annotations
 
@@ -30,10 +30,6 @@ class TokenizedDataset:
     input_ids: tuple[TokenArray, ...]
     labels: tuple[TokenArray, ...]
     """The token ids themselves, not shifted, or -100 where no loss is taken."""
-    truncated: int
-    """Examples that were longer than `max_length`."""
-    cut_tokens: int
-    """Tokens that these lost."""
     fingerprint: str
     """The sha256 of all token ids and labels, and positions."""
     notes: tuple[str, ...]
@@ -95,7 +91,7 @@ def tokenize(loaded: LoadedExamples, tokenizer: Any, max_length: int) -> Tokeniz
     if truncated:
         cut = f"{truncated} of {len(lengths)} rows are longer than max_length={max_length} tokens and were cut"
         notes.append(f"{loaded.source}: {cut} ({100 * cut_tokens / sum(lengths):.1f}% of tokens)")
-    return TokenizedDataset(input_ids, labels, truncated, cut_tokens, fingerprint(input_ids, labels), tuple(notes))
+    return TokenizedDataset(input_ids, labels, fingerprint(input_ids, labels), tuple(notes))
 
 
 def _encode(examples: Sequence[Example], tokenizer: Any) -> list[_Encoded]:

@@ -28,7 +28,7 @@ class Reproduction:
     command: str
     """The command line, without secrets."""
     study_hash: str
-    """Of the study file and the sweep that it names."""
+    """`StudySpec.digest`: changes with the study file, with its sweep file, and with overrides."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """By package; also the device and the operating system."""
 

@@ -201,7 +201,7 @@ def _trials(results: Sequence[TrialResult], findings: Findings) -> str:
 def _reproduce(spec: StudySpec, results: Sequence[TrialResult], reproduction: Reproduction) -> str:
     seeds = sorted({result.config.training.seed for result in results})
     facts = {
-        "study file (sha256)": reproduction.study_hash,
+        "study, sweep and overrides (sha256)": reproduction.study_hash,
         "trial seeds": value_text(tuple(seeds)) if seeds else "none",
         "sampler": f"{spec.sweep.sampler}, seed {spec.sweep.seed}",
         "pruner": spec.sweep.pruner,

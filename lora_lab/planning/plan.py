@@ -96,7 +96,7 @@ class Plan:
     trained: int
     """Trainings that are left, at most."""
     retrainings: int
-    """With fresh seeds, of the best (`confirm`)."""
+    """With fresh seeds, of the best and of the cheapest that may tie with it (`confirm`)."""
     space: dict[str, str]
     trajectory: str | None
     pack_size: str

@@ -27,15 +27,21 @@ if TYPE_CHECKING:
 
     from lora_lab.analysis.spectrum import Spectrum
     from lora_lab.results.folder import RunFolder
-    from lora_lab.results.results import Results, Source
+    from lora_lab.results.results import Results
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 MOST_SPECTRA = 6
 """Adapters whose singular values are computed: the chosen ones and their closest rivals."""
 
 
-def gather(results: Results, folder: RunFolder, source: Source, device: str | None = None) -> Evidence:
+def gather(results: Results, folder: RunFolder, command: str, device: str | None = None) -> Evidence:
     """Compute everything that the report shows; adapters are read where they are still there.
+
+    Args:
+        results: Of `read_results`.
+        folder: The study's files.
+        command: The command line that repeats the study, without secrets.
+        device: What the trials were trained on, in words.
 
     Raises:
         CheckpointError: an adapter is damaged.
@@ -60,7 +66,7 @@ def gather(results: Results, folder: RunFolder, source: Source, device: str | No
         forgetting=forgetting_trade(trials, findings.base_loss, share),
         importance=_importance(results),
         spectra=adapter_spectra(results, folder),
-        reproduction=Reproduction(command=source.command, study_hash=source.digest, versions=packages),
+        reproduction=Reproduction(command=command, study_hash=spec.digest, versions=packages),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from lora_lab.results.example_losses import read_example_losses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from lora_lab.analysis.findings import Findings
     from lora_lab.analysis.paired import ExampleLosses
@@ -21,19 +19,6 @@ if TYPE_CHECKING:
     from lora_lab.search.store import StudyStore
     from lora_lab.study.results import TrialResult
     from lora_lab.study.spec import StudySpec
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the study came from, for the words "how to reproduce"."""
-
-    path: Path
-    command: str
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of the study file."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

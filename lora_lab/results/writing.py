@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from lora_lab.analysis.findings import Standing
     from lora_lab.figures.evidence import Evidence
     from lora_lab.results.folder import RunFolder
-    from lora_lab.results.results import Results, Source
+    from lora_lab.results.results import Results
 
 
-def write_results(results: Results, folder: RunFolder, source: Source, device: str | None = None) -> Evidence:
+def write_results(results: Results, folder: RunFolder, command: str, device: str | None = None) -> Evidence:
     """Write the report, its short form, its key figures as PNG, and the chosen adapters with their configurations.
 
     Returns:
@@ -31,7 +31,7 @@ def write_results(results: Results, folder: RunFolder, source: Source, device: s
     from lora_lab.figures.stills import write_stills
     from lora_lab.results.gather import gather
 
-    evidence = gather(results, folder, source, device)
+    evidence = gather(results, folder, command, device)
     panels = panels_of(evidence)
     write_report(folder.report, evidence, panels)
     write_stills(folder.figures, panels)

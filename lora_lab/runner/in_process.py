@@ -256,5 +256,5 @@ class InProcessExecutor:
 
 
 def _inputs(splits: TokenizedSplits) -> Iterator[DatasetInput]:
-    for context, source in splits.sources.items():
-        yield DatasetInput(name=source.name, digest=source.digest, source=source.name, context=context)
+    for purpose, source in splits.sources.items():
+        yield DatasetInput(name=source.name, digest=source.digest, source=source.name, context=purpose)

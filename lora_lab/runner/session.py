@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lora_lab.results.folder import RunFolder
-    from lora_lab.results.results import Source
     from lora_lab.runner.executor import Executor
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.study.spec import StudySpec
@@ -44,7 +43,7 @@ class Outcome:
 def run_study(
     spec: StudySpec,
     folder: RunFolder,
-    source: Source,
+    command: str,
     *,
     display: Display,
     stop: StopRequest,
@@ -53,6 +52,8 @@ def run_study(
     checkpoint_interval_s: float = 30.0,
 ) -> Outcome:
     """Run a study to its end, or until `stop`; a study that is complete already is only read.
+
+    `command` is the command line that repeats it, for the report; it holds no secrets.
 
     Raises:
         InputError: something in the study cannot be right; nothing was trained.
@@ -73,7 +74,7 @@ def run_study(
         session = _Session(
             spec,
             folder,
-            source,
+            command,
             store,
             display=display,
             stop=stop,
@@ -90,7 +91,7 @@ class _Session:
         self,
         spec: StudySpec,
         folder: RunFolder,
-        source: Source,
+        command: str,
         store: StudyStore,
         *,
         display: Display,
@@ -100,7 +101,7 @@ class _Session:
     ) -> None:
         from lora_lab.runner.in_process import InProcessExecutor  # imports torch: not for a complete study
 
-        self._spec, self._folder, self._source, self._store = spec, folder, source, store
+        self._spec, self._folder, self._command, self._store = spec, folder, command, store
         self._display, self._stop = display, stop
         chosen = spec.sweep.pack_size
         self._pack_size = None if chosen == "auto" else chosen
@@ -152,7 +153,7 @@ class _Session:
             journal.append(StudyEnded(state="interrupted"))
             return Outcome(complete=False, ran=True, results=None, tracking_note=self._mirror.close(timeout_s=10))
         results = read_results(self._spec, self._store, self._folder)
-        write_results(results, self._folder, self._source, device)
+        write_results(results, self._folder, self._command, device)
         self._store.mark_complete()
         journal.append(*_attachments(results, self._folder), _ended(results))
         return Outcome(complete=True, ran=True, results=results, tracking_note=self._mirror.close(timeout_s=120))

@@ -33,7 +33,6 @@ CONFIRMS = "confirms"
 SEED = "replicate_seed"
 BRANCHED_FROM = "branched_from"
 RUNGS = "rungs"
-RESERVED_KEYS = frozenset({ASKED, OUTCOME, CURVE, REPLICATE, CONFIRMS, SEED, BRANCHED_FROM, RUNGS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,12 @@ called again after a kill: what was already written stays as it is, what was hal
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import optuna
 from optuna.trial import TrialState as Told
 
-from lora_lab.common.errors import InputError, StorageError, TrainingError
+from lora_lab.common.errors import StorageError, TrainingError
 from lora_lab.search import records
 from lora_lab.search.asking import Asking
 from lora_lab.search.connection import connect
@@ -112,7 +112,7 @@ class StudyStore:
 
     def replace_spec(self, spec: StudySpec) -> None:
         """Store this spec as the study's, without `storage`: a database URL may hold a password."""
-        self._study.set_user_attr(SPEC, spec.model_copy(update={"storage": None}).model_dump_json())
+        self._study.set_user_attr(SPEC, spec.stored())
 
     def base_losses(self) -> tuple[float, float | None] | None:
         """eval_loss and forgetting loss of the bare base, in nats per token; None before they were measured."""
@@ -286,15 +286,6 @@ class StudyStore:
         assert asked is not None, f"trial {number} has no configuration"
         return asked
 
-    def set_attribute(self, number: int, key: str, value: Any) -> None:
-        """Keep a JSON value with a trial that has not ended."""
-        assert key not in records.RESERVED_KEYS, f"{key} belongs to the search"
-        self._ledger.set(number, key, value)
-
-    def attribute(self, number: int, key: str) -> Any:
-        """A value kept with `set_attribute`, None where there is none."""
-        return self._ledger.trial(number).user_attrs.get(key)
-
     def enqueue_replicate(self, source_number: int, seed: int, replicate: int) -> None:
         """Ask next for the trial `source_number` again, with `training.seed` = `seed`.
 
@@ -326,16 +317,3 @@ class StudyStore:
         """Trials of the search that have ended, and trials of the search in all; replicates apart."""
         ended = [trial for trial in self._ledger.trials() if trial.state.is_finished() and not is_replicate(trial)]
         return len(ended), self._asking.total()
-
-    def best(self) -> TrialResult | None:
-        """The trial of the search with the best objective, None while there is none.
-
-        Raises:
-            InputError: the study has several metrics, so that there is no single best trial.
-        """
-        if self._spec.sweep.multi_objective:
-            raise InputError("sweep.metric: a study of several metrics has no single best trial")
-        metric = self._spec.sweep.metric[0]
-        sign = 1 if metric.goal == "minimize" else -1
-        ended = [result for result in self.results() if result.has_value and not result.replicate]
-        return min(ended, key=lambda result: sign * result.metrics[metric.name], default=None)

@@ -80,6 +80,8 @@ def _string_to_ref(value: Any) -> Any:
 
 DatasetField = Annotated[DatasetRef, BeforeValidator(_string_to_ref)]
 EvalShare = Annotated[float, Field(gt=0, lt=1)]
+Purpose = Literal["train", "eval", "forgetting"]
+"""What text is for: the key of `data` in the study file that names it."""
 
 
 class DataSettings(Settings):

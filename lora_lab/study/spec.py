@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,15 @@ class StudySpec(Settings):
         """Whether parameter `name` is searched, given the values chosen for those above it."""
         conditions = self.sweep.parameters[name].when
         return all(other in chosen and condition.holds(chosen[other]) for other, condition in conditions.items())
+
+    def stored(self) -> str:
+        """The study as JSON, as its storage keeps it: without `storage`, a URL that may hold a password."""
+        return self.model_copy(update={"storage": None}).model_dump_json()
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of `stored`: of the study's settings, its sweep and all overrides, however they are written."""
+        return hashlib.sha256(self.stored().encode()).hexdigest()
 
     def trial_config(self, chosen: Mapping[str, Value]) -> TrialConfig:
         """The configuration of a trial: the fixed settings with the chosen parameter values put in.

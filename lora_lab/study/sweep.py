@@ -191,10 +191,15 @@ def _one_to_tuple(value: Any) -> Any:
 
 
 class Confirm(Settings):
-    """Retrain the best trials with fresh seeds, so that the winner's value is not its luck."""
+    """Train finalists again with fresh seeds, so that neither the best value nor a tie with it is luck.
+
+    Finalists are by turns the next best trial and the next cheapest one that may tie with the best.
+    """
 
     top: int = Field(default=3, ge=1)
+    """How many finalists."""
     seeds: int = Field(default=3, ge=1)
+    """Trainings of each."""
 
 
 Cost = Literal["trainable_params", "peak_memory_bytes", "train_seconds"]

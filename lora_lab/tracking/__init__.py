@@ -15,42 +15,6 @@ the sweep noticing::
         journal.append(StudyEnded(state="complete"))
         note = mirror.close(timeout_s=30)                  # None, or one line to print
 
-Later, `catch_up(run_folder)` sends what MLflow did not take, and `ui_command(resolve_tracking_uri())` is the
-command that shows it.
+Later, `mirror.catch_up(run_folder)` sends what MLflow did not take, and `address.ui_command` is the command that shows
+it.
 """
-
-from lora_lab.tracking.address import resolve_tracking_uri, ui_command
-from lora_lab.tracking.describe import study_started, trial_name, trial_params, trial_started
-from lora_lab.tracking.journal import Entry, Journal, curves, read
-from lora_lab.tracking.mirror import MlflowMirror, catch_up
-from lora_lab.tracking.records import (
-    Attached,
-    DatasetInput,
-    StudyEnded,
-    StudyStarted,
-    TrialEnded,
-    TrialStarted,
-)
-from lora_lab.tracking.redaction import redact
-
-__all__ = [
-    "Attached",
-    "DatasetInput",
-    "Entry",
-    "Journal",
-    "MlflowMirror",
-    "StudyEnded",
-    "StudyStarted",
-    "TrialEnded",
-    "TrialStarted",
-    "catch_up",
-    "curves",
-    "read",
-    "redact",
-    "resolve_tracking_uri",
-    "study_started",
-    "trial_name",
-    "trial_params",
-    "trial_started",
-    "ui_command",
-]

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -116,15 +115,6 @@ def read(folder: Path, from_offset: int = 0) -> Iterator[tuple[Entry, int]]:
         raise StorageError(
             f"{path}: the line at byte {offset} is no record of this lora_lab; delete it to go on"
         ) from error
-
-
-def curves(folder: Path) -> dict[int, list[Logged | Evaluated]]:
-    """The measurements of every trial in the order of their steps, by trial number."""
-    found: dict[int, list[Logged | Evaluated]] = defaultdict(list)
-    for entry, _ in read(folder):
-        if isinstance(entry.record, (Logged, Evaluated)):
-            found[entry.record.number].append(entry.record)
-    return dict(found)
 
 
 def journal_id(folder: Path) -> str | None:

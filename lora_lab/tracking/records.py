@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_lab.study.results import TrialState
+    from lora_lab.study.settings import Purpose
     from lora_lab.study.sweep import Value
 
 StudyState = Literal["complete", "interrupted", "failed"]
@@ -24,7 +25,7 @@ class DatasetInput:
     name: str
     digest: str
     source: str
-    context: Literal["training", "evaluation", "forgetting"] = "training"
+    context: Purpose = "train"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

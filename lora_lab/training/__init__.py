@@ -1,7 +1,7 @@
-"""Training many LoRA adapters on one frozen base; knows nothing of studies, Optuna, MLflow or YAML.
+"""Training many LoRA adapters on one frozen base; knows nothing of the search, Optuna, MLflow or YAML.
 
-It takes `TrialConfig`s and yields `TrialEvent`s. Read in this order: `packed_linear` (the one idea),
-`slot` (one trial's own state), `engine` (the step), then the rest.
+It takes `TrialConfig`s and yields `TrialEvent`s. Read in this order: `packed/linear` (the one
+idea), `packed/slot` (one trial's own state), `packed_engine` (the step), then the rest.
 """
 
 import logging

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_lab.data.blocks import pack_examples
 from lora_lab.data.sources import load_splits
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_lab.data.sources import LoadedExamples
-    from lora_lab.study.settings import DataSettings
-
-Context = Literal["training", "evaluation", "forgetting"]
+    from lora_lab.study.settings import DataSettings, Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class TokenizedSplits:
     train: TokenizedDataset
     eval: TokenizedDataset
     forgetting: TokenizedDataset | None
-    sources: Mapping[Context, Source]
+    sources: Mapping[Purpose, Source]
     notes: tuple[str, ...]
     """What the user should know: rows cut, duplicates between train and eval, ..."""
 
@@ -69,9 +67,9 @@ class DataCatalog:
         if data.packing:
             train = pack_examples(train, data.max_length)
         forgetting = tokens(splits.forgetting) if splits.forgetting else None
-        sources: dict[Context, Source] = {
-            "training": _source(splits.train),
-            "evaluation": _source(splits.eval),
+        sources: dict[Purpose, Source] = {
+            "train": _source(splits.train),
+            "eval": _source(splits.eval),
         }
         if splits.forgetting:
             sources["forgetting"] = _source(splits.forgetting)

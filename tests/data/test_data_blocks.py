@@ -24,7 +24,7 @@ def dataset(lengths, seed=0) -> TokenizedDataset:
     numbers = np.random.default_rng(seed)
     ids = tuple(numbers.integers(0, 100, size=int(length)) for length in lengths)
     labels = tuple(np.where(np.arange(len(row)) < len(row) // 3, IGNORED, row) for row in ids)
-    return TokenizedDataset(ids, labels, 2, 7, "as it was", ("rows were cut",))
+    return TokenizedDataset(ids, labels, "as it was", ("rows were cut",))
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=len)
@@ -68,7 +68,6 @@ def test_rows_hold_whole_examples_that_do_not_predict_each_other(lengths):
 
 def test_what_is_known_of_the_examples_is_kept_and_what_was_done_is_said():
     packed = pack_examples(dataset([4, 4, 2, 6, 8]), 8)
-    assert (packed.truncated, packed.cut_tokens) == (2, 7)
     assert packed.notes == (
         "rows were cut",
         (
@@ -81,7 +80,7 @@ def test_what_is_known_of_the_examples_is_kept_and_what_was_done_is_said():
 def test_the_fingerprint_is_that_of_the_rows_and_of_where_examples_begin():
     ids, labels = (np.arange(8),), (np.full(8, IGNORED),)
     examples = [
-        TokenizedDataset(tuple(np.split(ids[0], cuts)), tuple(np.split(labels[0], cuts)), 0, 0, "", ())
+        TokenizedDataset(tuple(np.split(ids[0], cuts)), tuple(np.split(labels[0], cuts)), "", ())
         for cuts in ([4], [4, 6], [4])
     ]
     first, other, same = (pack_examples(tokens, 8) for tokens in examples)

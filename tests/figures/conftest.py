@@ -16,7 +16,7 @@ from lora_lab.analysis.verdict import decide
 from lora_lab.figures.report import panels_of, write_report
 from lora_lab.results.folder import RunFolder
 from lora_lab.results.gather import gather
-from lora_lab.results.results import Results, Source
+from lora_lab.results.results import Results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,9 +87,8 @@ def gathered(
     spec = spec or study()
     findings = decide(results, base_loss, margin=spec.sweep.verdict.margin)
     notes = audit(spec, findings, results)
-    source = Source(folder / "study.yaml", "python -m lora_lab.sweep studies/rank_alpha.yaml")
-    source.path.write_text("study_name: rank_alpha")
-    return gather(Results(spec, results, findings, {}, notes, BASE_FORGETTING), RunFolder(folder / "run"), source)
+    command = "python -m lora_lab.sweep studies/rank_alpha.yaml"
+    return gather(Results(spec, results, findings, {}, notes, BASE_FORGETTING), RunFolder(folder / "run"), command)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lora_lab.__main__ import app
 from lora_lab.results.folder import RunFolder
 from lora_lab.results.gather import gather
-from lora_lab.results.results import Source, read_results
+from lora_lab.results.results import read_results
 from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
 from lora_lab.study.file.loading import load_study
@@ -71,6 +71,16 @@ def test_everything_is_built_from_the_storage_alone():
     assert (run / "best" / "config.yaml").is_file()
 
 
+def test_the_report_shows_the_digest_of_the_study_that_it_describes():
+    path = finished_study("hashed")
+    digests = []
+    for override in ("sweep.verdict.margin=0.02", "sweep.verdict.margin=0.03"):
+        assert report(path, "--set", override)[0] == 0
+        digests.append(load_study(path, [override]).digest)
+        assert digests[-1] in Path("runs/hashed/report.html").read_text()
+    assert digests[0] != digests[1]
+
+
 def test_several_studies_are_compared_beside_their_own_reports():
     code, paths, _ = report(finished_study("one"), finished_study("two"))
 
@@ -119,7 +129,7 @@ def test_the_rank_curve_is_tested_over_examples_where_the_verdict_is():
             save_file({"nll": tokens * (trial.metrics["eval_loss"] + taste), "label_tokens": tokens}, losses)
         results = read_results(spec, store, folder)
 
-    [curve] = gather(results, folder, Source(path, "")).rank_curves
+    [curve] = gather(results, folder, "").rank_curves
 
     rows = {row.standing.number: row for row in results.findings.rows}
     assert {row.evidence for row in rows.values()} == {None, "seeds and examples"}

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lora_lab.results.folder import RunFolder
-from lora_lab.results.results import Source
 from lora_lab.results.storage import storage_url
 from lora_lab.runner.session import run_study
 from lora_lab.runner.stopping import StopRequest
@@ -65,7 +64,7 @@ def results(folder: RunFolder) -> dict:
     outcome = run_study(
         STUDY,
         folder,
-        Source(study, "test"),
+        "test",
         display=PlainDisplay(io.StringIO()),
         stop=StopRequest(),
         tracking_uri=f"sqlite:///{folder.root.parent / 'mlflow.db'}",

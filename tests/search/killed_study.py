@@ -53,7 +53,6 @@ def go_on(store: StudyStore) -> None:
 
 def train(store: StudyStore, number: int, *, is_replicate: bool) -> None:
     """Trial 0 completes, 1 is pruned, 2 diverges, 3 shares the outcome of 0."""
-    store.set_attribute(number, "mlflow_run_id", f"run-{number}")
     if is_replicate:
         store.finish(number, {"eval_loss": 1.1})
     elif number == 3:

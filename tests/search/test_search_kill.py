@@ -55,8 +55,6 @@ def test_a_study_killed_before_any_write_ends_as_an_undisturbed_one(tmp_path: Pa
             assert store.running() == [], file.name
             assert store.budget() == (4, 4), file.name
             assert store.stored_spec() == study.SPEC
-            runs = [store.attribute(result.number, "mlflow_run_id") for result in after]
-        assert runs == [f"run-{number}" for number in range(5)], file.name
         for kept in before:
             assert (after[kept.number].params, after[kept.number].config) == (kept.params, kept.config)
             if kept.state != "running":

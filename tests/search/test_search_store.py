@@ -81,7 +81,6 @@ def test_an_evaluation_counts_once(store: StudyStore) -> None:
 def test_a_trial_without_a_finite_objective_has_diverged(store: StudyStore) -> None:
     store.finish(ask(store), {"eval_loss": float("nan")})
     assert (store.results()[0].state, store.results()[0].reason) == ("diverged", "eval_loss is nan at the end")
-    assert store.best() is None
 
 
 def test_a_trial_without_its_objective_is_an_error_of_that_trial(store: StudyStore) -> None:
@@ -102,32 +101,6 @@ def test_an_equivalent_trial_shares_the_outcome(store: StudyStore) -> None:
     assert (two.state, two.source, two.metrics, two.curve) == ("shared", 0, LOSS, {1: 2.5})
     assert (three.state, three.source, three.reason) == ("diverged", 1, "as trial 1: nan")
     assert (four.state, four.metrics, four.curve) == ("shared", {"eval_loss": 2.5}, {1: 2.5})
-
-
-def test_best_leaves_out_replicates_and_failures(store: StudyStore) -> None:
-    for loss in (3.0, 2.0, 4.0):
-        store.finish(ask(store), {"eval_loss": loss})
-    store.fail(ask(store), "diverged", "nan")
-    store.enqueue_replicate(1, seed=11, replicate=1)
-    store.finish(ask(store), {"eval_loss": 0.5})
-    best = store.best()
-    assert best is not None
-    assert best.number == 1
-
-
-def test_best_of_the_largest(spec_of: Callable[..., StudySpec], url: str) -> None:
-    with open_store(spec_of(metric={"name": "eval_loss", "goal": "maximize"}), url) as store:
-        for loss in (3.0, 5.0, 4.0):
-            store.finish(ask(store), {"eval_loss": loss})
-        best = store.best()
-    assert best is not None
-    assert best.number == 1
-
-
-def test_several_metrics_have_no_single_best(spec_of: Callable[..., StudySpec], url: str) -> None:
-    metrics = [{"name": "eval_loss"}, {"name": "train_seconds"}]
-    with open_store(spec_of(metric=metrics), url) as store, pytest.raises(InputError, match=r"no single best"):
-        store.best()
 
 
 def test_a_replicate_repeats_its_source_with_its_own_seed(store: StudyStore) -> None:
@@ -165,13 +138,6 @@ def test_nothing_but_impossible_combinations_is_an_error(
     spec = spec_of(n_trials=1000, parameters=parameters)
     with open_store(spec, url) as store, pytest.raises(InputError, match=r"impossible .*needs an even r"):
         store.ask()
-
-
-def test_attributes_are_kept_with_the_trial(store: StudyStore, spec_of: Callable[..., StudySpec], url: str) -> None:
-    store.set_attribute(ask(store), "mlflow_run_id", "abc")
-    with open_store(spec_of(), url) as again:
-        assert again.attribute(0, "mlflow_run_id") == "abc"
-        assert again.attribute(0, "identity") is None
 
 
 def test_the_study_is_stored_without_its_database_password(

@@ -224,6 +224,22 @@ def test_a_fixed_value_for_what_is_searched_is_refused_with_the_way_out(study_fi
         assert "learning_rate" not in spec.sweep.parameters
 
 
+def test_the_digest_covers_the_sweep_file_and_the_overrides_but_not_how_they_are_written(
+    study_file: Path, sweep_file: Path
+) -> None:
+    before = load_study(study_file).digest
+    assert len(before) == 64
+    assert load_study(study_file, ["training.num_train_epochs=2"]).digest != before
+    assert load_study(study_file, ["storage=sqlite:///elsewhere.db"]).digest == before
+
+    edit(study_file, "lora: {lora_dropout: 0.0}", "# no dropout\nlora:\n  lora_dropout: 0.0")
+    edit(sweep_file, "sampler: tpe\nn_trials: 32\n", "n_trials: 32\nsampler:   'tpe'\n")
+    assert load_study(study_file).digest == before
+
+    edit(sweep_file, "r: {values: [4, 8, 16]}", "r: {values: [4, 8, 16, 32]}")
+    assert load_study(study_file).digest != before
+
+
 def test_a_fixed_alpha_beside_a_searched_ratio_is_refused(study_file: Path) -> None:
     assert "alpha_ratio is searched" in refusal(study_file, "lora.lora_alpha=16")[0]
 

@@ -10,18 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged
-from lora_lab.tracking import (
-    Attached,
-    DatasetInput,
-    Journal,
-    MlflowMirror,
-    StudyEnded,
-    StudyStarted,
-    TrialEnded,
-    TrialStarted,
-    mirror,
-    read,
-)
+from lora_lab.tracking import mirror
+from lora_lab.tracking.journal import Journal, read
+from lora_lab.tracking.mirror import MlflowMirror
+from lora_lab.tracking.records import Attached, DatasetInput, StudyEnded, StudyStarted, TrialEnded, TrialStarted
 
 STATES = {0: "complete", 1: "pruned", 2: "diverged", 3: "failed", 4: "shared"}
 STATUSES = {0: "FINISHED", 1: "KILLED", 2: "FAILED", 3: "FAILED", 4: "FINISHED"}

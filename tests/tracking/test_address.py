@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lora_lab.common.errors import InputError
-from lora_lab.tracking import resolve_tracking_uri, ui_command
-from lora_lab.tracking.address import shown
+from lora_lab.tracking.address import resolve_tracking_uri, shown, ui_command
 
 
 def test_the_default_store_lies_in_the_working_directory(tmp_path, monkeypatch):

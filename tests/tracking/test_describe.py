@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from lora_lab.study.spec import StudySpec
-from lora_lab.tracking import DatasetInput, study_started, trial_name, trial_started
-from lora_lab.tracking.describe import versions
+from lora_lab.tracking.describe import study_started, trial_name, trial_started, versions
+from lora_lab.tracking.records import DatasetInput
 
 SPEC = StudySpec.model_validate(
     {

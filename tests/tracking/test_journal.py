@@ -11,9 +11,9 @@ import pytest
 from scripted_study import evaluated, logged, started, study_started, write_study
 
 from lora_lab.common.errors import StorageError
-from lora_lab.study.events import Logged
-from lora_lab.tracking import Attached, Journal, TrialEnded, curves, read
-from lora_lab.tracking.journal import journal_id
+from lora_lab.study.events import Evaluated, Logged
+from lora_lab.tracking.journal import Journal, journal_id, read
+from lora_lab.tracking.records import Attached, TrialEnded
 
 
 def records(folder):
@@ -74,7 +74,7 @@ def test_every_cut_of_the_file_can_be_continued(folder):
         (folder / "events.jsonl").write_bytes(whole[:length])
         with Journal(folder) as journal:
             journal.append(*(logged(0, step) for step in range(3)))
-        assert [item.step for item in curves(folder)[0]] == [0, 1, 2]
+        assert [item.step for item in records(folder) if isinstance(item, Logged)] == [0, 1, 2]
 
 
 def test_a_resumed_trial_has_every_step_once(folder):
@@ -85,10 +85,12 @@ def test_a_resumed_trial_has_every_step_once(folder):
         for step in range(4, 12):
             journal.append(logged(0, step), *([evaluated(0, step)] if step % 4 == 0 else []))
         journal.append(logged(1, 1))
-    found = curves(folder)
-    assert [item.step for item in found[0] if isinstance(item, Logged)] == list(range(1, 12))
-    assert [item.step for item in found[0] if not isinstance(item, Logged)] == [4, 8]
-    assert [item.step for item in found[1]] == [1]
+    measured = [
+        (item.number, type(item), item.step) for item in records(folder) if isinstance(item, (Logged, Evaluated))
+    ]
+    assert sorted(step for number, kind, step in measured if (number, kind) == (0, Logged)) == list(range(1, 12))
+    assert [step for number, kind, step in measured if kind is Evaluated] == [4, 8]
+    assert [step for number, _, step in measured if number == 1] == [1]
 
 
 def test_not_a_number_survives(folder):
@@ -125,7 +127,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from scripted_study import logged, started
 from lora_lab.common.errors import StorageError
-from lora_lab.tracking import Journal, curves
+from lora_lab.study.events import Logged
+from lora_lab.tracking.journal import Journal, read
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path({str(folder)!r})
 journal = Journal(folder)
@@ -139,7 +142,7 @@ except StorageError as error:
 assert (folder / "events.jsonl").stat().st_size == size
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 journal.append(logged(0, 2), logged(0, 3))
-assert [item.step for item in curves(folder)[0]] == [1, 2, 3]
+assert [entry.record.step for entry, _ in read(folder) if isinstance(entry.record, Logged)] == [1, 2, 3]
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -22,16 +22,11 @@ from scripted_study import (
     write_study,
 )
 
-from lora_lab.tracking import (
-    Attached,
-    Journal,
-    MlflowMirror,
-    StudyEnded,
-    TrialEnded,
-    catch_up,
-    mirror,
-    ui_command,
-)
+from lora_lab.tracking import mirror
+from lora_lab.tracking.address import ui_command
+from lora_lab.tracking.journal import Journal
+from lora_lab.tracking.mirror import MlflowMirror, catch_up
+from lora_lab.tracking.records import Attached, StudyEnded, TrialEnded
 
 
 @pytest.fixture
@@ -267,7 +262,7 @@ def test_a_server_that_comes_back_gets_everything_and_shows_it(folder, database_
 def test_the_terminal_shows_nothing_but_the_note(folder, tmp_path, dead_port):
     write_study(folder)
     program = (
-        "import sys; from pathlib import Path; from lora_lab.tracking import catch_up; "
+        "import sys; from pathlib import Path; from lora_lab.tracking.mirror import catch_up; "
         "[print(catch_up(Path(sys.argv[1]), uri)) for uri in sys.argv[2:]]"
     )
     uris = [f"http://127.0.0.1:{dead_port}", f"sqlite:///{tmp_path / 'new.db'}"]
@@ -286,7 +281,7 @@ def test_the_terminal_shows_nothing_but_the_note(folder, tmp_path, dead_port):
 def test_a_process_may_end_while_mlflow_is_still_starting(folder, tmp_path):
     write_study(folder)
     program = (
-        "import sys; from pathlib import Path; from lora_lab.tracking import catch_up; "
+        "import sys; from pathlib import Path; from lora_lab.tracking.mirror import catch_up; "
         "print(catch_up(Path(sys.argv[1]), sys.argv[2], timeout_s=0.3))"
     )
     done = subprocess.run(

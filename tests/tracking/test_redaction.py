@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_lab.tracking import redact
+from lora_lab.tracking.redaction import redact
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def make_tokens(rows: int, *, shortest=3, longest=20, seed=0) -> TokenizedDatase
     labels = [row.copy() for row in ids]
     for row in labels[::3]:
         row[: len(row) // 2] = IGNORED
-    return TokenizedDataset(ids, tuple(labels), 0, 0, f"fingerprint-{rows}-{seed}", ())
+    return TokenizedDataset(ids, tuple(labels), f"fingerprint-{rows}-{seed}", ())
 
 
 def make_slot(base: Base, *, lora=None, data=None, **training) -> Slot:

@@ -117,7 +117,7 @@ class FakeStep:
     def _slot(self, config: TrialConfig, batch: PackedBatch) -> Slot:
         rows, length = batch.input_ids.shape
         ids = tuple(np.zeros(length, dtype=np.int64) for _ in range(rows))
-        tokens = TokenizedDataset(ids, ids, truncated=0, cut_tokens=0, fingerprint="", notes=())
+        tokens = TokenizedDataset(ids, ids, fingerprint="", notes=())
         # Outside the mode: bitsandbytes computes the code tables of its optimizers, with values.
         slot = Slot(
             0,
