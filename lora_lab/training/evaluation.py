@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 import torch
 
-from lora_lab.training.packed.model import IGNORED, PackedBatch, pad_rows
+from lora_lab.training.batch import padded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_lab.data.tokens import TokenizedDataset
-    from lora_lab.training.packed.model import TokenLosses
+    from lora_lab.training.batch import PackedBatch, TokenLosses
 
 S = TypeVar("S")
 S_contra = TypeVar("S_contra", contravariant=True)
@@ -56,10 +56,7 @@ def evaluate(
     counts = np.zeros(len(dataset), dtype=np.int64)
     for start in range(0, len(order), rows_per_slot):
         chosen = order[start : start + rows_per_slot]
-        length = max(len(dataset.input_ids[i]) for i in chosen)
-        ids = pad_rows([dataset.input_ids[i] for i in chosen], length, 0)
-        labels = pad_rows([dataset.labels[i] for i in chosen], length, IGNORED)
-        batch = PackedBatch(ids.repeat(len(slots), 1), labels.repeat(len(slots), 1), (len(chosen),) * len(slots))
+        batch = padded([dataset], [chosen]).repeated(len(slots))
         losses = model.token_losses(batch, slots)
         rows = torch.repeat_interleave(losses.row_counts)
         sums = np.bincount(rows.numpy(), losses.nll.double().cpu().numpy(), minlength=len(batch.input_ids))

@@ -9,18 +9,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from lora_lab.common.errors import TrainingError
 from lora_lab.study.events import Diverged, Failed, Finished, Logged, OutOfMemory, TrialEvent
 from lora_lab.training.assessment import Assessor
 from lora_lab.training.base.adapters import initial_weights, lora_config, save_adapter
+from lora_lab.training.batch import largest_rows, padded
 from lora_lab.training.checkpoint import checkpoint_identity, read_checkpoint, write_checkpoint
 from lora_lab.training.device import device_bytes, free_cached_memory, is_out_of_memory
 from lora_lab.training.memory.probe import MemoryProbe, TrialMemory, does_not_fit
 from lora_lab.training.milestones import boundaries
-from lora_lab.training.packed.model import IGNORED, PackedBatch, PackedModel, pad_positions, pad_rows
+from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import PendingStep, Slot
 from lora_lab.training.packed.step import add_gradients
 from lora_lab.training.schedule import BatchPlan
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    import numpy as np
 
-    from lora_lab.data.tokens import TokenizedDataset
-    from lora_lab.study.settings import TrainingSettings, TrialConfig
+    from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
+    from lora_lab.training.batch import PackedBatch
     from lora_lab.training.datasets import DataCatalog
     from lora_lab.training.memory.predictor import MemoryPrediction
 
@@ -145,14 +145,15 @@ class PackedEngine:
     def _memory_shape(self, slot: Slot) -> tuple[Hashable, np.ndarray]:
         """What decides a trial's memory, and the rows of its largest step."""
         train = slot.data.train
-        rows = _largest_rows(train, slot.config.training)
+        rows = largest_rows(train, slot.config.training.per_device_train_batch_size)
         length = len(train.input_ids[rows[-1]])
         return (slot.memory_shape, len(rows), length, slot.config.lora.lora_dropout > 0), rows
 
     def predict(self, config: TrialConfig) -> MemoryPrediction | None:
         """What a trial would need, alone at its largest step; None where that cannot be known without trying."""
         train = self._data.splits(config.data).train
-        return self._probe.predict(config, _padded([train], [_largest_rows(train, config.training)]))
+        rows = largest_rows(train, config.training.per_device_train_batch_size)
+        return self._probe.predict(config, padded([train], [rows], LENGTH_BUCKET))
 
     @property
     def available_bytes(self) -> int | None:
@@ -259,7 +260,7 @@ class PackedEngine:
             assert slot.pending is not None
             own = max(len(slot.data.train.input_ids[i]) for i in rows)
             slot.dropout.prepare(slot.progress.step, slot.pending.done, len(rows), own)
-        return _padded([slot.data.train for slot in slots], chosen)
+        return padded([slot.data.train for slot in slots], chosen, LENGTH_BUCKET)
 
     def _book(self, slots: list[Slot], chosen: list[np.ndarray], losses: list[float], seconds: float) -> None:
         tokens = [
@@ -290,33 +291,3 @@ class PackedEngine:
                 continue
             if slot.progress.step % slot.config.training.logging_steps == 0 or slot.finished:
                 yield Logged(**where, epoch=epoch, loss=done.loss, grad_norm=norm, learning_rate=rate)
-
-
-def _padded(sets: Sequence[TokenizedDataset], chosen: Sequence[np.ndarray]) -> PackedBatch:
-    """The chosen rows of each set, padded to one length."""
-    ids = [tokens.input_ids[i] for tokens, rows in zip(sets, chosen, strict=True) for i in rows]
-    labels = [tokens.labels[i] for tokens, rows in zip(sets, chosen, strict=True) for i in rows]
-    longest = max(len(row) for row in ids)
-    length = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
-    return PackedBatch(
-        pad_rows(ids, length, 0),
-        pad_rows(labels, length, IGNORED),
-        tuple(len(rows) for rows in chosen),
-        _position_ids(sets, chosen, length),
-    )
-
-
-def _largest_rows(train: TokenizedDataset, training: TrainingSettings) -> np.ndarray:
-    """The longest examples, as many as a trial trains on at once."""
-    by_length = sorted(range(len(train)), key=lambda index: len(train.input_ids[index]))
-    return np.array(by_length[-training.per_device_train_batch_size :])
-
-
-def _position_ids(sets: Sequence[TokenizedDataset], chosen: Sequence[np.ndarray], length: int) -> Tensor | None:
-    """None where every row holds one example: then attention needs no mask, which is faster."""
-    if all(tokens.positions is None for tokens in sets):
-        return None
-    rows = [
-        tokens.positions[i] if tokens.positions else None for tokens, own in zip(sets, chosen, strict=True) for i in own
-    ]
-    return pad_positions(rows, length)

@@ -16,12 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from transformers import AutoModelForCausalLM
 
+from lora_lab.data.tokens import IGNORED
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.adapters import initial_weights
 from lora_lab.training.base.architecture import linear_map
 from lora_lab.training.base.loading import Base, modules_elsewhere
+from lora_lab.training.batch import PackedBatch, pad_positions, pad_rows
 from lora_lab.training.datasets import TokenizedSplits
-from lora_lab.training.packed.model import IGNORED, PackedBatch, PackedModel, pad_positions, pad_rows
+from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import Slot
 from lora_lab.training.schedule import BatchPlan
 

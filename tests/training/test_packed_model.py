@@ -30,8 +30,10 @@ from transformers import (
 )
 
 from lora_lab.common.errors import TrainingError
+from lora_lab.data.tokens import IGNORED
+from lora_lab.training.batch import PackedBatch
 from lora_lab.training.packed import model as packed_model
-from lora_lab.training.packed.model import IGNORED, PackedBatch, PackedModel
+from lora_lab.training.packed.model import PackedModel
 
 SMALL = {
     "hidden_size": 32,

@@ -11,8 +11,10 @@ from transformers import BloomConfig, MambaConfig, MistralConfig
 
 from lora_lab.common.errors import InputError
 from lora_lab.data.blocks import pack_examples
+from lora_lab.data.tokens import IGNORED
 from lora_lab.study.events import Evaluated, Logged
-from lora_lab.training.packed.model import IGNORED, PackedBatch, PackedModel, pad_positions, pad_rows
+from lora_lab.training.batch import PackedBatch, pad_positions, pad_rows
+from lora_lab.training.packed.model import PackedModel
 
 ROW = 24
 SLIDING = {

@@ -14,13 +14,13 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from lora_lab.data.tokens import TokenizedDataset
+from lora_lab.data.tokens import IGNORED, TokenizedDataset
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.adapters import initial_weights, lora_config
 from lora_lab.training.base.architecture import linear_map, linear_modules
 from lora_lab.training.base.loading import Base, load_base
+from lora_lab.training.batch import PackedBatch, pad_rows
 from lora_lab.training.datasets import DataCatalog, TokenizedSplits
-from lora_lab.training.packed.model import IGNORED, PackedBatch, pad_rows
 from lora_lab.training.packed.slot import Slot
 from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.schedule import BatchPlan

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import masking_utils
 
-from lora_lab.data.tokens import TokenizedDataset
+from lora_lab.data.tokens import IGNORED, TokenizedDataset
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training.base.adapters import Weights
 from lora_lab.training.datasets import TokenizedSplits
 from lora_lab.training.memory.fake_base import fake_base
-from lora_lab.training.packed.model import IGNORED, PackedBatch, PackedModel
+from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import PendingStep, Slot
 from lora_lab.training.packed.step import count_step
 from lora_lab.training.schedule import BatchPlan
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from lora_lab.study.settings import ModelSettings, TrialConfig
+    from lora_lab.training.batch import PackedBatch
     from lora_lab.training.memory.fake_base import DeviceType
     from lora_lab.training.packed.model import Layout
 

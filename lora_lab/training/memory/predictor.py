@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lora_lab.data.tokens import IGNORED
 from lora_lab.study.targets import resolve_targets
+from lora_lab.training.batch import PackedBatch
 from lora_lab.training.live_bytes import TERMS
 from lora_lab.training.memory.fake_step import FakeStep, History
-from lora_lab.training.packed.model import IGNORED, PackedBatch
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping

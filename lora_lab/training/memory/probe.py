@@ -14,9 +14,10 @@ from lora_lab.training.packed.step import count_step
 if TYPE_CHECKING:
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
+    from lora_lab.training.batch import PackedBatch
     from lora_lab.training.live_bytes import LiveBytes
     from lora_lab.training.memory.predictor import MemoryPrediction
-    from lora_lab.training.packed.model import PackedBatch, PackedModel
+    from lora_lab.training.packed.model import PackedModel
     from lora_lab.training.packed.slot import Slot
 
 TERM_METRICS = {

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from lora_lab.data.tokens import IGNORED
 from lora_lab.training.base.abilities import require_recomputation, require_separate_examples
 from lora_lab.training.base.architecture import linear_modules
+from lora_lab.training.batch import TokenLosses
 from lora_lab.training.packed.frozen import simplify
 from lora_lab.training.packed.frozen_head import head_loss
 from lora_lab.training.packed.linear import Routing, Span, attach
@@ -21,28 +23,12 @@ from lora_lab.training.packed.recompute import Recompute
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
-
     from lora_lab.training.base.loading import Base
+    from lora_lab.training.batch import PackedBatch
     from lora_lab.training.packed.slot import Slot
 
-IGNORED = -100
 LOGITS_AT_ONCE = 2**26
 """Logits (rows x vocabulary) that are held at the same time; more are computed in chunks, twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackedBatch:
-    """Rows of several slots, padded on the right to one length, slot after slot."""
-
-    input_ids: Tensor
-    """[R, S] int64, on the CPU."""
-    labels: Tensor
-    """[R, S] int64, -100 where no loss is taken, on the CPU."""
-    rows: tuple[int, ...]
-    """Rows of each slot; they add up to R."""
-    position_ids: Tensor | None = None
-    """[R, S] int64, on the CPU: positions within examples, where a row may hold several; each starts at 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +51,6 @@ class Layout:
     """The slots' rows of the labels, which are all that goes into the head."""
     recompute: bool
     """Whether activations are computed again in the backward pass instead of kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLosses:
-    """Negative log-likelihoods of the label tokens, in nats."""
-
-    nll: Tensor
-    """[n], float32 (float64 for a float64 base), on the device, slot after slot and row after row."""
-    row_counts: Tensor
-    """[R] int64 on the CPU: label tokens of every row; they add up to n."""
-
-
-def pad_rows(rows: Sequence[np.ndarray], length: int, value: int) -> Tensor:
-    """[len(rows), length] int64, padded on the right with `value`."""
-    padded = torch.full((len(rows), length), value, dtype=torch.int64)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = torch.from_numpy(row)
-    return padded
-
-
-def pad_positions(rows: Sequence[np.ndarray | None], length: int) -> Tensor:
-    """[len(rows), length] int64: positions, counted on through the padding; None is a row of one example."""
-    padded = torch.arange(length).repeat(len(rows), 1)
-    for index, row in enumerate(rows):
-        if row is not None:
-            padded[index, : len(row)] = torch.from_numpy(row)
-            padded[index, len(row) :] += int(row[-1]) + 1 - len(row)
-    return padded
 
 
 class PackedModel:

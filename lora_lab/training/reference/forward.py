@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_lab.training.packed.model import TokenLosses
+from lora_lab.training.batch import TokenLosses
 from lora_lab.training.reference.losses import label_losses
 from lora_lab.training.reference.model import set_mode
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_lab.training.base.loading import Base
-    from lora_lab.training.packed.model import PackedBatch
+    from lora_lab.training.batch import PackedBatch
     from lora_lab.training.reference.trial import ReferenceTrial
 
 

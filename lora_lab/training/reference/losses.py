@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lora_lab.training.packed.model import IGNORED
+from lora_lab.data.tokens import IGNORED
 
 if TYPE_CHECKING:
     from lora_lab.training.base.loading import Base
-    from lora_lab.training.packed.model import PackedBatch
+    from lora_lab.training.batch import PackedBatch
 
 
 def label_losses(base: Base, model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_lab.common.errors import TrainingError
+from lora_lab.training.batch import PackedBatch, padded
 from lora_lab.training.dropout import Dropout
 from lora_lab.training.live_bytes import LiveBytes, quantization_tensors, resident_tensors
-from lora_lab.training.packed.model import IGNORED, PackedBatch, pad_positions, pad_rows
 from lora_lab.training.packed.slot import Progress
 from lora_lab.training.reference.losses import label_losses
 from lora_lab.training.reference.model import CONVERTED, adapter_tensors, peft_model, set_mode, trained
@@ -155,13 +155,9 @@ class ReferenceTrial:
         return self.plan.micro_batches(self.progress.step)
 
     def _collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        train = self.data.train
-        ids, labels = [train.input_ids[i] for i in rows], [train.labels[i] for i in rows]
-        length = max(len(row) for row in ids)
-        inputs = {"input_ids": pad_rows(ids, length, 0), "labels": pad_rows(labels, length, IGNORED)}
-        if train.positions is not None:
-            inputs["position_ids"] = pad_positions([train.positions[i] for i in rows], length)
-        return inputs
+        batch = padded([self.data.train], [rows])
+        inputs = {"input_ids": batch.input_ids, "labels": batch.labels}
+        return inputs if batch.position_ids is None else inputs | {"position_ids": batch.position_ids}
 
     def _loss_of(self, inputs: Mapping[str, Tensor], micro_batch: int) -> Tensor:
         """A micro-batch's part of the step's loss: the sum over its labels by the labels of the whole step."""

@@ -1,0 +1,98 @@
+"""What goes into a forward pass, padded rows of tokens, and what comes out of it, the losses of their label tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_lab.data.tokens import IGNORED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_lab.data.tokens import TokenizedDataset
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Rows of one or several trials, padded on the right to one length, trial after trial."""
+
+    input_ids: Tensor
+    """[R, S] int64."""
+    labels: Tensor
+    """[R, S] int64, `IGNORED` where no loss is taken."""
+    rows: tuple[int, ...]
+    """Rows of each trial; they add up to R."""
+    position_ids: Tensor | None = None
+    """[R, S] int64: positions within examples, where a row may hold several; each starts at 0."""
+
+    def repeated(self, times: int) -> PackedBatch:
+        """The batch with its rows `times` over, for as many trials that see the same rows."""
+        positions = None if self.position_ids is None else self.position_ids.repeat(times, 1)
+        return PackedBatch(self.input_ids.repeat(times, 1), self.labels.repeat(times, 1), self.rows * times, positions)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLosses:
+    """Negative log-likelihoods of the label tokens, in nats."""
+
+    nll: Tensor
+    """[n], float32 (float64 for a float64 base), on the device, trial after trial and row after row."""
+    row_counts: Tensor
+    """[R] int64 on the CPU: label tokens of every row; they add up to n."""
+
+
+def padded(
+    sets: Sequence[TokenizedDataset], chosen: Sequence[np.ndarray | Sequence[int]], multiple: int = 1
+) -> PackedBatch:
+    """The chosen rows of each trial's token set, padded to one length, a multiple of `multiple`."""
+    ids = [tokens.input_ids[i] for tokens, rows in zip(sets, chosen, strict=True) for i in rows]
+    labels = [tokens.labels[i] for tokens, rows in zip(sets, chosen, strict=True) for i in rows]
+    longest = max(len(row) for row in ids)
+    length = -(-longest // multiple) * multiple
+    return PackedBatch(
+        pad_rows(ids, length, 0),
+        pad_rows(labels, length, IGNORED),
+        tuple(len(rows) for rows in chosen),
+        _position_ids(sets, chosen, length),
+    )
+
+
+def pad_rows(rows: Sequence[np.ndarray], length: int, value: int) -> Tensor:
+    """[len(rows), length] int64, padded on the right with `value`."""
+    padded = torch.full((len(rows), length), value, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.from_numpy(row)
+    return padded
+
+
+def pad_positions(rows: Sequence[np.ndarray | None], length: int) -> Tensor:
+    """[len(rows), length] int64: positions, counted on through the padding; None is a row of one example."""
+    padded = torch.arange(length).repeat(len(rows), 1)
+    for index, row in enumerate(rows):
+        if row is not None:
+            padded[index, : len(row)] = torch.from_numpy(row)
+            padded[index, len(row) :] += int(row[-1]) + 1 - len(row)
+    return padded
+
+
+def _position_ids(
+    sets: Sequence[TokenizedDataset], chosen: Sequence[np.ndarray | Sequence[int]], length: int
+) -> Tensor | None:
+    """None where every row holds one example: then attention needs no mask, which is faster."""
+    if all(tokens.positions is None for tokens in sets):
+        return None
+    rows = [
+        tokens.positions[i] if tokens.positions else None for tokens, own in zip(sets, chosen, strict=True) for i in own
+    ]
+    return pad_positions(rows, length)
+
+
+def largest_rows(train: TokenizedDataset, rows: int) -> np.ndarray:
+    """The indices of the longest `rows` examples (or all, where there are fewer), the longest last."""
+    by_length = sorted(range(len(train)), key=lambda index: len(train.input_ids[index]))
+    return np.array(by_length[-rows:])
