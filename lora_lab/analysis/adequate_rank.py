@@ -9,6 +9,7 @@ from lora_lab.analysis.comparison import value_interval, within
 from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.verdict import candidates, compare, is_tested, margin_in_nats, standing_of
 from lora_lab.analysis.wording import nats, p_text, value_text
+from lora_lab.study.measures import TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -149,7 +150,7 @@ def _rows(
     same_best = findings.best is not None and findings.best.number == best.number
     if same_best and not any(number in known and known[number].decision == "costlier" for number in smaller):
         return known, 0
-    cost = findings.best.cost_metric if findings.best else "trainable_params"
+    cost = findings.best.cost_metric if findings.best else TRAINABLE_PARAMS.name
     standings = {group.number: standing_of(group, cost) for group in groups}
     rows = compare(groups, best, standings, smaller, margin=margin, noise=findings.noise, losses=losses)
     return {row.standing.number: row for row in rows}, sum(row.p is not None for row in rows)
@@ -193,7 +194,7 @@ def _point(
         p=row.corrected_p if row else None,
         decision=row.decision if row else "not tested",
         within_margin=within(apart, margin),
-        trainable_params=group.metric_mean("trainable_params"),
+        trainable_params=group.metric_mean(TRAINABLE_PARAMS.name),
     )
 
 

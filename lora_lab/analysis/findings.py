@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from lora_lab.study.measures import TRAIN_SECONDS, price
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,7 +15,6 @@ if TYPE_CHECKING:
     from lora_lab.analysis.replicates import Noise
     from lora_lab.study.results import TrialState
     from lora_lab.study.settings import TrialConfig
-    from lora_lab.study.sweep import Cost
 
 
 LESS_TIME = 0.95
@@ -43,28 +45,22 @@ class Standing:
     """Retrainings, or seeds where there are none, that diverged, failed or were stopped."""
     spread: float | None
     """Standard deviation over at least two trainings, in nats."""
-    trainable_params: float
-    """Infinite where it is not known; so are the next two."""
-    peak_memory_bytes: float
-    train_seconds: float
-    cost_metric: Cost
+    costs: Mapping[str, float]
+    """What it costs by every measure of cost that is known, means over the trainings behind `value`."""
+    cost_metric: str
     """What the study calls cheap, `verdict.cost`."""
 
     @property
-    def cost(self) -> tuple[float, float, float, int]:
-        """What orders configurations by their cost: that of the study, trained parameters, training time, number."""
-        costs: dict[Cost, float] = {
-            "trainable_params": self.trainable_params,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "train_seconds": self.train_seconds,
-        }
-        return costs[self.cost_metric], self.trainable_params, self.train_seconds, self.number
+    def cost(self) -> tuple[float, ...]:
+        """What orders configurations by their cost."""
+        return price(self.costs, self.cost_metric, self.number)
 
     def is_cheaper_than(self, other: Standing) -> bool:
         """Whether it costs less; training time, which jitters, only where it is clearly less."""
-        if self.cost_metric != "train_seconds" and self.cost[:2] != other.cost[:2]:
+        if self.cost_metric != TRAIN_SECONDS.name and self.cost[:2] != other.cost[:2]:
             return self.cost[:2] < other.cost[:2]
-        return self.train_seconds < LESS_TIME * other.train_seconds
+        seconds, others = (one.costs.get(TRAIN_SECONDS.name, math.inf) for one in (self, other))
+        return seconds < LESS_TIME * others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lora_lab.analysis.replicates import noise_floor, replicate_groups
 from lora_lab.common.errors import InputError
+from lora_lab.study.measures import MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
     from lora_lab.analysis.replicates import Noise, ReplicateGroup
     from lora_lab.study.results import TrialResult
 
-AXES = ("trainable_params", "peak_memory_bytes", "train_seconds", "forgetting")
-"""What a loss can be traded against."""
-LOGARITHMIC = ("trainable_params", "peak_memory_bytes", "train_seconds")
-"""Costs of which a factor counts, not a difference."""
-NOISY = ("eval_loss", "forgetting")
-"""What another seed changes."""
 BEYOND = 1.1
 """How far the box reaches beyond the worst values, so that the ends of a front count too."""
 RARE = 0.05
@@ -76,7 +71,7 @@ def front(
 
     Args:
         results: every trial of the study, retrainings included.
-        axes: cost axes, from `AXES`.
+        axes: what the metric is traded against, from `MEASURES`.
         metric: `eval_loss` or `forgetting`.
         draws: of the bootstrap.
         seed: of the bootstrap.
@@ -87,7 +82,7 @@ def front(
     if not groups:
         return None
     points = np.array([_values(group, names) for group in groups])
-    logarithmic = [name in LOGARITHMIC and bool((points[:, i] > 0).all()) for i, name in enumerate(names)]
+    logarithmic = [MEASURES[name].log and bool((points[:, i] > 0).all()) for i, name in enumerate(names)]
     box = _Box.of(points, np.array(logarithmic))
     on_front = _nondominated(points)
     volume = box.dominated(points[on_front])
@@ -121,7 +116,7 @@ def _values(group: ReplicateGroup, names: Sequence[str]) -> list[float] | None:
 
 def _spreads(results: Sequence[TrialResult], names: Sequence[str]) -> list[Noise | None]:
     """The noise floor of every axis that has one; costs are the same for every seed."""
-    return [noise_floor(replicate_groups(results, name)) if name in NOISY else None for name in names]
+    return [noise_floor(replicate_groups(results, name)) if MEASURES[name].noisy else None for name in names]
 
 
 def _nondominated(points: np.ndarray) -> np.ndarray:

@@ -22,13 +22,13 @@ from lora_lab.analysis.findings import Decision, Findings, Standing, VerdictRow
 from lora_lab.analysis.replicates import Noise, ReplicateGroup, noise_floor, replicate_groups
 from lora_lab.analysis.selection import search_trials
 from lora_lab.common.errors import InputError
+from lora_lab.study.measures import TRAINABLE_PARAMS, costs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from lora_lab.analysis.paired import Difference, ExampleLosses
     from lora_lab.study.results import TrialResult
-    from lora_lab.study.sweep import Cost
 
 LOSSES = ("eval_loss", "forgetting")
 
@@ -40,7 +40,7 @@ def decide(
     metric: str = "eval_loss",
     *,
     losses: Mapping[int, ExampleLosses] | None = None,
-    cost: Cost = "trainable_params",
+    cost: str = TRAINABLE_PARAMS.name,
 ) -> Findings:
     """Find the best configuration and the cheapest one that is as good.
 
@@ -125,7 +125,7 @@ def is_tested(best: ReplicateGroup, noise: Noise | None) -> bool:
     return noise is not None and len(best.values) > 1
 
 
-def standing_of(group: ReplicateGroup, cost: Cost) -> Standing:
+def standing_of(group: ReplicateGroup, cost: str) -> Standing:
     """A configuration with its value and its costs, as the verdict orders it."""
     return Standing(
         number=group.number,
@@ -136,15 +136,9 @@ def standing_of(group: ReplicateGroup, cost: Cost) -> Standing:
         retrainings=group.retrainings,
         lost_retrainings=group.lost,
         spread=group.spread,
-        trainable_params=_or_infinite(group.metric_mean("trainable_params")),
-        peak_memory_bytes=_or_infinite(group.metric_mean("peak_memory_bytes")),
-        train_seconds=_or_infinite(group.metric_mean("train_seconds")),
+        costs={name: mean for name in costs() if (mean := group.metric_mean(name)) is not None},
         cost_metric=cost,
     )
-
-
-def _or_infinite(value: float | None) -> float:
-    return math.inf if value is None else value
 
 
 def compare(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.comparison import seeds_to_decide
 from lora_lab.analysis.wording import (
     config_label,
-    count_text,
-    duration_text,
     interval_text,
+    measure_text,
     nats,
     p_text,
     plural,
 )
-from lora_lab.common.sizes import bytes_text
+from lora_lab.study.measures import MEASURES, TIE_BREAKERS, TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Findings, Standing, VerdictRow
@@ -178,25 +176,19 @@ def _untested_choice(findings: Findings, best: Standing, cheapest: Standing) -> 
 
 
 def _cost_comparison(cheap: Standing, best: Standing) -> str:
-    if cheap.cost_metric == "peak_memory_bytes" and cheap.peak_memory_bytes < best.peak_memory_bytes < math.inf:
-        return f"{bytes_text(cheap.peak_memory_bytes)} of peak memory instead of {bytes_text(best.peak_memory_bytes)}"
-    if cheap.cost_metric == "train_seconds":
-        return _time_comparison(cheap, best)
-    if cheap.trainable_params < best.trainable_params < math.inf:
-        few, many = count_text(cheap.trainable_params), count_text(best.trainable_params)
-        return f"{few} trained parameters instead of {many} ({_times_fewer(cheap, best)} times fewer)"
-    return _time_comparison(cheap, best)
-
-
-def _time_comparison(cheap: Standing, best: Standing) -> str:
-    if cheap.train_seconds < best.train_seconds < math.inf:
-        short, long = duration_text(cheap.train_seconds), duration_text(best.train_seconds)
-        return f"{short} of training instead of {long}"
+    for name in (cheap.cost_metric, *TIE_BREAKERS):
+        measure, less, more = MEASURES[name], cheap.costs.get(name), best.costs.get(name)
+        if less is None or more is None or less >= more:
+            continue
+        texts = measure_text(measure, less), measure_text(measure, more)
+        if measure.style == "count":
+            return f"{texts[0]} {measure.label} instead of {texts[1]} ({_times(more, less)} times fewer)"
+        return f"{texts[0]} of {measure.label} instead of {texts[1]}"
     return "at the same cost"
 
 
-def _times_fewer(cheap: Standing, best: Standing) -> str:
-    return f"{best.trainable_params / cheap.trainable_params:.3g}"
+def _times(more: float, less: float) -> str:
+    return f"{more / less:.3g}"
 
 
 def _retraining_sentences(findings: Findings) -> list[str]:
@@ -213,8 +205,8 @@ def _retraining_sentences(findings: Findings) -> list[str]:
             f"On a seed that did not choose it, the best is worth {nats(findings.held_out_value)}: "
             "the lowest of many means looks better than it is."
         )
-    for standing in dict.fromkeys((best, cheapest)):
-        if standing and standing.lost_retrainings:
+    for standing in {one.number: one for one in (best, cheapest) if one}.values():
+        if standing.lost_retrainings:
             total = standing.runs + standing.lost_retrainings
             lost = f"{standing.lost_retrainings} of {plural(total, 'retraining' if standing.retrainings else 'seed')}"
             said.append(f"{lost} of trial {standing.number} did not reach the end.")
@@ -263,8 +255,10 @@ def facts(findings: Findings) -> list[Fact]:
         side = "below" if findings.gain >= 0 else "above"
         said.append(Fact(f"the best, nats {side} the bare base", nats(abs(findings.gain))))
         said.append(Fact("the best trial's own run in the search, nats per token", nats(best.search_value)))
-    if best and cheapest and cheapest.trainable_params < best.trainable_params < math.inf:
-        said.append(Fact("trained parameters, the best over the choice", _times_fewer(cheapest, best)))
+    if best and cheapest:
+        few, many = (one.costs.get(TRAINABLE_PARAMS.name) for one in (cheapest, best))
+        if few is not None and many is not None and few < many:
+            said.append(Fact(f"{TRAINABLE_PARAMS.label}, the best over the choice", _times(many, few)))
     if findings.held_out_value is not None:
         said.append(Fact("the choice of the best on a seed that did not make it", nats(findings.held_out_value)))
     needed = _seeds_to_decide(findings) if cheapest is not None else None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from lora_lab.common.sizes import bytes_text
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from lora_lab.study.measures import Measure, Style
     from lora_lab.study.settings import ModelSettings, TrialConfig
     from lora_lab.study.sweep import Value
 
@@ -20,6 +23,11 @@ def one_line(text: str, limit: int = 300) -> str:
 def nats(value: float) -> str:
     """A loss or a difference of losses."""
     return f"{value:.4f}"
+
+
+def score_text(value: float) -> str:
+    """A score between 0 and 1, or a difference of scores."""
+    return f"{value:.3f}"
 
 
 def interval_text(interval: tuple[float, float]) -> str:
@@ -62,6 +70,27 @@ def number_text(value: float) -> str:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.4g}"
+
+
+def signed_percent_text(percent: float) -> str:
+    """A number of percent with its sign."""
+    return f"{percent:+.1f}%"
+
+
+WRITTEN: Mapping[Style, Callable[[float], str]] = {
+    "nats": nats,
+    "score": score_text,
+    "count": count_text,
+    "bytes": bytes_text,
+    "seconds": duration_text,
+    "percent": signed_percent_text,
+    "number": number_text,
+}
+
+
+def measure_text(measure: Measure, value: float) -> str:
+    """A value of a measure, or a difference of two, as it is written everywhere."""
+    return WRITTEN[measure.style](value)
 
 
 def rate_text(value: float) -> str:

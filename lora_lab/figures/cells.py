@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.wording import interval_text, number_text, one_line, p_text
+from lora_lab.analysis.wording import interval_text, measure_text, number_text, one_line, p_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from lora_lab.study.measures import Measure
 
 LONG = 8
 """Rows beyond which a table under a figure is folded away."""
@@ -49,6 +52,11 @@ def number_cell(value: float | None, show: Callable[[float], str] = number_text)
     if value is None or not math.isfinite(value):
         return Cell("", "", "n")
     return Cell(show(value), repr(float(value)), "n")
+
+
+def measure_cell(measure: Measure, value: float | None) -> Cell:
+    """A value of a measure, blank where it is not known."""
+    return number_cell(value, partial(measure_text, measure))
 
 
 def interval_cell(

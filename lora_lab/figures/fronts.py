@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Literal
 from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.wording import (
     config_label,
-    count_text,
-    duration_text,
+    measure_text,
     nats,
     plural,
     value_text,
 )
-from lora_lab.common.sizes import bytes_text
-from lora_lab.figures.cells import Cell, Table, interval_cell, number_cell, text_cell, yes_cell
+from lora_lab.figures.cells import Cell, Table, interval_cell, measure_cell, number_cell, text_cell, yes_cell
 from lora_lab.figures.style import (
     GRAY,
     VERMILION,
     Panel,
+    axis_of,
     blank_figure,
     color_of,
     decimal_axis,
@@ -28,9 +27,10 @@ from lora_lab.figures.style import (
     symbol_of,
     target_names,
 )
+from lora_lab.study.measures import EVAL_LOSS, MEASURES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import plotly.graph_objects as go
 
@@ -38,24 +38,16 @@ if TYPE_CHECKING:
     from lora_lab.analysis.pareto import Front, FrontMember
     from lora_lab.study.results import TrialResult
 
-COSTS: Mapping[str, tuple[str, str, Callable[[float], str], float]] = {
-    "trainable_params": ("trained parameters", "trained parameters (log scale)", count_text, 1.0),
-    "peak_memory_bytes": ("peak memory", "peak memory (MiB)", bytes_text, 2.0**20),
-    "train_seconds": ("training time", "training time (seconds)", duration_text, 1.0),
-    "forgetting": ("forgetting", "forgetting (nats per token)", nats, 1.0),
-}
-"""What each cost is called, its axis, how it is written, and the size of the axis' unit."""
-
 
 def pareto_panel(front: Front, results: Sequence[TrialResult]) -> Panel:
     """A front over one cost: configurations by target set; filled on the front, hollow on it in some draws."""
     cost = front.axes[1]
-    name, axis_title, _, size = COSTS[cost]
-    key, title = f"front-{cost.replace('_', '-')}", f"Loss against {name}"
-    figure = blank_figure(axis_title, "eval_loss (nats per token)")
+    measure, axis = MEASURES[cost], axis_of(MEASURES[cost])
+    key, title = f"front-{cost.replace('_', '-')}", f"Loss against {measure.label}"
+    figure = blank_figure(axis.title, axis_of(EVAL_LOSS).title)
     on_front = [member for member in front.members if member.on_front]
     figure.add_scatter(
-        x=[member.values[1] / size for member in on_front],
+        x=[member.values[1] / axis.size for member in on_front],
         y=[member.values[0] for member in on_front],
         mode="lines",
         line={"color": GRAY, "shape": "hv", "width": 2},
@@ -65,7 +57,7 @@ def pareto_panel(front: Front, results: Sequence[TrialResult]) -> Panel:
     spots = _spots(front, results)
     for targets, index in {spot.targets: spot.index for spot in spots}.items():
         _draw(figure, [spot for spot in spots if spot.targets == targets], targets, index, cost)
-    if cost == "trainable_params":
+    if axis.log:
         figure.update_xaxes(decimal_axis([spot.cost for spot in spots]))
     words = (
         "Down and left is better. Filled: no configuration beats it on both; hollow: so in some draws of the noise; "
@@ -73,7 +65,7 @@ def pareto_panel(front: Front, results: Sequence[TrialResult]) -> Panel:
     )
     labels = {result.number: config_label(result.config) for result in results}
     rows = [_row(member, cost, labels) for member in front.members]
-    headers = ["trial", "configuration", "loss, nats", name, "on the front", "share of draws"]
+    headers = ["trial", "configuration", "loss, nats", measure.label, "on the front", "share of draws"]
     return Panel(key=key, title=title, words=words, figure=figure, table=Table(headers, rows))
 
 
@@ -105,7 +97,7 @@ def _spots(front: Front, results: Sequence[TrialResult]) -> list[_Spot]:
         sure = "" if member is None or member.probability is None else f"; {_sure(member.probability)}"
         words = (
             f"trial {group.number}: {plot_text(config_label(group.config))}<br>{nats(group.mean)} nats per token "
-            f"({plural(len(group.values), 'run')}), {COSTS[front.axes[1]][2](spent)}{sure}"
+            f"({plural(len(group.values), 'run')}), {measure_text(MEASURES[front.axes[1]], spent)}{sure}"
         )
         spots.append(_Spot(targets, names.index(targets), group.mean, spent, look, words))
     return spots
@@ -128,7 +120,7 @@ def _draw(figure: go.Figure, spots: Sequence[_Spot], targets: str, index: int, c
         mine = [spot for spot in spots if spot.look == look]
         if mine:
             figure.add_scatter(
-                x=[spot.cost / COSTS[cost][3] for spot in mine],
+                x=[spot.cost / axis_of(MEASURES[cost]).size for spot in mine],
                 y=[spot.loss for spot in mine],
                 mode="markers",
                 name=targets,
@@ -146,7 +138,7 @@ def _row(member: FrontMember, cost: str, labels: Mapping[int, str]) -> list[Cell
         number_cell(member.number),
         text_cell(labels.get(member.number, ""), "reason"),
         number_cell(member.values[0], nats),
-        number_cell(member.values[1], COSTS[cost][2]),
+        measure_cell(MEASURES[cost], member.values[1]),
         yes_cell(member.on_front),
         number_cell(member.probability, lambda share: f"{100 * share:.0f}%"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.selection import finished, measured
@@ -23,6 +24,7 @@ from lora_lab.figures.style import (
     set_height,
     targets_of,
 )
+from lora_lab.study.measures import MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,16 +33,8 @@ if TYPE_CHECKING:
 
     from lora_lab.study.results import TrialResult
 
-TERMS = {
-    "base_bytes": ("base", GRAY),
-    "quantization_bytes": ("quantization constants", SKY),
-    "adapter_bytes": ("adapter", BLUE),
-    "gradient_bytes": ("gradients", GREEN),
-    "optimizer_bytes": ("optimizer state", ORANGE),
-    "activation_bytes": ("activations", PINK),
-    "logits_bytes": ("logits", VERMILION),
-}
-"""Figures of a trial that are parts of its peak, with what they are called and drawn in."""
+COLORS = (GRAY, SKY, BLUE, GREEN, ORANGE, PINK, VERMILION)
+"""Of the parts of the peak, in the order of the table of measures."""
 MOST_BARS = 14
 UNNAMED = 0.005
 """A rest below this share of the peak is rounding."""
@@ -100,18 +94,19 @@ def predicted_memory(results: Sequence[TrialResult]) -> Panel:
 def memory_terms(results: Sequence[TrialResult]) -> Panel:
     """What the peak of each kind of trial is made of, as stacked bars."""
     key, title = "memory-terms", "What the memory goes into"
+    parts_of_peak = {name: measure.label for name, measure in MEASURES.items() if measure.term is not None}
     kinds: dict[str, tuple[TrialResult, float]] = {}
     for result, peak in sorted(_peaks(results), key=lambda pair: (targets_of(pair[0]), pair[0].config.lora.r)):
         name = _kind(result)
         kinds[name] = max(kinds.get(name, (result, peak)), (result, peak), key=lambda pair: pair[1])
-    if not kinds or not any(term in result.metrics for result, _ in kinds.values() for term in TERMS):
+    if not kinds or not any(term in result.metrics for result, _ in kinds.values() for term in parts_of_peak):
         return Panel(key=key, title=title, words="No parts of the peak memory were recorded: not drawn.")
     step = -(-len(kinds) // MOST_BARS)
     names = list(kinds)[::step]
     unit, size = _unit([kinds[name][1] for name in names])
     figure = blank_figure(f"peak memory ({unit})", "")
     rest = {name: kinds[name][1] for name in names}
-    for term, (label, color) in TERMS.items():
+    for (term, label), color in zip(parts_of_peak.items(), cycle(COLORS), strict=False):
         parts = {name: kinds[name][0].metrics.get(term, 0.0) for name in names}
         if any(parts.values()):
             rest = {name: rest[name] - part for name, part in parts.items()}

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import (
     config_label,
-    count_text,
+    measure_text,
     nats,
     number_text,
     plural,
     rate_text,
     value_text,
 )
-from lora_lab.common.sizes import bytes_text
 from lora_lab.figures.cells import Table, folded, html_table, text_cell
 from lora_lab.figures.epochs import epochs_and_overfitting
 from lora_lab.figures.equal_budget import arm_panels
@@ -33,6 +32,7 @@ from lora_lab.figures.ranks import adequate_ranks, rules_of_thumb, scale_respons
 from lora_lab.figures.spectra import rank_used
 from lora_lab.figures.tables import ranks_table, trials_table, value_table
 from lora_lab.figures.verdict import facts_table, verdict_table
+from lora_lab.study.measures import MEASURES, PEAK_MEMORY, TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ def write_report(path: Path, evidence: Evidence, panels: Sequence[Panel]) -> Non
     spec, results, findings = evidence.spec, evidence.results, evidence.findings
     drawn = [panel for panel in panels if panel.figure is not None]
     parts = [
-        _head(spec, findings, results),
+        _head(spec, findings),
         contents(FIRST_SECTIONS + [(f"about-{panel.key}", panel.title) for panel in drawn] + OTHER_SECTIONS),
         _evidence_for(findings),
         _notes(evidence.notes),
@@ -102,29 +102,31 @@ def panels_of(evidence: Evidence) -> list[Panel]:
     ]
 
 
-def _head(spec: StudySpec, findings: Findings, results: Sequence[TrialResult]) -> str:
+def _head(spec: StudySpec, findings: Findings) -> str:
     first, *others = sentences(findings)
-    memory = {result.number: result.metrics.get("peak_memory_bytes") for result in results}
     choice = findings.cheapest if findings.helped else None
     return (
         f'<header><p class="dim">lora_lab report: {escape(spec.study_name)}</p>\n'
         f"<h1>{escape(spec.question or spec.study_name)}</h1></header>\n"
         f'<section class="long"><h2>Verdict</h2>\n<p class="lead">{escape(first)}</p>\n'
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in others)}</ul>\n"
-        f"{_cards(findings, choice, memory.get(choice.number)) if choice else ''}"
+        f"{_cards(findings, choice) if choice else ''}"
         f"{_configuration(choice) if choice else ''}</section>"
     )
 
 
-def _cards(findings: Findings, choice: Standing, memory: float | None) -> str:
+def _cards(findings: Findings, choice: Standing) -> str:
     cards = {
         "recommended: the cheapest that ties": f"trial {choice.number}",
         "eval_loss, nats per token" if findings.metric == "eval_loss" else findings.metric: nats(choice.value),
         "below the bare base, nats": nats(findings.base_loss - choice.value),
-        "trained parameters": count_text(choice.trainable_params),
     }
-    if memory is not None:
-        cards["peak memory"] = bytes_text(memory)
+    shown_costs = dict.fromkeys((TRAINABLE_PARAMS.name, PEAK_MEMORY.name, choice.cost_metric))
+    cards |= {
+        MEASURES[name].label: measure_text(MEASURES[name], choice.costs[name])
+        for name in shown_costs
+        if name in choice.costs
+    }
     shown = "".join(
         f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in cards.items()
     )

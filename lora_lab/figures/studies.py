@@ -6,13 +6,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.replicates import replicate_groups
-from lora_lab.analysis.selection import measured
 from lora_lab.analysis.verdict_words import sentences
-from lora_lab.analysis.wording import config_label, count_text, duration_text, nats, value_text
-from lora_lab.common.sizes import bytes_text
-from lora_lab.figures.cells import Table, html_table, interval_cell, number_cell, text_cell
+from lora_lab.analysis.wording import config_label, nats, value_text
+from lora_lab.figures.cells import Table, html_table, interval_cell, measure_cell, number_cell, text_cell
 from lora_lab.figures.page import not_drawn, section, write_page
-from lora_lab.figures.style import Panel, blank_figure, color_of, decimal_axis, plot_text, symbol_of
+from lora_lab.figures.style import Panel, axis_of, blank_figure, color_of, decimal_axis, plot_text, symbol_of
+from lora_lab.study.measures import EVAL_LOSS, MEASURES, costs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
     from lora_lab.figures.cells import Cell
     from lora_lab.figures.evidence import Evidence
 
-COSTS = {
-    "trainable_params": ("trained parameters", "trained parameters (log scale)", 1.0),
-    "peak_memory_bytes": ("peak memory", "peak memory (MiB)", 2.0**20),
-    "train_seconds": ("training time", "training time (seconds)", 1.0),
-}
-"""What each cost is called, its axis, and the size of the axis' unit."""
 SAME_BASE_NATS = 1e-6
 """Bare bases that differ by less were the same base on the same text; the rest is rounding."""
 
@@ -60,7 +53,7 @@ def write_comparison(path: Path, studies: Sequence[Evidence]) -> None:
 
 def comparison_panels(studies: Sequence[Evidence]) -> list[Panel]:
     """The Pareto front of each study over each cost, in one figure per cost."""
-    return [_fronts(studies, cost) for cost in COSTS]
+    return [_fronts(studies, cost) for cost in costs()]
 
 
 def same_base(studies: Sequence[Evidence]) -> bool:
@@ -134,7 +127,7 @@ def choices_table(studies: Sequence[Evidence]) -> Table:
         "below base, nats",
         "of trials",
     ]
-    headers += ["params", "peak memory", "time"]
+    headers += [MEASURES[name].header for name in costs()]
     rows = []
     for study in studies:
         chosen = {"best": study.findings.best, "recommended": study.findings.cheapest}
@@ -146,7 +139,6 @@ def choices_table(studies: Sequence[Evidence]) -> Table:
 
 
 def _choice_row(study: Evidence, label: str, standing: Standing) -> list[Cell]:
-    memory = {result.number: measured(result, "peak_memory_bytes") for result in study.results}
     intervals = {row.standing.number: row.value_interval for row in study.findings.rows}
     return [
         text_cell(study.spec.study_name),
@@ -158,22 +150,20 @@ def _choice_row(study: Evidence, label: str, standing: Standing) -> list[Cell]:
         interval_cell(intervals.get(standing.number)),
         number_cell(study.findings.base_loss - standing.value, nats),
         number_cell(sum(study.findings.states.values())),
-        number_cell(standing.trainable_params, count_text),
-        number_cell(memory.get(standing.number), bytes_text),
-        number_cell(standing.train_seconds, duration_text),
+        *(measure_cell(MEASURES[name], standing.costs.get(name)) for name in costs()),
     ]
 
 
 def _fronts(studies: Sequence[Evidence], cost: str) -> Panel:
-    label, axis_title, size = COSTS[cost]
+    label, axis = MEASURES[cost].label, axis_of(MEASURES[cost])
     key, title = f"fronts-{cost.replace('_', '-')}", f"Pareto fronts: loss against {label}"
     comparable = same_base(studies)
-    figure = blank_figure(axis_title, "eval_loss (nats per token)" if comparable else "below own base (nats per token)")
-    costs: list[float] = []
+    figure = blank_figure(axis.title, axis_of(EVAL_LOSS).title if comparable else "below own base (nats per token)")
+    spent: list[float] = []
     for index, study in enumerate(studies):
         means = [(group, group.metric_mean(cost)) for group in replicate_groups(study.results)]
-        groups = [(group, mean / size) for group, mean in means if mean is not None]
-        costs += [spent for _, spent in groups]
+        groups = [(group, mean / axis.size) for group, mean in means if mean is not None]
+        spent += [place for _, place in groups]
         members = [member for front in study.fronts if front.axes[1] == cost for member in front.members]
         on_front = {member.number for member in members if member.on_front}
         zero = None if comparable else study.findings.base_loss
@@ -181,10 +171,10 @@ def _fronts(studies: Sequence[Evidence], cost: str) -> Panel:
         _points(figure, [pair for pair in groups if pair[0].number not in on_front], zero, name, index)
         front = sorted((pair for pair in groups if pair[0].number in on_front), key=lambda pair: pair[1])
         _points(figure, front, zero, name, index, joined=True)
-    if not costs:
+    if not spent:
         return Panel(key=key, title=title, words=f"No finished trial has a {label}.")
-    if cost == "trainable_params":
-        figure.update_xaxes(decimal_axis(costs))
+    if axis.log:
+        figure.update_xaxes(decimal_axis(spent))
     words = (
         f"{'Down' if comparable else 'Up'} and left is better. A line joins the trials that no other one of the same "
         "study beats; the others are faint."

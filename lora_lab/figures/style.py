@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lora_lab.figures.cells import Table
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
 
 BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -140,6 +141,24 @@ def decimal_axis(values: Sequence[float], show: Callable[[float], str] = count_t
     steps = (1, 2, 3, 4, 5, 6, 8) if high < 4 * low else (1, 2, 5) if high < 1000 * low else (1,)
     ticks = [step * 10.0**power for power in powers for step in steps if low / 2 <= step * 10.0**power <= 2 * high]
     return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [show(tick) for tick in ticks]}
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """How a measure is drawn."""
+
+    title: str
+    size: float
+    """Of the axis' unit, in the unit of the values."""
+    log: bool
+
+
+def axis_of(measure: Measure) -> Axis:
+    """The axis of a measure: counts on a logarithmic scale, memory in MiB."""
+    if measure.style == "count":
+        return Axis(f"{measure.label} (log scale)", 1.0, log=True)
+    unit, size = {"bytes": ("MiB", 2.0**20), "seconds": ("seconds", 1.0)}.get(measure.style, (measure.unit, 1.0))
+    return Axis(f"{measure.label} ({unit})" if unit else measure.label, size, log=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,18 @@ from lora_lab.analysis.selection import measured, value_of
 from lora_lab.analysis.values import by_value, rank_table
 from lora_lab.analysis.wording import (
     count_text,
-    duration_text,
     nats,
     rate_text,
     value_text,
 )
-from lora_lab.common.sizes import bytes_text
-from lora_lab.figures.cells import Cell, Table, number_cell, text_cell
+from lora_lab.figures.cells import Cell, Table, measure_cell, number_cell, text_cell
 from lora_lab.study.engines import engine_for
+from lora_lab.study.measures import MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
     from lora_lab.study.sweep import Value
 
@@ -70,27 +70,20 @@ TRIAL_COLUMNS: Mapping[str, Callable[[TrialResult], Cell]] = {
     "lr": lambda trial: number_cell(trial.config.training.learning_rate, rate_text),
 }
 """What every study's table says of a trial before the other parameters that it searched."""
-FIGURE_COLUMNS: Mapping[str, Callable[[TrialResult], Cell]] = {
-    "seed": lambda trial: number_cell(trial.config.training.seed),
-    "params": lambda trial: _metric_cell(trial, "trainable_params", count_text),
-    "peak memory": lambda trial: _metric_cell(trial, "peak_memory_bytes", bytes_text),
-    "predicted": lambda trial: _metric_cell(trial, "predicted_memory_bytes", bytes_text),
-    "off by": lambda trial: _metric_cell(trial, "memory_error_percent", lambda share: f"{share:+.1f}%"),
-    "time": lambda trial: _metric_cell(trial, "train_seconds", duration_text),
-    "tokens / s": lambda trial: _metric_cell(trial, "tokens_per_second", count_text),
-    "forgetting, nats": lambda trial: number_cell(measured(trial, "forgetting"), nats),
+LAST_COLUMNS: Mapping[str, Callable[[TrialResult], Cell]] = {
     "engine": lambda trial: text_cell(engine_for(trial.config).name),
     "source": lambda trial: number_cell(trial.source),
     "remark": lambda trial: text_cell(_remark(trial), "reason"),
 }
-"""What it measured, and what became of it; columns that no trial fills are left out."""
+"""What became of it; between these stand its seed and what was measured of it."""
 SHOWN_APART = frozenset(
     {"r", "lora_alpha", "alpha_ratio", "target_modules", "layers", "num_train_epochs", "learning_rate", "seed"}
 )
 
 
-def _metric_cell(trial: TrialResult, name: str, show: Callable[[float], str]) -> Cell:
-    return number_cell(trial.metrics.get(name), show)
+def _figure_cell(trial: TrialResult, measure: Measure) -> Cell:
+    known = trial.metrics.get(measure.name) if measure.kind in ("cost", "detail") else measured(trial, measure.name)
+    return measure_cell(measure, known)
 
 
 def _remark(result: TrialResult) -> str:
@@ -114,12 +107,17 @@ def _parameter_cell(value: Value) -> Cell:
 
 
 def trials_table(results: Sequence[TrialResult], choice: int | None) -> Table:
-    """Every trial in every state; `choice` is the number of the one that the verdict recommends."""
+    """Every trial in every state; `choice` is the number of the one that the verdict recommends.
+
+    Columns that no trial fills are left out.
+    """
     searched = dict.fromkeys(name for trial in results for name in trial.params if name not in SHOWN_APART)
     columns = {
         **{header: [show(trial) for trial in results] for header, show in TRIAL_COLUMNS.items()},
         **{name: [_parameter_cell(value_of(trial.config, name)) for trial in results] for name in searched},
-        **{header: [show(trial) for trial in results] for header, show in FIGURE_COLUMNS.items()},
+        "seed": [number_cell(trial.config.training.seed) for trial in results],
+        **{one.header: [_figure_cell(trial, one) for trial in results] for one in MEASURES.values() if one.header},
+        **{header: [show(trial) for trial in results] for header, show in LAST_COLUMNS.items()},
     }
     filled = {header: cells for header, cells in columns.items() if any(cell.text for cell in cells)}
     marked = [index for index, trial in enumerate(results) if trial.number == choice]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict_words import facts
-from lora_lab.analysis.wording import config_label, count_text, duration_text, nats
-from lora_lab.common.sizes import bytes_text
-from lora_lab.figures.cells import Cell, Table, interval_cell, number_cell, p_cell, text_cell
+from lora_lab.analysis.wording import config_label, nats
+from lora_lab.figures.cells import Cell, Table, interval_cell, measure_cell, number_cell, p_cell, text_cell
+from lora_lab.study.measures import MEASURES, costs
 
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Findings, VerdictRow
 
 HEADERS = [
     *("trial", "configuration", "decision", "loss, nats", "loss, 95%", "runs", "sd, nats", "above best, nats"),
-    *("above best, 95%", "p", "corrected p", "rests on", "params", "memory", "time"),
+    *("above best, 95%", "p", "corrected p", "rests on"),
 ]
 
 
@@ -22,7 +22,8 @@ def verdict_table(findings: Findings) -> Table:
     """The best configuration, then what was compared with it; the recommended one stands out."""
     choice = findings.cheapest.number if findings.cheapest and findings.helped else None
     marked = [index for index, row in enumerate(findings.rows) if row.standing.number == choice]
-    return Table(HEADERS, [_row(row) for row in findings.rows], marked, fixed=True)
+    headers = HEADERS + [MEASURES[name].header for name in costs()]
+    return Table(headers, [_row(row) for row in findings.rows], marked, fixed=True)
 
 
 def facts_table(findings: Findings) -> Table:
@@ -45,7 +46,5 @@ def _row(row: VerdictRow) -> list[Cell]:
         p_cell(row.p),
         p_cell(row.corrected_p),
         text_cell(row.evidence or "", "wrap"),
-        number_cell(standing.trainable_params, count_text),
-        number_cell(standing.peak_memory_bytes, bytes_text),
-        number_cell(standing.train_seconds, duration_text),
+        *(measure_cell(MEASURES[name], standing.costs.get(name)) for name in costs()),
     ]

@@ -13,13 +13,14 @@ from lora_lab.analysis.adequate_rank import rank_curves
 from lora_lab.analysis.epochs import epoch_curves
 from lora_lab.analysis.equal_budget import compare_arms
 from lora_lab.analysis.forgetting import forgetting_trade
-from lora_lab.analysis.pareto import AXES, front
+from lora_lab.analysis.pareto import front
 from lora_lab.analysis.scale import scale_response, score_rules
 from lora_lab.analysis.spectrum import spectrum, summarize
 from lora_lab.analysis.wording import config_label
 from lora_lab.common.errors import CheckpointError, InputError
 from lora_lab.figures.evidence import AdapterSpectrum, Evidence, Importance, Reproduction
 from lora_lab.search.importance import importances
+from lora_lab.study.measures import costs
 from lora_lab.tracking.describe import versions
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def gather(results: Results, folder: RunFolder, command: str, device: str | None
     spec, trials, findings = results.spec, results.trials, results.findings
     share = spec.sweep.verdict.margin
     comparisons = (compare_arms(trials, "target_modules"), compare_arms(trials, "layers"))
-    fronts = (front(trials, (axis,)) for axis in AXES if axis != "forgetting")
+    fronts = (front(trials, (cost,)) for cost in costs())
     packages = versions() | ({"device": device} if device else {})
     return Evidence(
         spec=spec,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.selection import finished, search_trials
+from lora_lab.study.measures import TRAINABLE_PARAMS, price
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lora_lab.study.results import TrialResult
     from lora_lab.study.settings import TrialConfig
-    from lora_lab.study.sweep import Cost
 
 ALWAYS_KEPT = 3
 
@@ -30,7 +29,7 @@ def finalists(
     top: int,
     base_loss: float,
     margin: float,
-    cost: Cost = "trainable_params",
+    cost: str = TRAINABLE_PARAMS.name,
 ) -> list[TrialResult]:
     """The configurations to train again: in turn the next best, and the next cheapest that may tie with the best.
 
@@ -53,16 +52,12 @@ def finalists(
     best = ranked[0][0]
     bound = best + margin * max(0.0, base_loss - best)
     by_loss = [result for _, result in ranked]
-    cheap = sorted((result for loss, result in ranked if loss <= bound), key=lambda result: _price(result, cost))
+    near = (result for loss, result in ranked if loss <= bound)
+    cheap = sorted(near, key=lambda result: price(result.metrics, cost, result.number))
     turns = chain.from_iterable(zip_longest(by_loss, cheap))
     chosen = dict.fromkeys(result.number for result in turns if result is not None)
     numbered = {result.number: result for result in by_loss}
     return [numbered[number] for number in chosen][:top]
-
-
-def _price(result: TrialResult, cost: Cost) -> tuple[float, ...]:
-    names = (cost, "trainable_params", "train_seconds")
-    return (*(result.metrics.get(name, math.inf) for name in names), result.number)
 
 
 def first_fresh_seed(results: Sequence[TrialResult]) -> int:

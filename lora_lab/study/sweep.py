@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
+from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS, Goal, Measure, costs, objectives
 from lora_lab.study.settings import (
     DataSettings,
     LoraSettings,
@@ -16,6 +18,9 @@ from lora_lab.study.settings import (
     TrainingSettings,
     _list_to_tuple,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Scalar = bool | int | float | str
 Value = Scalar | tuple[Scalar, ...]
@@ -27,8 +32,6 @@ def _lists_to_tuples(value: Any) -> Any:
 
 
 Values = Annotated[tuple[Value, ...], BeforeValidator(_lists_to_tuples), Field(min_length=1)]
-
-OBJECTIVES = ("eval_loss", "forgetting", "trainable_params", "peak_memory_bytes", "train_seconds")
 
 SEARCHABLE: dict[str, str] = {
     "quantization": "model",
@@ -177,11 +180,44 @@ class Parameter(Settings):
         return all(isinstance(bound, int) for bound in (self.min, self.max, self.step or 1))
 
 
+def _known(names: Callable[[], list[str]]) -> AfterValidator:
+    """One of the names that the table of measures has: it alone says which there are."""
+
+    def check(name: str) -> str:
+        if name not in names():
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, names()))})
+        return name
+
+    return AfterValidator(check)
+
+
+ObjectiveName = Annotated[str, _known(objectives)]
+CostName = Annotated[str, _known(costs)]
+
+
 class Metric(Settings):
     """What is optimized."""
 
-    name: Literal["eval_loss", "forgetting", "trainable_params", "peak_memory_bytes", "train_seconds"]
-    goal: Literal["minimize", "maximize"] = "minimize"
+    name: ObjectiveName
+    goal: Goal = "minimize"
+    """That of the measure; it need not be written."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _goal_of_the_measure(cls, data: Any) -> Any:
+        measure = MEASURES.get(str(data.get("name"))) if isinstance(data, dict) else None
+        return data if measure is None else {"goal": measure.goal, **data}
+
+    @model_validator(mode="after")
+    def _no_other_goal(self) -> Metric:
+        if self.goal != self.measure.goal:
+            raise RuleError(("goal",), f"{self.name} is to {self.measure.goal}, but goal is {self.goal}; leave it out")
+        return self
+
+    @property
+    def measure(self) -> Measure:
+        """What the table of measures says of it."""
+        return MEASURES[self.name]
 
 
 def _one_to_tuple(value: Any) -> Any:
@@ -202,15 +238,12 @@ class Confirm(Settings):
     """Trainings of each."""
 
 
-Cost = Literal["trainable_params", "peak_memory_bytes", "train_seconds"]
-
-
 class Verdict(Settings):
     """What counts as a tie."""
 
     margin: float = Field(default=0.01, ge=0, lt=1)
     """Share of the best trial's gain over the base within which a cheaper configuration is as good."""
-    cost: Cost = "trainable_params"
+    cost: CostName = TRAINABLE_PARAMS.name
     """What makes a configuration cheaper; at the same cost, trained parameters and then training time do."""
 
 
@@ -218,7 +251,7 @@ class SweepSettings(Settings):
     """How the study is searched."""
 
     metric: Annotated[tuple[Metric, ...], BeforeValidator(_one_to_tuple), Field(min_length=1)] = (
-        Metric(name="eval_loss"),
+        Metric(name=EVAL_LOSS.name),
     )
     sampler: Literal["tpe", "grid", "random", "qmc", "gp", "nsga2"] = "tpe"
     pruner: Literal["asha", "hyperband", "median", "none"] = "asha"

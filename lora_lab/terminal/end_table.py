@@ -9,17 +9,15 @@ from rich.text import Text
 
 from lora_lab.analysis.selection import finished, search_trials
 from lora_lab.analysis.wording import (
-    count_text,
-    duration_text,
-    nats,
+    measure_text,
     number_text,
     rate_text,
     value_text,
 )
-from lora_lab.common.sizes import bytes_text
+from lora_lab.study.measures import EVAL_LOSS, MEASURES, costs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from rich.console import RenderableType
 
@@ -47,7 +45,7 @@ def end_table(results: Sequence[TrialResult], findings: Findings, top: int = 8) 
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("targets", "layers"):
         table.add_column(name, max_width=14, overflow="ellipsis")
-    for name in ("ep", "lr", "params", "memory", "time"):
+    for name in ("ep", "lr", *(MEASURES[cost].header for cost in costs())):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for result in rows:
@@ -59,20 +57,18 @@ def end_table(results: Sequence[TrialResult], findings: Findings, top: int = 8) 
 def _end_row(result: TrialResult, mark: str) -> list[RenderableType]:
     lora, training = result.config.lora, result.config.training
 
-    def metric(name: str, show: Callable[[float], str]) -> str:
-        return show(result.metrics[name]) if name in result.metrics else ""
+    def metric(name: str) -> str:
+        return measure_text(MEASURES[name], result.metrics[name]) if name in result.metrics else ""
 
     return [
         f"{mark}{result.number}",
-        metric("eval_loss", nats),
+        metric(EVAL_LOSS.name),
         str(lora.r),
         number_text(lora.alpha),
         Text(value_text(lora.target_modules)),
         Text(value_text(lora.layers)),
         str(training.num_train_epochs),
         rate_text(training.learning_rate),
-        metric("trainable_params", count_text),
-        metric("peak_memory_bytes", bytes_text),
-        metric("train_seconds", duration_text),
+        *map(metric, costs()),
         result.state.replace("_", " "),
     ]

@@ -22,6 +22,7 @@ from mlflow.entities import Dataset, InputTag, LifecycleStage, Metric, Param, Ru
 from mlflow.entities import DatasetInput as MlflowDatasetInput
 
 from lora_lab.study.events import Evaluated, Logged
+from lora_lab.study.measures import MEASURES
 from lora_lab.tracking.address import sqlite_path
 from lora_lab.tracking.records import Attached, StudyEnded, StudyStarted, TrialEnded, TrialStarted
 
@@ -52,7 +53,8 @@ Item = TypeVar("Item")
 
 _log = logging.getLogger(__name__)
 
-CURVES = frozenset({"loss", "eval_loss", "perplexity", "forgetting_loss", "grad_norm", "learning_rate", "epoch"})
+STEPWISE = frozenset({"loss", "perplexity", "forgetting_loss", "grad_norm", "learning_rate", "epoch"})
+"""Curves of a training besides the measures that every evaluation has."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow's pages show what belongs to training instead of what belongs to prompts and traces."""
 
@@ -220,7 +222,7 @@ class MlflowStore:
             return
         shown = self._client.get_run(run_id).data.metrics
         new = [
-            Metric(_key(name), float(value), at_ms, step if name in CURVES else 0)
+            Metric(_key(name), float(value), at_ms, step if _is_curve(name) else 0)
             for name, value in metrics.items()
             if shown.get(_key(name)) != value
         ]
@@ -249,6 +251,10 @@ class MlflowStore:
 def _key(name: str) -> str:
     """A name that MLflow takes."""
     return BAD_NAME_CHARACTER.sub("_", name)
+
+
+def _is_curve(name: str) -> bool:
+    return name in STEPWISE or (name in MEASURES and MEASURES[name].curve)
 
 
 def _text(value: Value) -> str:

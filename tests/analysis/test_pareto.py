@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from analysis.simulated import results, trial
 
-from lora_lab.analysis.pareto import AXES, front, hypervolume
+from lora_lab.analysis.pareto import front, hypervolume
 from lora_lab.analysis.values import pareto_front
 from lora_lab.common.errors import InputError
+from lora_lab.study.measures import costs
 
 
 def by_inclusion_and_exclusion(points: list[list[float]], reference: list[float]) -> float:
@@ -74,7 +75,7 @@ def test_noise_makes_a_place_on_the_front_a_probability() -> None:
 
 
 def test_a_front_over_every_axis() -> None:
-    found = front(results(), AXES, draws=20)
+    found = front(results(), (*costs(), "forgetting"), draws=20)
 
     assert found is not None
     assert 0 < found.hypervolume < 1

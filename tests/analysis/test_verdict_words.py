@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +8,8 @@ from analysis.simulated import BASE_LOSS, results, trial
 
 from lora_lab.analysis.verdict import decide
 from lora_lab.analysis.verdict_words import facts, sentences
-from lora_lab.analysis.wording import config_label, count_text, duration_text, interval_text, nats, p_text
-from lora_lab.common.sizes import bytes_text
+from lora_lab.analysis.wording import config_label, interval_text, measure_text, nats, p_text
+from lora_lab.study.measures import MEASURES
 
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Findings, VerdictRow
@@ -23,8 +22,7 @@ def cells(row: VerdictRow) -> str:
     """What a table shows of a row."""
     standing = row.standing
     shown = [str(standing.number), config_label(standing.config), nats(standing.value), str(standing.runs)]
-    shown += [count_text(standing.trainable_params), duration_text(standing.train_seconds)]
-    shown.append(bytes_text(standing.peak_memory_bytes) if standing.peak_memory_bytes < math.inf else "")
+    shown += [measure_text(MEASURES[name], value) for name, value in standing.costs.items()]
     shown += [str(standing.lost_retrainings), str(standing.runs + standing.lost_retrainings)]
     shown += ["" if standing.spread is None else nats(standing.spread), nats(abs(row.estimate))]
     shown += [interval_text(interval) for interval in (row.interval, row.value_interval) if interval]

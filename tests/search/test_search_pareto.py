@@ -16,6 +16,7 @@ from lora_lab.study.sweep import Metric
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lora_lab.study.measures import Measure
     from lora_lab.study.spec import StudySpec
 
 METRICS = ({"name": "eval_loss"}, {"name": "trainable_params"})
@@ -81,9 +82,13 @@ def test_of_the_last_front_the_most_isolated_go_on() -> None:
     assert worse_half(reported, LOSS_AND_SIZE) == {2, 5, 6, 7}
 
 
-def test_a_goal_may_be_to_be_large() -> None:
-    goals = (Metric(name="eval_loss"), Metric(name="trainable_params", goal="maximize"))
-    assert worse_half(figures((1, 10), (2, 1), (3, 20), (4, 2)), goals) == {1, 3}
+def test_of_a_score_more_is_better(accuracy: Measure) -> None:
+    goals = (Metric(name="eval_loss"), Metric(name=accuracy.name))
+    reported = {
+        number: {"eval_loss": loss, accuracy.name: score}
+        for number, (loss, score) in enumerate([(1, 0.10), (2, 0.01), (3, 0.20), (4, 0.02)])
+    }
+    assert worse_half(reported, goals) == {1, 3}
 
 
 def test_costs_alone_end_nobody() -> None:

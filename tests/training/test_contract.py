@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from lora_lab.common.errors import CheckpointError, InputError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, Milestone, OutOfMemory
+from lora_lab.study.measures import MEASURES
 from lora_lab.training import evaluation
 from lora_lab.training.base.architecture import linear_map
 from lora_lab.training.base.loading import load_base
@@ -105,6 +106,7 @@ def test_final_figures_are_plain_finite_numbers(bench, engine):
     events = run(engine, config)
     metrics = events[-1].metrics
     assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
+    assert metrics.keys() <= MEASURES.keys()
     assert metrics["eval_loss"] == events[-2].eval_loss
     assert metrics["forgetting"] == events[-2].forgetting_loss - engine.base_losses(config)[1]
     assert metrics["peak_memory_bytes"] > metrics["base_bytes"] > 0

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_lab.common.sizes import bytes_text
+from lora_lab.study.measures import MEASURES
 from lora_lab.training.memory.predictor import MemoryPredictor
 from lora_lab.training.packed.step import count_step
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch
@@ -20,14 +23,8 @@ if TYPE_CHECKING:
     from lora_lab.training.packed.model import PackedModel
     from lora_lab.training.packed.slot import Slot
 
-TERM_METRICS = {
-    "base": "base_bytes",
-    "quantization": "quantization_bytes",
-    "gradients": "gradient_bytes",
-    "activations": "activation_bytes",
-    "logits": "logits_bytes",
-}
-"""Terms of the measured peak that stand in a trial's figures; the adapter's and the optimizer's are there anyway."""
+KNOWN_ANYWAY = ("adapters", "optimizer")
+"""Terms of the peak that a trial's figures have without measuring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +55,20 @@ class TrialMemory:
             figures["predicted_memory_bytes"] = float(self.predicted.allocated)
         if self.measured is not None:
             figures["peak_memory_bytes"] = float(self.measured.peak)
-            figures |= {name: float(self.measured.terms[term]) for term, name in TERM_METRICS.items()}
+            figures |= {name: float(self.measured.terms[term]) for term, name in _measured_terms()}
         if self.predicted is not None and self.measured is not None:
             excess = self.predicted.allocated - self.measured.peak
             figures["memory_error_percent"] = 100.0 * excess / self.measured.peak
         if self.allocated is not None and self.reserved is not None:
             figures |= {"allocated_memory_bytes": float(self.allocated), "reserved_memory_bytes": float(self.reserved)}
         return figures
+
+
+def _measured_terms() -> Iterator[tuple[str, str]]:
+    """The terms of the measured peak that stand in a trial's figures, each with its name there."""
+    for name, measure in MEASURES.items():
+        if measure.term is not None and measure.term not in KNOWN_ANYWAY:
+            yield measure.term, name
 
 
 class MemoryProbe:

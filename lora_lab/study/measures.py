@@ -1,0 +1,153 @@
+"""What is measured of a trial: the one table of it, which every part of lora_lab reads.
+
+A measure has one entry here: its name in study files, in the storage and in MLflow, what it is called and how it is
+written, and which direction is better. Losses and costs are better when small, scores when large. Search, pruning,
+verdict, Pareto fronts, report, display and MLflow take all of that from the entry.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Goal = Literal["minimize", "maximize"]
+Kind = Literal["loss", "score", "cost", "detail"]
+"""A loss and a score say how good a trial is, a cost what it takes; a detail can be neither searched for nor judged."""
+Style = Literal["nats", "score", "count", "bytes", "seconds", "percent", "number"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One figure of a trial."""
+
+    name: str
+    label: str
+    """In a sentence and on an axis, such as `peak memory`."""
+    header: str = ""
+    """Over its column in the table of all trials; empty: it has no column there."""
+    kind: Kind
+    style: Style
+    """How it is written (`analysis.wording.measure_text`)."""
+    unit: str = ""
+    """After a value of it, such as `nats per token`; empty where its text has one."""
+    distance_unit: str = ""
+    """After a difference of two values, such as `nats`."""
+    low: float = -math.inf
+    """The least value that it can have."""
+    high: float = math.inf
+    """The largest value that it can have."""
+    noisy: bool = False
+    """Whether another seed changes it."""
+    log: bool = False
+    """Whether a factor counts, not a difference."""
+    gain: bool = False
+    """Whether the bare base has it too and training is to better it: a verdict can be about it."""
+    curve: bool = False
+    """Whether it is also known at every evaluation."""
+    term: str | None = None
+    """The part of a trial's peak memory that it is, as the engine counts it."""
+
+    @property
+    def goal(self) -> Goal:
+        """Which direction is better."""
+        return "maximize" if self.kind == "score" else "minimize"
+
+    def as_loss(self, value: float) -> float:
+        """The value on an axis on which less is better; the same again turns it back."""
+        return -value if self.goal == "maximize" else value
+
+    def interval(self, loss_interval: tuple[float, float]) -> tuple[float, float]:
+        """An interval of `as_loss` as one of values, within what values can be."""
+        low, high = sorted(map(self.as_loss, loss_interval))
+        return max(low, self.low), min(high, self.high)
+
+    def can_be(self, value: float) -> bool:
+        """Whether a value is finite and within the bounds."""
+        return math.isfinite(value) and self.low <= value <= self.high
+
+
+EVAL_LOSS = Measure(
+    name="eval_loss",
+    label="eval_loss",
+    kind="loss",
+    style="nats",
+    unit="nats per token",
+    distance_unit="nats",
+    noisy=True,
+    gain=True,
+    curve=True,
+)
+FORGETTING = Measure(
+    name="forgetting",
+    label="forgetting",
+    header="forgetting, nats",
+    kind="loss",
+    style="nats",
+    unit="nats per token",
+    distance_unit="nats",
+    noisy=True,
+)
+TRAINABLE_PARAMS = Measure(
+    name="trainable_params", label="trained parameters", header="params", kind="cost", style="count", low=0, log=True
+)
+PEAK_MEMORY = Measure(
+    name="peak_memory_bytes", label="peak memory", header="peak memory", kind="cost", style="bytes", low=0, log=True
+)
+TRAIN_SECONDS = Measure(
+    name="train_seconds", label="training time", header="time", kind="cost", style="seconds", low=0, log=True
+)
+
+
+def _detail(name: str, label: str, style: Style, header: str = "", term: str | None = None) -> Measure:
+    return Measure(name=name, label=label, header=header, kind="detail", style=style, term=term)
+
+
+MEASURES: dict[str, Measure] = {
+    measure.name: measure
+    for measure in (
+        EVAL_LOSS,
+        FORGETTING,
+        TRAINABLE_PARAMS,
+        PEAK_MEMORY,
+        _detail("predicted_memory_bytes", "predicted memory", "bytes", header="predicted"),
+        _detail("memory_error_percent", "error of the prediction", "percent", header="off by"),
+        TRAIN_SECONDS,
+        _detail("tokens_per_second", "tokens per second", "count", header="tokens / s"),
+        _detail("base_bytes", "base", "bytes", term="base"),
+        _detail("quantization_bytes", "quantization constants", "bytes", term="quantization"),
+        _detail("adapter_bytes", "adapter", "bytes", term="adapters"),
+        _detail("gradient_bytes", "gradients", "bytes", term="gradients"),
+        _detail("optimizer_bytes", "optimizer state", "bytes", term="optimizer"),
+        _detail("activation_bytes", "activations", "bytes", term="activations"),
+        _detail("logits_bytes", "logits", "bytes", term="logits"),
+        _detail("allocated_memory_bytes", "memory that the allocator handed out", "bytes"),
+        _detail("reserved_memory_bytes", "memory that the allocator reserved", "bytes"),
+        _detail("trainable_percent", "share of trained parameters", "percent"),
+        _detail("train_tokens", "tokens trained on", "count"),
+        _detail("total_flos", "floating-point operations", "number"),
+        _detail("steps", "optimizer steps", "count"),
+        _detail("epochs", "epochs", "number"),
+    )
+}
+"""Every measure by its name, in the order of the tables."""
+TIE_BREAKERS = (TRAINABLE_PARAMS.name, TRAIN_SECONDS.name)
+"""Costs that decide between configurations of equal cost."""
+
+
+def objectives() -> list[str]:
+    """Names that may stand under `sweep.metric`."""
+    return [measure.name for measure in MEASURES.values() if measure.kind != "detail"]
+
+
+def costs() -> list[str]:
+    """Names that may stand under `verdict.cost`."""
+    return [measure.name for measure in MEASURES.values() if measure.kind == "cost"]
+
+
+def price(figures: Mapping[str, float], cost: str, number: int) -> tuple[float, ...]:
+    """What orders trials by cost: that of the study, then `TIE_BREAKERS`, then the number; unknown is dearest."""
+    return (*(figures.get(name, math.inf) for name in (cost, *TIE_BREAKERS)), number)
