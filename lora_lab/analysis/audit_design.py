@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lora_lab.analysis.selection import value_of
 from lora_lab.analysis.wording import number_text, rate_text
+from lora_lab.study.schedules import SCHEDULES
+from lora_lab.study.space import choices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lora_lab.study.spec import StudySpec
-    from lora_lab.study.sweep import Value
 
 Kind = Literal[
     "edge_of_range",
@@ -59,16 +59,6 @@ def design_notes(spec: StudySpec) -> Iterator[AuditNote]:
             "`confirm: {top: 3, seeds: 3}` retrains the best; `seeds: 3` repeats every cell of a grid."
         )
         yield AuditNote(kind="one_seed", sentence=sentence)
-
-
-def choices(spec: StudySpec, name: str) -> tuple[Value, ...]:
-    """The values that a parameter can take: those of the sweep, or the fixed one; of a range its two ends."""
-    parameter = spec.sweep.parameters.get(name)
-    if parameter is None:
-        return (value_of(spec.trial_config({}), name),)
-    if parameter.values is not None:
-        return parameter.values
-    return tuple(bound for bound in (parameter.min, parameter.max) if bound is not None)
 
 
 def _varies(spec: StudySpec, name: str) -> bool:
@@ -186,8 +176,7 @@ def _pruning_notes(spec: StudySpec) -> Iterator[AuditNote]:
         )
         yield AuditNote(kind="pruned_replicates", sentence=sentence)
     lengths = [name for name in LENGTHS if _varies(spec, name)]
-    falling = ("linear", "cosine", "warmup_stable_decay")
-    schedules = [name for name in falling if name in choices(spec, "lr_scheduler_type")]
+    schedules = _schedules_of_their_length(spec)
     if lengths and schedules:
         sentence = (
             f"{pruner} compares trials of different {lengths[0]} at the same step, but under "
@@ -195,6 +184,13 @@ def _pruning_notes(spec: StudySpec) -> Iterator[AuditNote]:
             "worse early and are pruned too often. Use lr_scheduler_type: constant, or pruner: none."
         )
         yield AuditNote(kind="schedule_pruning", sentence=sentence)
+
+
+def _schedules_of_their_length(spec: StudySpec) -> list[str]:
+    """The schedules under which a study's learning rate at a step may depend on the number of all steps."""
+    by_share = any(choices(spec, "warmup_ratio"))
+    names = [name for name in SCHEDULES if name in choices(spec, "lr_scheduler_type")]
+    return [one for one in names if SCHEDULES[one].depends_on_length or (by_share and SCHEDULES[one].has_warmup)]
 
 
 def _quantization_notes(spec: StudySpec) -> Iterator[AuditNote]:

@@ -12,13 +12,14 @@ import numpy as np
 from lora_lab.analysis.comparison import LEVEL
 from lora_lab.analysis.paired import Difference, seed_difference
 from lora_lab.analysis.replicates import replicate_groups, without_seed
+from lora_lab.study.trajectory import EPOCHS, shared_rates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_lab.analysis.replicates import ReplicateGroup
     from lora_lab.study.results import TrialResult
-    from lora_lab.study.settings import TrainingSettings, TrialConfig
+    from lora_lab.study.settings import TrialConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,18 +77,13 @@ def epoch_curves(results: Sequence[TrialResult], metric: str = "eval_loss") -> l
 
 def _without_length(config: TrialConfig) -> TrialConfig:
     plain = without_seed(config)
-    return plain.model_copy(update={"training": plain.training.model_copy(update={"num_train_epochs": 1})})
-
-
-def depends_on_length(training: TrainingSettings) -> bool:
-    """Whether the learning rate at a step depends on how many steps there are in all."""
-    return training.lr_scheduler_type in ("linear", "cosine", "warmup_stable_decay") or training.warmup_ratio > 0
+    return plain.changed(training={EPOCHS: 1})
 
 
 def _family_curve(groups: Sequence[ReplicateGroup]) -> EpochCurve | None:
     longest = max(groups, key=lambda group: group.config.training.num_train_epochs)
     training = longest.config.training
-    if depends_on_length(training):
+    if shared_rates(training) != "all":
         ends = sorted(groups, key=lambda group: group.config.training.num_train_epochs)
         values = _table([group.values for group in ends])
         return _curve(longest, [float(g.config.training.num_train_epochs) for g in ends], values, "epoch", apart=True)

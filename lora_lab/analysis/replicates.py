@@ -109,7 +109,7 @@ def replicate_groups(results: Sequence[TrialResult], metric: str = "eval_loss") 
 
 def without_seed(config: TrialConfig) -> TrialConfig:
     """The configuration with `training.seed` 0: equal for replicates."""
-    return config.model_copy(update={"training": config.training.model_copy(update={"seed": 0})})
+    return config.changed(training={"seed": 0})
 
 
 def _group(trials: Sequence[TrialResult], fresh: Sequence[TrialResult], metric: str) -> ReplicateGroup | None:

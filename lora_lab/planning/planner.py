@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_lab.analysis.audit import audit
 from lora_lab.analysis.wording import value_text
@@ -13,10 +13,11 @@ from lora_lab.common.errors import StorageError
 from lora_lab.planning.devices import Device
 from lora_lab.planning.example_count import training_examples
 from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
-from lora_lab.planning.trainings import MOST_VARIANTS, Grid, configurations, deciding
+from lora_lab.planning.trainings import MOST_VARIANTS, Grid, configurations
 from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
 from lora_lab.study.engines import engine_for
+from lora_lab.study.space import deciding
 from lora_lab.study.targets import trainable_parameters
 from lora_lab.study.trajectory import trajectory_note
 from lora_lab.training.base.loading import default_device, device_name, model_config
@@ -52,6 +53,9 @@ MEMORY_PARAMETERS = (
 )
 """The parameters that decide a trial's memory, its engine, and its number of parameters."""
 COST_PARAMETERS = (*MEMORY_PARAMETERS, "num_train_epochs", "max_steps", "gradient_accumulation_steps")
+ANY_RANK = {"r": 2, "lora_alpha": None}
+"""Changes to the LoRA settings that leave alone everything but the rank; every initialization takes rank 2."""
+QUANTIZED = {"quantization": "nf4"}
 REMEDIED = 3
 """So many of the configurations that do not fit are tried with what could make them fit."""
 
@@ -152,7 +156,7 @@ class _Planner:
     def _memory(self, shapes: Sequence[TrialConfig]) -> tuple[Memory, ...]:
         families: dict[TrialConfig, list[TrialConfig]] = {}
         for config in shapes:
-            families.setdefault(_with_lora(config, r=1, lora_alpha=None), []).append(config)
+            families.setdefault(config.changed(lora=ANY_RANK), []).append(config)
         predicted: dict[TrialConfig, MemoryPrediction | None] = {}
         for done, family in enumerate(families.values()):
             self._progress(f"memory: {done} of {len(families)} kinds of trials")
@@ -195,18 +199,18 @@ class _Planner:
         """What each change alone, and all of them together, come to."""
         changes: dict[str, TrialConfig] = {}
         if config.model.quantization == "none":
-            changes["quantization: nf4"] = _quantized(config)
+            changes["quantization: nf4"] = config.changed(model=QUANTIZED)
         if not config.training.gradient_checkpointing:
-            changes["gradient_checkpointing: true"] = _with_training(config, gradient_checkpointing=True)
+            changes["gradient_checkpointing: true"] = config.changed(training={"gradient_checkpointing": True})
         rows, steps = config.training.per_device_train_batch_size, config.training.gradient_accumulation_steps
         if rows > 1:
             name = f"per_device_train_batch_size: 1 with gradient_accumulation_steps: {rows * steps}"
-            changes[name] = _with_training(
-                config, per_device_train_batch_size=1, gradient_accumulation_steps=rows * steps
+            changes[name] = config.changed(
+                training={"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows * steps}
             )
         if len(changes) > 1:
-            both = _with_training(config, gradient_checkpointing=True, per_device_train_batch_size=1)
-            changes["all of these"] = _quantized(both) if config.model.quantization == "none" else both
+            both = config.changed(training={"gradient_checkpointing": True, "per_device_train_batch_size": 1})
+            changes["all of these"] = both.changed(model=QUANTIZED) if config.model.quantization == "none" else both
         found = []
         for name, changed in changes.items():
             predicted = self._predict(changed)
@@ -264,18 +268,6 @@ def _first(configs: Iterable[TrialConfig]) -> Iterable[TrialConfig]:
 
 def _distinct(configs: Iterable[TrialConfig]) -> Iterable[TrialConfig]:
     return dict.fromkeys(configs)
-
-
-def _with_lora(config: TrialConfig, **changes: Any) -> TrialConfig:
-    return config.model_copy(update={"lora": config.lora.model_copy(update=changes)})
-
-
-def _with_training(config: TrialConfig, **changes: Any) -> TrialConfig:
-    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
-
-
-def _quantized(config: TrialConfig) -> TrialConfig:
-    return config.model_copy(update={"model": config.model.model_copy(update={"quantization": "nf4"})})
 
 
 def _size(row: Memory) -> int:

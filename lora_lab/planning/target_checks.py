@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
+from lora_lab.study.space import combinations, corners, deciding
 from lora_lab.study.targets import full_rank_excess, resolve_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from lora_lab.study.settings import ModelSettings, TrialConfig
     from lora_lab.study.spec import StudySpec
-    from lora_lab.study.sweep import Parameter, Value
     from lora_lab.study.targets import LinearMap
 
-
-def target_examples(spec: StudySpec) -> Iterator[TrialConfig]:
-    """Configurations with every combination of the parameters that decide where adapters sit."""
-    decisive = [name for name in ("r", "target_modules", "layers") if name in spec.sweep.parameters]
-    choices = [_candidates(spec.sweep.parameters[name]) for name in decisive]
-    for values in itertools.product(*choices):
-        yield spec.trial_config(dict(zip(decisive, values, strict=True)))
+PLACING = ("r", "target_modules", "layers")
+"""The parameters that decide where adapters sit, and whether they fit there."""
 
 
-def _candidates(parameter: Parameter) -> tuple[Value, ...]:
-    if parameter.values is not None:
-        return parameter.values
-    assert parameter.max is not None
-    return (parameter.max,)
+def target_examples(spec: StudySpec) -> list[TrialConfig]:
+    """One configuration for each place where a study puts adapters, with the highest rank that it has there."""
+    chosen = [
+        {name: choice[name] for name in PLACING if name in choice}
+        for choice in combinations(spec, deciding(spec, PLACING), corners)
+    ]
+    by_place: dict[tuple[object, object], TrialConfig] = {}
+    for config in map(spec.trial_config, chosen):
+        place = (config.lora.target_modules, config.lora.layers)
+        if place not in by_place or by_place[place].lora.r < config.lora.r:
+            by_place[place] = config
+    return list(by_place.values())
 
 
 def check_targets(spec: StudySpec, linears: Callable[[ModelSettings], LinearMap]) -> list[str]:

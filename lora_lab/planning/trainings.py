@@ -8,50 +8,20 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from lora_lab.study.identity import trial_identity
+from lora_lab.study.space import combinations
 from lora_lab.study.targets import resolve_targets
 from lora_lab.study.trajectory import trajectory_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from lora_lab.study.settings import LoraSettings, TrialConfig
+    from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
-    from lora_lab.study.sweep import Parameter, Value
     from lora_lab.study.targets import LinearMap
 
 MOST_CELLS = 20_000
 """More are not compared with each other: their number alone is told."""
 MOST_VARIANTS = 1_000
-DECIMALS = 12
-
-
-def options(parameter: Parameter) -> Sequence[Value]:
-    """The values that a parameter can take; of a range without steps its two ends."""
-    if parameter.values is not None:
-        return parameter.values
-    low, high, step = parameter.min, parameter.max, parameter.step
-    assert low is not None
-    assert high is not None
-    if step is None:
-        return (low, high)
-    count = int((high - low) / step + 1e-9) + 1
-    values = [low + index * step for index in range(count)]
-    return [int(value) for value in values] if parameter.is_integer else [round(value, DECIMALS) for value in values]
-
-
-def combinations(spec: StudySpec, names: Sequence[str]) -> Iterator[dict[str, Value]]:
-    """Every choice of values for these parameters; one that is not active (`when`) takes no part."""
-
-    def extend(chosen: dict[str, Value], index: int) -> Iterator[dict[str, Value]]:
-        if index == len(names):
-            yield chosen
-        elif not spec.active(names[index], chosen):
-            yield from extend(chosen, index + 1)
-        else:
-            for value in options(spec.sweep.parameters[names[index]]):
-                yield from extend({**chosen, names[index]: value}, index + 1)
-
-    yield from extend({}, 0)
 
 
 def configurations(spec: StudySpec, names: Sequence[str]) -> Iterator[TrialConfig]:
@@ -61,16 +31,6 @@ def configurations(spec: StudySpec, names: Sequence[str]) -> Iterator[TrialConfi
             yield spec.trial_config(chosen)
         except ValidationError:
             continue  # when it is asked for, that trial ends at once and says why
-
-
-def deciding(spec: StudySpec, names: Sequence[str]) -> list[str]:
-    """Those of `names` that are searched, and all that their `when` refers to, in the study's order."""
-    searched = spec.sweep.parameters
-    needed = {name for name in names if name in searched}
-    for name in reversed(searched):
-        if name in needed:
-            needed |= searched[name].when.keys()
-    return [name for name in searched if name in needed]
 
 
 class Grid:
@@ -88,7 +48,7 @@ class Grid:
         self.is_compared = self.cells <= MOST_CELLS
         self.trained: dict[str, TrialConfig] = {}
         """The configurations that are trained, by an identity: of runs that contain each other, the longest."""
-        self._modules: dict[tuple[str, LoraSettings], tuple[str, ...]] = {}
+        self._modules: dict[tuple[object, object], tuple[str, ...]] = {}
         distinct = set()
         for config in islice(configurations(spec, names), MOST_CELLS if self.is_compared else 0):
             modules = self._modules_of(config)
@@ -102,7 +62,7 @@ class Grid:
 
     def _modules_of(self, config: TrialConfig) -> tuple[str, ...]:
         """Resolved once per target set and layers."""
-        key = (str(config.lora.target_modules), config.lora.model_copy(update={"r": 1, "lora_alpha": None}))
+        key = (config.lora.target_modules, config.lora.layers)
         if key not in self._modules:
             self._modules[key] = resolve_targets(self._linears_of(config), config.lora)
         return self._modules[key]

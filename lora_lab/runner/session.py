@@ -110,7 +110,7 @@ class _Session:
 
     def run(self, checkpoint_interval_s: float) -> Outcome:
         """Train, and write what the study leaves behind."""
-        example = next(iter(target_examples(self._spec)))
+        example = target_examples(self._spec)[0]
         notes = check_targets(self._spec, self._executor.linears)
         prepared = self._executor.prepare(example)
         with Journal(self._folder.root) as journal:

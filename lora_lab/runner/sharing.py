@@ -80,7 +80,7 @@ class Sharing:
             InputError: the targets match no module of the base.
         """
         if any_seed:
-            config = config.model_copy(update={"training": config.training.model_copy(update={"seed": 0})})
+            config = config.changed(training={"seed": 0})
         return trial_identity(config, self._modules(config))
 
     def remember(self, result: TrialResult) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from lora_lab.search.ledger import Ledger
     from lora_lab.search.space import SearchSpace
-    from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
 
 FIXED_PARAMS = "fixed_params"
@@ -95,7 +94,7 @@ class Asking:
         try:
             config = self._spec.trial_config(params)
             if records.SEED in attributes:
-                config = _with_seed(config, attributes[records.SEED])
+                config = config.changed(training={"seed": attributes[records.SEED]})
         except ValidationError as error:
             reason = records.one_line(error)
             self._ledger.conclude(trial.number, Outcome(state="failed", reason=reason))
@@ -109,8 +108,3 @@ class Asking:
         )
         self._ledger.set(trial.number, records.ASKED, asked.record())
         return asked
-
-
-def _with_seed(config: TrialConfig, seed: int) -> TrialConfig:
-    training = config.training.model_dump() | {"seed": seed}
-    return type(config).model_validate({**config.model_dump(), "training": training})

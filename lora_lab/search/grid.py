@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import InputError
-from lora_lab.study.trajectory import EPOCHS, choice_contains_shorter_runs
+from lora_lab.study.trajectory import EPOCHS, choice_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -61,7 +61,7 @@ class Grid:
 
 def _trajectory(spec: StudySpec, cell: Mapping[str, Scalar]) -> str:
     """Equal for cells of which the longest training contains the others."""
-    if EPOCHS in cell and choice_contains_shorter_runs(spec, cell):
+    if EPOCHS in cell and choice_shares(spec, cell) != "nothing":
         return _key({name: value for name, value in cell.items() if name != EPOCHS})
     return _key(cell)
 

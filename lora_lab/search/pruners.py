@@ -9,6 +9,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.study import StudyDirection
 
 from lora_lab.search.records import is_replicate
+from lora_lab.study.space import choices
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -81,8 +82,4 @@ def _longest(spec: StudySpec) -> int | None:
     searched = spec.sweep.parameters
     if planned_evaluations(spec.training) is None or {"eval_steps", "max_steps"} & searched.keys():
         return None
-    epochs = searched.get("num_train_epochs")
-    if epochs is None:
-        return spec.training.num_train_epochs
-    ends = epochs.values or (epochs.max,)
-    return max(int(end) for end in ends if isinstance(end, (int, float)))
+    return max(int(str(epochs)) for epochs in choices(spec, "num_train_epochs"))

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from lora_lab.study.space import combinations
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from lora_lab.study.sweep import Parameter, Scalar, Value
 
 Distribution = CategoricalDistribution | IntDistribution | FloatDistribution
-ROUNDING_DIGITS = 12
 
 
 class SearchSpace:
@@ -50,21 +51,8 @@ class SearchSpace:
 
     def cells(self) -> Iterator[dict[str, Scalar]]:
         """Every cell of the grid, as Optuna stores it; parameters that are not active take no part."""
-        return self._cells({}, {}, list(self._distributions))
-
-    def _cells(
-        self, stored: Mapping[str, Scalar], chosen: Mapping[str, Value], names: Sequence[str]
-    ) -> Iterator[dict[str, Scalar]]:
-        if not names:
-            yield dict(stored)
-            return
-        name, *rest = names
-        if not self._spec.active(name, chosen):
-            yield from self._cells(stored, chosen, rest)
-            return
-        for option in _options(self._distributions[name]):
-            value = self._value(name, option)
-            yield from self._cells({**stored, name: option}, {**chosen, name: value}, rest)
+        for chosen in combinations(self._spec, list(self._distributions)):
+            yield {name: _label(value) for name, value in chosen.items()}
 
     def _value(self, name: str, stored: Scalar) -> Value:
         values = self._spec.sweep.parameters[name].values
@@ -96,16 +84,3 @@ def _suggest(trial: Trial, name: str, distribution: Distribution) -> Scalar:
             return trial.suggest_int(name, low, high, step=step, log=log)
         case FloatDistribution(low=low, high=high, step=step, log=log):
             return trial.suggest_float(name, low, high, step=step, log=log)
-
-
-def _options(distribution: Distribution) -> Sequence[Scalar]:
-    """Every value of a parameter that has finitely many, in order."""
-    match distribution:
-        case CategoricalDistribution(choices=choices):
-            return [choice for choice in choices if choice is not None]
-        case IntDistribution(low=low, high=high, step=step):
-            return range(low, high + 1, step)
-        case FloatDistribution(low=low, high=high, step=step):
-            assert step is not None, "a grid has a step for every range"
-            count = round((high - low) / step) + 1
-            return [round(low + index * step, ROUNDING_DIGITS) for index in range(count)]

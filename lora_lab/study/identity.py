@@ -6,11 +6,14 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+from lora_lab.study.schedules import SCHEDULES
+
 if TYPE_CHECKING:
     from lora_lab.study.settings import LoraSettings, TrainingSettings, TrialConfig
 
-_WITHOUT_EFFECT = {"logging_steps", "per_device_eval_batch_size", "eval_steps"}
-"""Training settings that change what is reported when, but no trained weight."""
+WITHOUT_EFFECT = {"logging_steps", "per_device_eval_batch_size"}
+"""Training settings that no result depends on."""
+_WITHOUT_EFFECT_ON_WEIGHTS = WITHOUT_EFFECT | {"eval_steps"}
 
 
 def trial_identity(config: TrialConfig, modules: tuple[str, ...]) -> str:
@@ -30,9 +33,10 @@ def trial_identity(config: TrialConfig, modules: tuple[str, ...]) -> str:
 
 
 def _training(training: TrainingSettings) -> dict[str, object]:
-    settings = training.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    if settings["lr_scheduler_type"] == "constant_with_warmup" and not (training.warmup_ratio or training.warmup_steps):
-        settings["lr_scheduler_type"] = "constant"
+    settings = training.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_WEIGHTS)
+    if not (training.warmup_ratio or training.warmup_steps):
+        plain = {schedule.with_warmup: name for name, schedule in SCHEDULES.items()}
+        settings["lr_scheduler_type"] = plain.get(training.lr_scheduler_type, training.lr_scheduler_type)
     return settings
 
 

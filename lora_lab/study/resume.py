@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import InputError
 from lora_lab.common.secrets import mask_secrets, shown
+from lora_lab.study.identity import WITHOUT_EFFECT
 from lora_lab.study.settings import Settings
 from lora_lab.study.sweep import SEARCHABLE, SECTIONS
 
 if TYPE_CHECKING:
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Parameter, Value
-
-_REPORTING = {"logging_steps", "per_device_eval_batch_size"}
-"""Training settings that no result depends on."""
-
-
-def study_fingerprint(spec: StudySpec) -> str:
-    """A hash (64 hexadecimal digits) of all that trials of a study share: where it is equal, they compare.
-
-    That is the model, the data, every fixed training and adapter setting, and the metric. It is stricter than
-    `compare_for_resume`, which also lets a fixed setting become a searched one.
-    """
-    sections = {section: getattr(spec, section).model_dump(mode="json") for section in SECTIONS}
-    settings = {
-        f"{section}.{name}": sections[section][name]
-        for section, name in _settings()
-        if not _always_searched(spec, section, name)
-    }
-    metric = [metric.model_dump(mode="json") for metric in spec.sweep.metric]
-    canonical = json.dumps({"settings": settings, "metric": metric}, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _settings() -> list[tuple[str, str]]:
@@ -43,17 +23,12 @@ def _settings() -> list[tuple[str, str]]:
         (section, name)
         for section, settings in SECTIONS.items()
         for name in settings.model_fields
-        if name not in _REPORTING
+        if name not in WITHOUT_EFFECT
     ]
 
 
 def _searched(spec: StudySpec, section: str, name: str) -> Parameter | None:
     return spec.sweep.parameters.get(name) if SEARCHABLE.get(name) == section else None
-
-
-def _always_searched(spec: StudySpec, section: str, name: str) -> bool:
-    parameter = _searched(spec, section, name)
-    return parameter is not None and not parameter.when
 
 
 def compare_for_resume(old: StudySpec, new: StudySpec) -> None:

@@ -6,9 +6,14 @@ Field names are those of `peft.LoraConfig` and `transformers.TrainingArguments` 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from lora_lab.study.schedules import SCHEDULES, ScheduleName
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def _list_to_tuple(value: Any) -> Any:
@@ -18,7 +23,6 @@ def _list_to_tuple(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 
-LAYER_PRESETS = ("all", "first_half", "last_half", "every_2nd")
 TARGET_PRESETS = ("attention", "mlp", "all-linear", "all-linear+head")
 
 
@@ -173,9 +177,7 @@ class TrainingSettings(Settings):
     num_train_epochs: int = Field(default=1, ge=1)
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, whatever `num_train_epochs` says."""
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "warmup_stable_decay"] = (
-        "constant"
-    )
+    lr_scheduler_type: ScheduleName = "constant"
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of all optimizer steps; give this or `warmup_steps`."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -210,10 +212,11 @@ class TrainingSettings(Settings):
                 f"give warmup_ratio or warmup_steps, not both, but got warmup_ratio={self.warmup_ratio} "
                 f"and warmup_steps={self.warmup_steps}",
             )
-        if self.lr_scheduler_type == "constant" and (self.warmup_ratio or self.warmup_steps):
+        with_warmup = SCHEDULES[self.lr_scheduler_type].with_warmup
+        if with_warmup is not None and (self.warmup_ratio or self.warmup_steps):
             raise RuleError(
                 ("lr_scheduler_type",),
-                "lr_scheduler_type constant has no warm-up; use constant_with_warmup, or drop the warm-up",
+                f"lr_scheduler_type {self.lr_scheduler_type} has no warm-up; use {with_warmup}, or drop the warm-up",
             )
         return self
 
@@ -225,12 +228,12 @@ class TrainingSettings(Settings):
                 f"give decay_ratio or decay_steps, not both, but got decay_ratio={self.decay_ratio} "
                 f"and decay_steps={self.decay_steps}",
             )
-        if self.lr_scheduler_type != "warmup_stable_decay":
+        if not SCHEDULES[self.lr_scheduler_type].has_decay:
+            with_decay = " or ".join(name for name, schedule in SCHEDULES.items() if schedule.has_decay)
             for name in ("decay_ratio", "decay_steps"):
                 if getattr(self, name) is not None:
                     raise RuleError(
-                        (name,),
-                        f"needs lr_scheduler_type warmup_stable_decay, but that is {self.lr_scheduler_type}",
+                        (name,), f"needs lr_scheduler_type {with_decay}, but that is {self.lr_scheduler_type}"
                     )
         return self
 
@@ -253,3 +256,16 @@ class TrialConfig(Settings):
                 f"{self.model.quantization}; set it to none",
             )
         return self
+
+    def changed(self, **sections: Mapping[str, Any]) -> TrialConfig:
+        """A copy with other values in some sections, validated as if it had been read: `changed(training={"seed": 1})`.
+
+        Raises:
+            pydantic.ValidationError: a value that its setting refuses, or a configuration that no trial can have.
+        """
+        before = {name: getattr(self, name) for name in type(self).model_fields}
+        after = {
+            name: type(before[name]).model_validate({**before[name].model_dump(), **changes})
+            for name, changes in sections.items()
+        }
+        return type(self).model_validate(before | after)

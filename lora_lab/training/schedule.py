@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lora_lab.data.order import batches
+from lora_lab.study.trajectory import shared_rates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lora_lab.study.settings import TrainingSettings
 
 DEFAULT_DECAY_RATIO = 0.1
-"""Share of all steps in which `warmup_stable_decay` falls, where the study does not say."""
+"""Share of all steps in which a schedule with a decay falls, where the study does not say."""
 
 
 class BatchPlan:
@@ -66,12 +67,10 @@ def _epoch_batches(examples: int, batch_size: int, seed: int, epoch: int) -> tup
 def learning_rate_factor(step: int, total_steps: int, training: TrainingSettings) -> float:
     """The factor on `learning_rate` at optimizer step `step` (from 0), as in `transformers.get_scheduler`."""
     warmup = warmup_steps(training, total_steps)
-    if training.lr_scheduler_type == "constant":
-        return 1.0
     if step < warmup:
         return step / warmup
     match training.lr_scheduler_type:
-        case "constant_with_warmup":
+        case "constant" | "constant_with_warmup":
             return 1.0
         case "linear":
             return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
@@ -84,20 +83,14 @@ def learning_rate_factor(step: int, total_steps: int, training: TrainingSettings
 
 
 def shared_steps(training: TrainingSettings, total_steps: int) -> int:
-    """The leading optimizer steps that the same settings take with the same rates in every longer training.
-
-    That is all of them where the rate is constant after the warm-up, those before the decay of
-    warmup_stable_decay, and none where the rate falls towards the end all along, or where the warm-up is a share
-    of all steps.
-    """
-    if training.warmup_ratio:
-        return 0
-    match training.lr_scheduler_type:
-        case "constant" | "constant_with_warmup":
+    """The leading optimizer steps that the same settings take with the same rates in every longer training."""
+    match shared_rates(training):
+        case "all":
             return total_steps
-        case "warmup_stable_decay":
+        case "to the decay":
             return max(0, total_steps - decay_steps(training, total_steps))
-    return 0
+        case "nothing":
+            return 0
 
 
 def warmup_steps(training: TrainingSettings, total_steps: int) -> int:
@@ -106,7 +99,7 @@ def warmup_steps(training: TrainingSettings, total_steps: int) -> int:
 
 
 def decay_steps(training: TrainingSettings, total_steps: int) -> int:
-    """Optimizer steps at the end in which `warmup_stable_decay` falls to 0."""
+    """Optimizer steps at the end in which a schedule with a decay falls to 0."""
     return training.decay_steps or math.ceil((training.decay_ratio or DEFAULT_DECAY_RATIO) * total_steps)
 
 

@@ -188,6 +188,9 @@ def test_pruning_under_a_schedule_that_depends_on_the_length() -> None:
     assert kinds(spec_with({"learning_rate": RATES}, training=cosine)) == []
     assert kinds(spec_with(parameters)) == []
     assert kinds(spec_with(parameters, training={"lr_scheduler_type": "warmup_stable_decay"})) == ["schedule_pruning"]
+    rising = {"lr_scheduler_type": "constant_with_warmup"}
+    assert kinds(spec_with(parameters, training={**rising, "warmup_steps": 5})) == []
+    assert kinds(spec_with(parameters, training={**rising, "warmup_ratio": 0.1})) == ["schedule_pruning"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from analysis.simulated import study
 
-from lora_lab.analysis.epochs import depends_on_length, epoch_curves
+from lora_lab.analysis.epochs import epoch_curves
 from lora_lab.study.results import TrialResult
 
 if TYPE_CHECKING:
@@ -95,17 +95,3 @@ def test_single_points_and_unfinished_trials_are_no_curves() -> None:
     pruned = TrialResult(number=1, state="pruned", params={}, config=run(0, [4.0, 4.1]).config, curve={1: 4.0, 2: 4.1})
 
     assert epoch_curves([run(0, [4.5]), pruned]) == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "depends"),
-    [
-        ({"lr_scheduler_type": "constant"}, False),
-        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 4}, False),
-        ({"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.1}, True),
-        ({"lr_scheduler_type": "linear"}, True),
-        ({"lr_scheduler_type": "warmup_stable_decay"}, True),
-    ],
-)
-def test_which_schedules_depend_on_the_length(settings: dict[str, Any], depends: bool) -> None:
-    assert depends_on_length(study().trial_config(settings).training) is depends

@@ -12,11 +12,8 @@ from lora_lab.common.errors import InputError
 from lora_lab.common.sizes import bytes_text
 from lora_lab.planning.devices import Device, device_named
 from lora_lab.planning.planner import make_plan
-from lora_lab.planning.trainings import combinations, options
 from lora_lab.results.folder import RunFolder
-from lora_lab.search.space import SearchSpace
 from lora_lab.study.spec import StudySpec
-from lora_lab.study.sweep import Parameter
 from lora_lab.terminal.plan_text import print_plan
 
 CPU = Device("a CPU", None, is_cuda=False)
@@ -95,34 +92,6 @@ def test_other_samplers_tell_their_trials_and_retrainings(base, tmp_path):
     assert made.packs == 7
     assert made.space == {"r": "2 to 64, log"}
     assert [row.r for row in made.adapters] == [2, 64]
-
-
-def test_parameters_that_are_not_active_make_no_cells(base):
-    spec = study(
-        base,
-        parameters={
-            "r": {"values": [4, 64]},
-            "lora_dropout": {"values": [0.0, 0.1], "when": {"r": {"min": 64}}},
-        },
-    )
-    cells = list(combinations(spec, list(spec.sweep.parameters)))
-    assert cells == [{"r": 4}, {"r": 64, "lora_dropout": 0.0}, {"r": 64, "lora_dropout": 0.1}]
-    assert len(cells) == len(list(SearchSpace(spec).cells()))
-
-
-@pytest.mark.parametrize(
-    "parameter",
-    [{"min": 1, "max": 9, "step": 2}, {"min": 2, "max": 9, "step": 3}, {"min": 0.1, "max": 0.75, "step": 0.2}],
-)
-def test_steps_are_those_of_the_search(base, parameter):
-    name = "r" if isinstance(parameter["min"], int) else "lora_dropout"
-    spec = study(base, parameters={name: parameter})
-    searched = [cell[name] for cell in SearchSpace(spec).cells()]
-    assert list(options(spec.sweep.parameters[name])) == pytest.approx(searched)
-
-
-def test_the_ends_of_a_range_stand_for_it():
-    assert options(Parameter(min=1, max=100)) == (1, 100)
 
 
 def test_parameters_are_counted_exactly(base, tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lora_lab.common.errors import InputError
+from lora_lab.search.space import SearchSpace
 from lora_lab.search.store import open_store
 
 if TYPE_CHECKING:
@@ -22,6 +23,22 @@ GRID: dict[str, Any] = {
 }
 CELLS = 2 * 4 + 2 * 4 * 3
 """Where r is 2 the dropout is not searched, so there the grid is smaller."""
+
+
+def test_cells_are_stored_in_one_order_and_form(spec_of: Callable[..., StudySpec]) -> None:
+    """A study that goes on finds its cells again by what Optuna's storage has of them."""
+    spec = spec_of(sampler="grid", n_trials=None, parameters=GRID | {"r": {"values": [8, 2]}})
+    decays = [0.0, 0.1, 0.2, 0.3]
+    layers = ["all", "[0, 1]"]
+    assert list(SearchSpace(spec).cells()) == [
+        *(
+            {"r": 8, "layers": layer, "weight_decay": decay, "lora_dropout": dropout}
+            for layer in layers
+            for decay in decays
+            for dropout in (0.0, 0.1, 0.2)
+        ),
+        *({"r": 2, "layers": layer, "weight_decay": decay} for layer in layers for decay in decays),
+    ]
 
 
 def test_a_resumed_grid_visits_each_cell_once(spec_of: Callable[..., StudySpec], url: str) -> None:

@@ -114,3 +114,15 @@ def test_nothing_is_pruned_after_its_last_evaluation(spec_of: Callable[..., Stud
     parameters = {"num_train_epochs": {"values": [1]}, "r": {"values": [2, 4]}}
     with open_store(spec_of(pruner="asha", parameters=parameters), url) as store:
         assert survivors(store, pack(store, 3), 1, [1.0, 2.0, 3.0]) == [0, 1, 2]
+
+
+def test_hyperband_knows_the_longest_trial(spec_of: Callable[..., StudySpec]) -> None:
+    def longest(**epochs: object) -> object:
+        parameters = {"r": {"values": [2, 8]}, "num_train_epochs": epochs}
+        return build_pruner(spec_of(pruner="hyperband", parameters=parameters))._max_resource
+
+    assert longest(values=[6, 4]) == 6
+    assert longest(min=1, max=9, step=3) == 7
+    assert longest(min=1, max=9) == 9
+    # where r is 8, a trial has the 3 epochs that the study fixes
+    assert longest(values=[1, 2], when={"r": 2}) == 3

@@ -269,6 +269,20 @@ def test_values_that_no_trial_can_have_together_are_refused(study_file: Path) ->
     assert not spec.active("double_quant", {"quantization": "none"})
 
 
+def test_fixed_values_that_no_trial_can_have_together_are_refused(study_file: Path) -> None:
+    fixed = ["lora.init_lora_weights=pissa", "model.quantization=nf4"]
+    reason = "lora.init_lora_weights: pissa starts from unquantized weights, but model.quantization is nf4"
+    assert [reason in line for line in refusal(study_file, *fixed)] == [True]
+    quantization = "sweep.parameters.quantization={values: [none, nf4], when: {r: {min: 8}}}"
+    assert [reason in line for line in refusal(study_file, *fixed, quantization)] == [True], "they meet where r is 4"
+
+
+def test_what_is_searched_between_the_ends_of_a_range_is_checked_too(study_file: Path) -> None:
+    parameters = "{r: {min: 4, max: 64}, init_lora_weights: {values: [orthogonal], when: {r: {min: 7, max: 9}}}}"
+    line = refusal(study_file, f"sweep.parameters={parameters}")[0]
+    assert "no trial can have r=7, init_lora_weights='orthogonal'" in line
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -8,7 +8,7 @@ import pytest
 
 from lora_lab.study.settings import TrainingSettings
 from lora_lab.study.spec import StudySpec
-from lora_lab.study.trajectory import contains_shorter_runs, shorter_choices, trajectory_identity, trajectory_note
+from lora_lab.study.trajectory import shared_rates, shares, shorter_choices, trajectory_identity, trajectory_note
 
 MODULES = ("model.layers.0.mlp.up_proj",)
 SHARED: list[dict[str, Any]] = [
@@ -47,7 +47,7 @@ def epochs_of(study: StudySpec, chosen: dict[str, Any]) -> list[Any]:
 def test_runs_of_fewer_epochs_are_one_trajectory(training: dict[str, Any]) -> None:
     study = spec({"num_train_epochs": {"values": [1, 2, 3]}, "r": {"values": [2, 4]}}, **training)
     one, three, other = (study.trial_config({"num_train_epochs": e, "r": r}) for e, r in ((1, 2), (3, 2), (3, 4)))
-    assert contains_shorter_runs(one.training)
+    assert shares(one.training) == ("to the decay" if "decay" in one.training.lr_scheduler_type else "all")
     assert trajectory_identity(one, MODULES) == trajectory_identity(three, MODULES) is not None
     assert trajectory_identity(other, MODULES) != trajectory_identity(three, MODULES)
     assert epochs_of(study, {"num_train_epochs": 3, "r": 2}) == [1, 2]
@@ -56,9 +56,15 @@ def test_runs_of_fewer_epochs_are_one_trajectory(training: dict[str, Any]) -> No
 @pytest.mark.parametrize("training", APART, ids=str)
 def test_where_the_rate_or_the_evaluations_know_the_length_there_is_none(training: dict[str, Any]) -> None:
     study = spec({"num_train_epochs": {"values": [1, 2, 3]}}, **training)
-    assert not contains_shorter_runs(TrainingSettings(**training))
+    assert shares(TrainingSettings(**training)) == "nothing"
     assert trajectory_identity(study.trial_config({"num_train_epochs": 3}), MODULES) is None
     assert epochs_of(study, {"num_train_epochs": 3}) == []
+
+
+@pytest.mark.parametrize("training", [{"max_steps": 10}, {"eval_steps": 10}], ids=str)
+def test_rates_are_shared_also_where_evaluations_are_not(training: dict[str, Any]) -> None:
+    assert shared_rates(TrainingSettings(**training)) == "all"
+    assert shared_rates(TrainingSettings(lr_scheduler_type="cosine", **training)) == "nothing"
 
 
 def test_the_schedule_may_be_searched() -> None:

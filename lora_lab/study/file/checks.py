@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from lora_lab.common.secrets import shown
 from lora_lab.study.file.problems import Problem, problems
+from lora_lab.study.space import combinations, corners, deciding
 from lora_lab.study.sweep import SEARCHABLE, SECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from lora_lab.study.file.yaml_source import KeyPath
     from lora_lab.study.spec import StudySpec
@@ -89,43 +90,32 @@ def _field_problems(name: str, value: Any, place: KeyPath) -> list[Problem]:
 def combination_problems(spec: StudySpec) -> list[Problem]:
     """Searched values that are each right but that no trial can have together, one problem for each rule.
 
-    Ranges are tried at both ends.
+    Ranges are tried at their ends, and where conditions (`when`) on them begin and end.
     """
-    return [problem for group in _LINKED for problem in _first_refused(spec, group)]
+    return list(dict.fromkeys(problem for group in _LINKED for problem in _first_refused(spec, group)))
 
 
 def _first_refused(spec: StudySpec, group: tuple[str, ...]) -> Iterator[Problem]:
     searched = [name for name in spec.sweep.parameters if name in group]
-    for chosen in _combinations(spec, _with_conditions(spec, searched)):
-        try:
-            spec.trial_config(chosen)
-        except ValidationError as error:
-            values = ", ".join(f"{name}={shown(chosen[name])}" for name in searched if name in chosen)
-            reason = problems(error.errors(include_url=False), {})[0].text
-            yield Problem(
-                (*_PARAMETERS, searched[-1]),
-                f"no trial can have {values}: {reason}; drop a value, or search it only `when` others allow",
-            )
+    tried = combinations(spec, deciding(spec, searched), corners)
+    for chosen in islice(tried, _MAX_COMBINATIONS):  # a bound on the time; the rest is refused when it is asked for
+        problem = _refusal(spec, chosen)
+        if problem is not None:
+            names = [name for name in searched if name in chosen] or list(chosen)
+            yield problem if problem == _refusal(spec, {}) else _of_values(problem, {one: chosen[one] for one in names})
             return
 
 
-def _with_conditions(spec: StudySpec, names: list[str]) -> list[str]:
-    """The names and all that their `when` refers to, in the order of the study."""
-    needed, parameters = set(names), spec.sweep.parameters
-    for name in reversed(parameters):
-        if name in needed:
-            needed |= parameters[name].when.keys()
-    return [name for name in parameters if name in needed]
+def _refusal(spec: StudySpec, chosen: Mapping[str, Value]) -> Problem | None:
+    try:
+        spec.trial_config(chosen)
+    except ValidationError as error:
+        return problems(error.errors(include_url=False), {})[0]
+    return None
 
 
-def _combinations(spec: StudySpec, names: list[str]) -> list[dict[str, Value]]:
-    combinations: list[dict[str, Value]] = [{}]
-    for name in names:
-        parameter = spec.sweep.parameters[name]
-        values = parameter.values or (parameter.min or 0, parameter.max or 0)
-        combinations = [
-            {**chosen, name: value} if spec.active(name, chosen) else chosen
-            for chosen in combinations
-            for value in (values if spec.active(name, chosen) else values[:1])
-        ][:_MAX_COMBINATIONS]  # a bound on the time; `trial_config` refuses the rest when they are chosen
-    return combinations
+def _of_values(problem: Problem, chosen: Mapping[str, Value]) -> Problem:
+    """A problem of searched values, placed at the last of them; `problem` is why no trial can have them."""
+    values = ", ".join(f"{name}={shown(value)}" for name, value in chosen.items())
+    text = f"no trial can have {values}: {problem.text}; drop a value, or search it only `when` others allow"
+    return Problem((*_PARAMETERS, list(chosen)[-1]), text)

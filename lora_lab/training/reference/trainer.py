@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
+from lora_lab.study.schedules import SCHEDULES
 from lora_lab.training.reference.optimizer import make_optimizer
 from lora_lab.training.schedule import decay_steps, warmup_steps
 
@@ -189,13 +190,15 @@ class _Loader(DataLoader[int]):
 
 
 def _scheduler(optimizer: Any, training: TrainingSettings, total_steps: int) -> Any:
-    falls = training.lr_scheduler_type == "warmup_stable_decay"
+    specific = {}
+    if SCHEDULES[training.lr_scheduler_type].has_decay:
+        specific["num_decay_steps"] = decay_steps(training, total_steps)
     return get_scheduler(
         training.lr_scheduler_type,
         optimizer,
         num_warmup_steps=warmup_steps(training, total_steps),
         num_training_steps=total_steps,
-        scheduler_specific_kwargs={"num_decay_steps": decay_steps(training, total_steps)} if falls else {},
+        scheduler_specific_kwargs=specific,
     )
 
 
