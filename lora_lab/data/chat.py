@@ -3,48 +3,200 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lora_lab.common.errors import InputError
+from lora_lab.data.bad_rows import BadField
+from lora_lab.data.turns import TEMPLATE_ERRORS, Span, TurnFinder
 
 if TYPE_CHECKING:
-    from lora_lab.data.examples import Conversation
+    from collections.abc import Mapping, Sequence
+
+    from lora_lab.data.examples import Conversation, Message
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-Messages = list[dict[str, str]]
+TEXTS = ("content", "reasoning_content", "reasoning", "thinking")
+"""Keys of a message whose text is to be found in what the template writes."""
 
 
-def encode_conversation(conversation: Conversation, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation under the tokenizer's chat template, and whether each is the assistant's.
+class ChatEncoder:
+    """Encodes conversations by a tokenizer's chat template, and keeps count of what the template leaves out.
 
     The template alone decides on special tokens: none is added. One that marks the assistant's turns by
-    `{% generation %}` is taken at its word; with another, a turn is what it adds to the conversation before
-    it and the generation prompt, so that the header of the turn is given and its end is learned.
-
-    Raises InputError if there is no template or no fast tokenizer, if the template refuses the conversation,
-    or if it rewrites earlier turns and does not mark the assistant's.
+    `{% generation %}` is taken at its word; with another, a turn is what it adds to the generation prompt.
     """
-    from jinja2 import TemplateError
 
-    _check_tokenizer(conversation, tokenizer)
-    messages = [{"role": role, "content": content} for role, content in conversation.messages]
-    try:
-        if GENERATION_TAG.search(tokenizer.get_chat_template()):
-            ids, mask = _marked_by_template(messages, tokenizer)
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._read: set[str] = set()
+        """Keys of messages, and `tools`, that changed what the template wrote."""
+        self._ignored: Counter[str] = Counter()
+        """Rows with a key that changed nothing."""
+        self._left_out: list[str] = []
+        """Messages whose text the template did not write as it is."""
+
+    def encode(self, conversation: Conversation) -> tuple[list[int], list[bool]]:
+        """The token ids of a conversation, as the template has it, and whether each is to be learned.
+
+        Raises:
+            InputError: a tokenizer without a chat template, or one that does not know the text behind a token.
+            BadField: the template refuses the conversation, does not write what the assistant says, or does so
+                in a way in which it cannot be told from the rest.
+        """
+        _check_tokenizer(conversation, self._tokenizer)
+        messages, tools = conversation.messages, conversation.tools
+        try:
+            whole, marks = self._render_marked(messages, tools)
+            self._look_for_what_is_left_out(conversation, whole)
+        except TEMPLATE_ERRORS as error:
+            raise BadField(
+                "messages",
+                f"the chat template refuses them ({_reason(error)}); correct the roles, their order, or their content",
+            ) from None
+        spans = self._learned_spans(conversation, whole, marks)
+        try:
+            encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        except UnicodeEncodeError as error:
+            raise BadField("messages", f"hold {whole[error.start]!a}, no valid Unicode; correct them") from None
+        mask = tokens_within(encoded["offset_mapping"], spans)
+        if not any(mask):
+            raise BadField(
+                "messages",
+                "the chat template writes nothing for the assistant; correct its {% generation %} tags, or the row",
+            )
+        return list(encoded["input_ids"]), mask
+
+    def notes(self, source: str) -> tuple[str, ...]:
+        """What the user should know of what the template left out of the conversations so far."""
+        notes = [
+            f"{source}: the chat template does not read `{key}` ({rows} rows have it)"
+            for key, rows in sorted(self._ignored.items())
+            if key not in self._read
+        ]
+        if self._left_out:
+            first, count = self._left_out[0], len(self._left_out)
+            messages = "1 message" if count == 1 else f"{count} messages"
+            notes.append(
+                f"{source}: the chat template leaves out text of {messages} ({'first ' * (count > 1)}{first}); some "
+                "templates leave out the thinking of earlier turns"
+            )
+        return tuple(notes)
+
+    def _learned_spans(self, conversation: Conversation, whole: str, marks: list[Span] | None) -> list[Span]:
+        if marks is not None and not conversation.given:
+            return marks
+
+        def render(messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+            return self._render(messages, conversation.tools, generation_prompt=generation_prompt)
+
+        finder = TurnFinder(render, conversation.messages, whole, self._shared_tokens)
+        turns = []
+        for index in conversation.learned:
+            turn = finder.find(index)
+            if turn is None:
+                raise BadField(
+                    f"messages[{index}]",
+                    "the chat template rewrites earlier messages, so that what the assistant says cannot be told from "
+                    "the rest; put {% generation %} tags into the template, or split the row",
+                )
+            turns.append(turn)
+        if marks is None:
+            return turns
+        return [(max(one[0], turn[0]), min(one[1], turn[1])) for one in marks for turn in turns]
+
+    def _look_for_what_is_left_out(self, conversation: Conversation, whole: str) -> None:
+        messages, tools = conversation.messages, conversation.tools
+        keys = {key for message in messages for key in message} - {"role", "content"}
+        for key in sorted(keys - self._read - {"tool_calls", *TEXTS}):
+            self._count(key, changed=self._differs([_without(key, message) for message in messages], tools, whole))
+        if tools and "tools" not in self._read:
+            self._count("tools", changed=self._differs(messages, (), whole))
+        for index, message in enumerate(messages):
+            if "tool_calls" in message:
+                silent = {"content": "", **_without("tool_calls", message)}
+                if not self._differs([*messages[:index], silent, *messages[index + 1 :]], tools, whole):
+                    raise BadField(
+                        f"messages[{index}].tool_calls",
+                        "the chat template does not write them; take a model whose template does, or delete the row",
+                    )
+            texts = [text for key, text in message.items() if key in TEXTS]
+            if not all(str(text).strip() in whole for text in texts):
+                self._left_out.append(f"{conversation.place} messages[{index}]")
+
+    def _differs(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], whole: str) -> bool:
+        try:
+            return self._render(messages, tools) != whole
+        except TEMPLATE_ERRORS:
+            return True
+
+    def _count(self, key: str, *, changed: bool) -> None:
+        if changed:
+            self._read.add(key)
         else:
-            ids, mask = _marked_by_prefixes(messages, tokenizer, conversation.place)
-    except TemplateError as error:
-        raise InputError(
-            f"{conversation.place}: messages: the chat template refuses them ({str(error)[:200]}); "
-            "correct the roles and their order"
-        ) from None
-    if not any(mask):
-        raise InputError(
-            f"{conversation.place}: messages: the chat template writes nothing for the assistant; correct "
-            "its {% generation %} tags"
+            self._ignored[key] += 1
+
+    def _shared_tokens(self, one: str, other: str) -> int:
+        def tokens(text: str) -> list[tuple[int, int]]:
+            encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            return list(zip(encoded["input_ids"], (end for _, end in encoded["offset_mapping"]), strict=True))
+
+        shared = 0
+        for mine, its in zip(tokens(one), tokens(other), strict=False):
+            if mine != its:
+                break
+            shared = its[1]
+        return shared
+
+    def _render_marked(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, list[Span] | None]:
+        """The whole conversation, and the spans in the template's {% generation %} tags; None without tags."""
+        template = self._tokenizer.get_chat_template(tools=list(tools) or None)
+        if not GENERATION_TAG.search(template):
+            return self._render(messages, tools), None
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        rendered, marks = render_jinja_template(
+            conversations=[list(messages)],
+            tools=list(tools) or None,
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **self._tokenizer.special_tokens_map,
         )
-    return ids, mask
+        return rendered[0], [(start, end) for start, end in marks[0]]
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, generation_prompt: bool = False
+    ) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generation_prompt
+            )
+        )
+
+
+def tokens_within(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Whether each token holds a character of one of the spans.
+
+    A token without characters of its own counts where it stands, unless some before it have no token: then it
+    holds these, as the spaces that a byte-level tokenizer trims off its offsets.
+    """
+    mask, covered = [], 0
+    for first, last in offsets:
+        begin = min(covered, first) if first == last else first
+        mask.append(any(begin < end and (last > start or begin == last == start) for start, end in spans))
+        covered = max(covered, last)
+    return mask
+
+
+def _without(key: str, message: Message) -> Message:
+    return {name: value for name, value in message.items() if name != key}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _check_tokenizer(conversation: Conversation, tokenizer: Any) -> None:
@@ -58,44 +210,3 @@ def _check_tokenizer(conversation: Conversation, tokenizer: Any) -> None:
             f"{conversation.place}: messages: need a fast tokenizer (it knows the text behind a token), "
             f"but this is a {type(tokenizer).__name__}; take rows of `prompt` and `completion`"
         )
-
-
-def _marked_by_template(messages: Messages, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    encoded = tokenizer.apply_chat_template(
-        messages, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
-    )
-    return list(encoded["input_ids"]), [bool(value) for value in encoded["assistant_masks"]]
-
-
-def _marked_by_prefixes(messages: Messages, tokenizer: Any, place: str) -> tuple[list[int], list[bool]]:
-    whole = _render(messages, tokenizer)
-    turns: list[tuple[int, int]] = []
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = _rendered_before(messages, index, tokenizer)
-            after = _render(messages[: index + 1], tokenizer)
-            if not (after.startswith(before) and whole.startswith(after)):
-                raise InputError(
-                    f"{place}: messages[{index}]: the chat template rewrites earlier messages, so that what "
-                    "the assistant says cannot be told from the rest; put {% generation %} tags into the "
-                    "template, or split the row"
-                )
-            turns.append((len(before), len(after)))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    mask = [any(start <= first < end for start, end in turns) for first, _ in encoded["offset_mapping"]]
-    return list(encoded["input_ids"]), mask
-
-
-def _rendered_before(messages: Messages, index: int, tokenizer: Any) -> str:
-    """What is given when the assistant begins to speak."""
-    if index == 0:
-        return ""
-    prompt = _render(messages[:index], tokenizer, add_generation_prompt=True)
-    if _render(messages[: index + 1], tokenizer).startswith(prompt):
-        return prompt
-    # The generation prompt says more than the turn does (an empty <think> block, say): leave it out.
-    return _render(messages[:index], tokenizer)
-
-
-def _render(messages: Messages, tokenizer: Any, *, add_generation_prompt: bool = False) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))

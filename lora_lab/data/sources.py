@@ -6,7 +6,7 @@ Nothing that is read here can run code: JSON, CSV and Parquet files are data, an
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from lora_lab.builtin.datasets import write_dataset
 from lora_lab.common.errors import InputError
-from lora_lab.data.examples import Example, content_hash, validate
+from lora_lab.data.bad_rows import BadRows
+from lora_lab.data.examples import Example, content_hash
+from lora_lab.data.formats import validate
 from lora_lab.data.order import permutation
 from lora_lab.data.readers import READERS, RawRow, read_rows
 from lora_lab.study.settings import DatasetRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from lora_lab.study.settings import DataSettings, Purpose
 
@@ -76,19 +78,33 @@ class _Split:
 def load_examples(ref: DatasetRef, purpose: Purpose, cache_folder: Path) -> LoadedExamples:
     """The examples that a reference in the study file means; only the first `max_examples` rows are read.
 
-    Raises InputError if there is no such dataset or split, and for too few or bad rows, by file and line.
+    Raises:
+        InputError: there is no such dataset or split; too few or bad rows, by file and line.
     """
-    return _load(_find(ref, purpose, cache_folder), ref, cache_folder)
+    bad = BadRows()
+    loaded, _ = bad.settle_after(lambda: _load(_find(ref, purpose, cache_folder), ref, cache_folder, bad, {}))
+    return loaded
 
 
-def load_splits(data: DataSettings, cache_folder: Path) -> ExampleSplits:
+def load_splits(data: DataSettings, cache_folder: Path, *, bad: BadRows | None = None) -> ExampleSplits:
     """Training, evaluation and (where asked for) forgetting examples; the same for all trials and seeds.
 
-    Raises InputError as `load_examples` does, and for a share that leaves no row, or evaluation on the rows
-    that are trained on.
+    Raises:
+        InputError: as `load_examples` does (bad rows are left to a caller who gives `bad`); a share that leaves
+            no row; evaluation on the rows that are trained on.
     """
+    if bad is not None:
+        return _load_splits(data, cache_folder, bad)
+    own = BadRows(data.skip_invalid)
+    splits, notes = own.settle_after(lambda: _load_splits(data, cache_folder, own))
+    return replace(splits, notes=(*splits.notes, *notes))
+
+
+def _load_splits(data: DataSettings, cache_folder: Path, bad: BadRows) -> ExampleSplits:
+    columns = data.columns.given() if data.columns else {}
     train_split = _find(data.train, "train", cache_folder)
-    train = _load(train_split, data.train, cache_folder)
+    train = _load(train_split, data.train, cache_folder, bad, columns)
+    evaluation = forgetting = None
     if isinstance(data.eval, DatasetRef):
         eval_split = _find(data.eval, "eval", cache_folder)
         if _same(train_split, data.train, eval_split, data.eval):
@@ -96,12 +112,15 @@ def load_splits(data: DataSettings, cache_folder: Path) -> ExampleSplits:
                 f"data.eval: must not be the training rows, but both are {train_split.source}; "
                 "give a share such as 0.1, another file, or another split"
             )
-        evaluation = _load(eval_split, data.eval, cache_folder)
-    else:
+        evaluation = _load(eval_split, data.eval, cache_folder, bad, columns, must_have=False)
+    if data.forgetting:
+        forgetting_split = _find(data.forgetting, "forgetting", cache_folder)
+        forgetting = _load(forgetting_split, data.forgetting, cache_folder, bad, columns, must_have=False)
+    if evaluation is None:
+        assert isinstance(data.eval, float)
         train, evaluation = _hold_out(train, data.eval)
     if data.max_train_examples is not None:
         train = _first(train, data.max_train_examples)
-    forgetting = load_examples(data.forgetting, "forgetting", cache_folder) if data.forgetting else None
     parts = [part for part in (train, evaluation, forgetting) if part is not None]
     notes = [*(note for part in parts for note in part.notes), *_repeated(train, evaluation)]
     return ExampleSplits(train, evaluation, forgetting, tuple(dict.fromkeys(notes)))
@@ -204,7 +223,16 @@ def _hub_rows(ref: DatasetRef, split: _Split, cache_folder: Path) -> Iterator[Ra
             index += 1
 
 
-def _load(split: _Split, ref: DatasetRef, cache_folder: Path) -> LoadedExamples:
+def _load(
+    split: _Split,
+    ref: DatasetRef,
+    cache_folder: Path,
+    bad: BadRows,
+    columns: Mapping[str, str],
+    *,
+    must_have: bool = True,
+) -> LoadedExamples:
+    """The examples of a split; `columns` that none of its rows has are an error only if it `must_have` them."""
     every_row = read_rows(split.file) if split.file else _hub_rows(ref, split, cache_folder)
     rows = list(islice(every_row, ref.max_examples))
     if ref.max_examples is not None and 0 < len(rows) < ref.max_examples:
@@ -212,7 +240,11 @@ def _load(split: _Split, ref: DatasetRef, cache_folder: Path) -> LoadedExamples:
             f"{split.source}: max_examples must not exceed the rows there are, but it is {ref.max_examples} "
             f"and there are {len(rows)}; lower or drop it"
         )
-    examples, notes = validate(rows, split.source)
+    if not must_have and not any(name in row.fields for row in rows for name in columns.values()):
+        columns = {}
+    examples, notes = validate(rows, split.source, bad, columns)
+    if not examples and bad.skip:
+        raise InputError(f"{split.source}: all {len(rows)} rows are bad; correct them, or drop data.skip_invalid")
     return LoadedExamples(examples, split.source, content_hash(examples), notes)
 
 

@@ -6,6 +6,7 @@ Field names are those of `peft.LoraConfig` and `transformers.TrainingArguments` 
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -65,6 +66,37 @@ class ModelSettings(Settings):
         return self
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class ColumnNames(Settings):
+    """Under which names the columns of a format stand in a dataset: `{prompt: question, completion: answer}`."""
+
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    conversations: str | None = None
+    instruction: str | None = None
+    input: str | None = None
+    output: str | None = None
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
+
+    @model_validator(mode="after")
+    def _different_columns(self) -> ColumnNames:
+        names = list(self.given().values())
+        if len(set(names)) < len(names):
+            raise RuleError((), f"each name must be a column of its own, but got {', '.join(sorted(names))}")
+        return self
+
+    def given(self) -> dict[str, str]:
+        """Column of a format -> its name in the dataset, for the columns that have another name there."""
+        return {ours: theirs for ours, theirs in self.model_dump().items() if theirs is not None}
+
+
 class DatasetRef(Settings):
     """Where rows come from; in a study file the plain string `path` is short for `{path: path}`."""
 
@@ -102,6 +134,11 @@ class DataSettings(Settings):
     """Tokens per example; longer ones are cut, and how many is reported."""
     packing: bool = False
     """Put several short training examples into one row of up to `max_length` tokens; none sees another."""
+    # Left out of dumps where they are not given: trials from before these keys existed keep their identity.
+    columns: ColumnNames | None = Field(default=None, exclude_if=_is_none)
+    """Names of columns, `{ours: theirs}`, in the training data and in other datasets that have them."""
+    skip_invalid: bool = Field(default=False, exclude_if=operator.not_)
+    """Leave bad rows out, and say how many and which, instead of refusing the dataset."""
 
 
 class LoftQSettings(Settings):

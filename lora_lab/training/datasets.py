@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lora_lab.data.bad_rows import BadRows
 from lora_lab.data.blocks import pack_examples
 from lora_lab.data.sources import load_splits
 from lora_lab.data.tokens import TokenizedDataset, tokenize
@@ -58,15 +59,20 @@ class DataCatalog:
         return self._splits[data]
 
     def _load(self, data: DataSettings) -> TokenizedSplits:
-        splits = load_splits(data, self._cache_folder)
+        bad = BadRows(data.skip_invalid)
+        loaded, notes = bad.settle_after(lambda: self._tokenized(data, bad))
+        return replace(loaded, notes=(*loaded.notes, *notes))
+
+    def _tokenized(self, data: DataSettings, bad: BadRows) -> TokenizedSplits:
+        splits = load_splits(data, self._cache_folder, bad=bad)
 
         def tokens(loaded: LoadedExamples) -> TokenizedDataset:
-            return tokenize(loaded, self._tokenizer, data.max_length)
+            return tokenize(loaded, self._tokenizer, data.max_length, bad=bad)
 
         train, evaluation = tokens(splits.train), tokens(splits.eval)
-        if data.packing:
-            train = pack_examples(train, data.max_length)
         forgetting = tokens(splits.forgetting) if splits.forgetting else None
+        if data.packing and len(train):
+            train = pack_examples(train, data.max_length)
         sources: dict[Purpose, Source] = {
             "train": _source(splits.train),
             "eval": _source(splits.eval),
@@ -74,7 +80,7 @@ class DataCatalog:
         if splits.forgetting:
             sources["forgetting"] = _source(splits.forgetting)
         notes = (*splits.notes, *train.notes, *evaluation.notes, *(forgetting.notes if forgetting else ()))
-        return TokenizedSplits(train, evaluation, forgetting, sources, notes)
+        return TokenizedSplits(train, evaluation, forgetting, sources, tuple(dict.fromkeys(notes)))
 
 
 def _source(loaded: LoadedExamples) -> Source:

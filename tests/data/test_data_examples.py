@@ -9,14 +9,23 @@ import time
 import pytest
 
 from lora_lab.common.errors import InputError
-from lora_lab.data.examples import Completion, Conversation, Text, content_hash, raise_problems, validate
+from lora_lab.data.bad_rows import BadRows
+from lora_lab.data.examples import Completion, Conversation, Text, content_hash
+from lora_lab.data.formats import validate
 from lora_lab.data.readers import RawRow, read_rows
 
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
 
+def checked(rows, source, **options):
+    bad = BadRows()
+    result = validate(rows, source, bad, **options)
+    bad.settle()
+    return result
+
+
 def load(path):
-    return validate(list(read_rows(path)), str(path))
+    return checked(list(read_rows(path)), str(path))
 
 
 def refusal(path):
@@ -26,14 +35,14 @@ def refusal(path):
 
 
 def from_fields(*fields):
-    return validate([RawRow(f"rows[{index}]", row) for index, row in enumerate(fields)], "rows")
+    return checked([RawRow(f"rows[{index}]", row) for index, row in enumerate(fields)], "rows")
 
 
 class TestFormats:
-    def test_text(self, write_jsonl):
+    def test_text(self, write_jsonl, tmp_path):
         examples, notes = load(write_jsonl([{"text": "one", "label": 1}, {"text": "two"}]))
         assert examples == (Text("one", ""), Text("two", ""))
-        assert notes == ()
+        assert notes == (f"{tmp_path / 'rows.jsonl'}: the column label is not read",)
 
     def test_place_is_file_and_line(self, write_jsonl):
         path = write_jsonl([{"text": "one"}, {"text": "two"}])
@@ -43,7 +52,7 @@ class TestFormats:
         assert from_fields({"prompt": "", "completion": "x"})[0] == (Completion("", "x", ""),)
 
     def test_messages(self):
-        assert from_fields({"messages": TURNS})[0] == (Conversation((("user", "hi"), ("assistant", "hello")), ""),)
+        assert from_fields({"messages": TURNS})[0] == (Conversation(tuple(TURNS), ""),)
 
     @pytest.mark.parametrize("empty", [{}, {"input": ""}, {"input": None}])
     def test_alpaca_without_input(self, empty):
@@ -87,6 +96,173 @@ class TestFormats:
         assert content_hash([one, two]) == content_hash([Text("a", "y:7"), Text("b", "y:8")])
         assert len({content_hash(rows) for rows in ([one], [two], [one, two], [two, one])}) == 4
         assert content_hash([one]) != content_hash([Completion("", "a", "")])
+
+
+class TestConversations:
+    def test_sharegpt_with_system_and_tools(self):
+        tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+        turns = [
+            {"from": "human", "value": "Rain in Rome?"},
+            {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Rome"}}'},
+            {"from": "observation", "value": "no"},
+            {"from": "gpt", "value": "No rain."},
+        ]
+        row = {"conversations": turns, "system": "Be brief.", "tools": json.dumps([tool])}
+        ((example,), notes) = from_fields(row)
+        assert notes == ()
+        assert example.tools == (tool,)
+        assert example.learned == [2, 4]
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+        assert list(example.messages) == [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Rain in Rome?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "content": "no"},
+            {"role": "assistant", "content": "No rain."},
+        ]
+
+    def test_sharegpt_and_messages_say_the_same(self):
+        sharegpt = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+        expected = from_fields({"messages": TURNS})[0]
+        for row in ({"conversations": sharegpt}, {"conversations": TURNS}, {"messages": sharegpt}):
+            assert from_fields(row)[0] == expected
+            assert content_hash(from_fields(row)[0]) == content_hash(expected)
+
+    def test_arguments_of_a_call_are_an_object_whichever_way_they_are_written(self):
+        def said(arguments):
+            call = {"type": "function", "id": "1", "function": {"name": "f", "arguments": arguments}}
+            return from_fields({"messages": [*TURNS, {"role": "assistant", "content": None, "tool_calls": [call]}]})[0]
+
+        assert said('{"x": 1}') == said({"x": 1})
+        assert said("{oops")[0].messages[2]["tool_calls"][0]["function"]["arguments"] == "{oops"
+
+    @pytest.mark.parametrize(
+        "content",
+        [[{"type": "text", "text": "hi"}], ["h", "i"], [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]],
+    )
+    def test_parts_of_text_are_one_text(self, content):
+        assert from_fields({"messages": [{"role": "user", "content": content}, TURNS[1]]}) == from_fields(
+            {"messages": TURNS}
+        )
+
+    def test_a_prompt_and_a_completion_of_messages(self):
+        given = {"role": "assistant", "content": "given"}
+        ((example,), _) = from_fields({"prompt": [TURNS[0], given, TURNS[0]], "completion": [TURNS[1]]})
+        assert example.messages == (TURNS[0], given, TURNS[0], TURNS[1])
+        assert example.learned == [3]
+        assert content_hash([example]) != content_hash([Conversation(example.messages, "")])
+
+    def test_a_weight_of_0_keeps_the_loss_off_a_message(self):
+        ((example,), _) = from_fields({"messages": [*TURNS, TURNS[0], TURNS[1] | {"weight": 1}], "system": "s"})
+        assert example.learned == [2, 4]
+        ((example,), _) = from_fields({"messages": [TURNS[0], TURNS[1] | {"weight": 0}, *TURNS], "system": "s"})
+        assert example.learned == [4]
+        assert all("weight" not in message for message in example.messages)
+
+    def test_a_system_prompt_twice(self):
+        with pytest.raises(InputError, match=r"rows\[0\]: system: stands in messages\[0\] too"):
+            from_fields({"messages": [{"role": "system", "content": "a"}, *TURNS], "system": "b"})
+
+    @pytest.mark.parametrize("column", ["image", "images", "videos", "audio"])
+    @pytest.mark.parametrize("row", [{"messages": TURNS}, {"prompt": "a", "completion": "b"}])
+    def test_media_beside_the_text_are_refused_by_name(self, column, row):
+        assert from_fields(row | {column: []})[1] == ()
+        with pytest.raises(InputError, match=rf"rows\[0\]: {column}: only text can be trained on"):
+            from_fields(row | {column: [{"path": "a.png"}]})
+
+    def test_messages_of_a_csv_file(self, tmp_path):
+        with (tmp_path / "rows.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["messages"], [json.dumps(TURNS)]])
+        assert load(tmp_path / "rows.csv")[0] == (Conversation(tuple(TURNS), ""),)
+
+
+class TestAlpaca:
+    def test_system_and_history_are_in_the_prompt(self):
+        ((example,), notes) = from_fields(
+            {
+                "instruction": "And in July?",
+                "input": "",
+                "output": "Hot.",
+                "system": "You are a weather clerk.",
+                "history": [["How is it in May?", "Mild."]],
+            }
+        )
+        assert notes == ()
+        assert example == Completion(
+            "You are a weather clerk.\n\n### Instruction:\nHow is it in May?\n\n### Response:\nMild."
+            "\n\n### Instruction:\nAnd in July?\n\n### Response:\n",
+            "Hot.",
+            "",
+        )
+
+    @pytest.mark.parametrize(
+        "more", [{"system": None, "history": None}, {"system": "", "history": []}, {"history": ""}]
+    )
+    def test_empty_ones_change_nothing(self, more):
+        row = {"instruction": "a", "output": "b"}
+        assert from_fields(row | more) == from_fields(row)
+
+    def test_history_with_input_and_of_a_csv_file(self):
+        row = {"instruction": "a", "input": "i", "output": "b", "history": '[["q", "r"]]'}
+        prompt = from_fields(row)[0][0].prompt
+        assert prompt.startswith("Below is an instruction that describes a task, paired with")
+        assert prompt.endswith(
+            "### Instruction:\nq\n\n### Response:\nr\n\n### Instruction:\na\n\n### Input:\ni\n\n### Response:\n"
+        )
+
+    @pytest.mark.parametrize(
+        ("history", "problem"),
+        [
+            ("May?", "history: must be a list of"),
+            (["May?"], r"history\[0\]: must be \[instruction"),
+            ([["May?", None]], r"history\[0\]\[1\]: is null"),
+        ],
+    )
+    def test_a_history_that_cannot_be_right(self, history, problem):
+        with pytest.raises(InputError, match=problem):
+            from_fields({"instruction": "a", "output": "b", "history": history})
+
+
+class TestColumns:
+    @pytest.mark.parametrize(
+        ("row", "unread"),
+        [
+            ({"text": "a", "id": 1, "url": "x"}, "the columns id, url are not read"),
+            ({"prompt": "a", "completion": "b", "system": "c"}, "the column system is not read"),
+            ({"messages": TURNS, "history": [["a", "b"]]}, "the column history is not read"),
+            ({"instruction": "a", "output": "b", "context": "c"}, "the column context is not read"),
+            ({"conversations": TURNS, "reward": 0}, "the column reward is not read"),
+            ({"text": "a", "": "0"}, "the column (without a name) is not read"),
+        ],
+    )
+    def test_what_is_not_read_is_named(self, row, unread):
+        assert from_fields(row)[1] == (f"rows: {unread}",)
+
+    def test_a_column_that_only_some_rows_have_is_named(self):
+        assert from_fields({"text": "a"}, {"text": "b", "context": "c"})[1] == ("rows: the column context is not read",)
+
+    @pytest.mark.parametrize("empty", [None, "", [], {}])
+    def test_a_column_that_holds_nothing_is_not(self, empty):
+        assert from_fields({"text": "a", "context": empty})[1] == ()
+
+    def test_columns_by_other_names(self):
+        rows = [RawRow("rows[0]", {"question": "q", "answer": "a", "id": 1})]
+        examples, notes = checked(rows, "rows", columns={"prompt": "question", "completion": "answer"})
+        assert examples == (Completion("q", "a", ""),)
+        assert notes == ("rows: the column id is not read",)
+
+    def test_a_column_named_is_meant_and_the_one_it_replaces_is_not_read(self):
+        rows = [RawRow("rows[0]", {"messages": TURNS, "text": "short", "body": "long"})]
+        examples, notes = checked(rows, "rows", columns={"text": "body"})
+        assert examples == (Text("long", ""),)
+        assert notes == ("rows: the columns messages, text are not read",)
+
+    def test_a_name_that_is_no_column(self):
+        rows = [RawRow("rows[0]", {"question": "q", "answer": "a"})]
+        with pytest.raises(
+            InputError, match=r"columns.prompt must name a column, but there is no 'ask' among question"
+        ):
+            checked(rows, "rows", columns={"prompt": "ask", "completion": "answer"})
 
 
 GOOD = b'{"prompt": "p", "completion": "c"}'
@@ -144,7 +320,7 @@ class TestCorruptRows:
         assert lines[5:] == ["8 of 15 rows are bad; the first 5 are listed"]
 
     def test_no_problems_no_error(self):
-        raise_problems([], 3)
+        assert BadRows(rows=3).settle() == ()
 
     def test_all_rows_damaged(self, tmp_path):
         path = tmp_path / "rows.jsonl"
@@ -174,8 +350,26 @@ class TestCorruptRows:
         (TURNS[:1], "messages: needs a message of the role assistant to learn from, but has user"),
         ([TURNS[0], {"role": "assistant", "content": " "}], "messages[1].content: must not be empty"),
         ([TURNS[0], {"role": "assistant", "content": "a\0"}], "messages[1].content: holds a NUL"),
-        ([TURNS[0], TURNS[1] | {"tool_calls": [1]}], "messages[1]: only role and content"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content: must be a string"),
+        ([TURNS[0], TURNS[1] | {"tool_calls": [1]}], "messages[1].tool_calls: must be a list of objects"),
+        ([TURNS[0], TURNS[1] | {"tool_calls": "f(x)"}], "messages[1].tool_calls: must be a list of objects"),
+        ([TURNS[0], TURNS[1] | {"tool_calls": [{"x": 1}]}], "messages[1].tool_calls[0]: needs the name of a function"),
+        ([TURNS[0], TURNS[1] | {"weight": 0.5}], "messages[1].weight: must be 0 or 1, but is 0.5"),
+        ([TURNS[0], TURNS[1] | {"weight": 0}], "messages: needs a message of the role assistant without a weight of 0"),
+        ([TURNS[0], {"role": "assistant", "content": None}], "messages[1].content: is null"),
+        ([{"role": "user", "content": 5}], "messages[0].content: must be a string, but is 5"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text: is missing"),
+        ([{"role": "user", "content": [5]}], 'messages[0].content[0]: must be {"type": "text"'),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image", "image": "a.png"}]}],
+            "messages[0].content[1]: is of the type 'image', but only text can be trained on",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "messages[0].content[0]: is of the type 'image_url'",
+        ),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "messages[0].content[0]: is of the type 'input_au"),
+        ([{"from": "human", "value": "hi"}, {"from": "narrator", "value": "."}], "messages[1].from: must be one of hu"),
+        ([{"from": "human"}, {"from": "gpt", "value": "."}], "messages[0].value: is missing"),
     ],
 )
 def test_corrupt_messages(messages, problem):
@@ -260,7 +454,7 @@ class TestOtherFiles:
         path = tmp_path / "a[b]*.parquet"
         parquet.write_table(pa.table({"messages": [TURNS, TURNS]}), path)
         examples, _ = load(path)
-        assert examples[1] == Conversation((("user", "hi"), ("assistant", "hello")), "")
+        assert examples[1] == Conversation(tuple(TURNS), "")
         assert examples[1].place == f"{path}[1]"
 
     def test_damaged_parquet(self, tmp_path):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from data.chat_models import chat_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lora_lab.common.errors import InputError
 from lora_lab.data.examples import Completion, Conversation, Text
@@ -28,15 +31,13 @@ REFUSING_TEMPLATE = (
     "{% for m in messages %}{{ m.content }}{% endfor %}"
 )
 
-CHAT = Conversation(
-    (
-        ("system", "be kind"),
-        ("user", "hi"),
-        ("assistant", "hello"),
-        ("user", "bye"),
-        ("assistant", "the end"),
-    ),
-    "c:1",
+
+def conversation(*turns):
+    return Conversation(tuple({"role": role, "content": content} for role, content in turns), "c:1")
+
+
+CHAT = conversation(
+    ("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "the end")
 )
 
 
@@ -105,6 +106,51 @@ class TestCompletion:
         assert tokens.label_tokens(0) == len(tokens.labels[0]) - 1
 
 
+class TestCompletionOfATokenizerThatPutsASpaceBeforeEveryText:
+    @pytest.mark.parametrize("kind", ["metaspace", "sentencepiece"])
+    @pytest.mark.parametrize(
+        ("prompt", "completion"),
+        [
+            ("2+2=", "4"),
+            ("the cat", " sat on the mat"),
+            ("the c", "at"),
+            ("Paris is in ", "France"),
+            ("Paris is in", " France"),
+            ("world\n", "hello"),
+            ("a (", "the dog)"),
+            ("is ", " it"),
+            ("", "hello world"),
+        ],
+    )
+    def test_tokens_say_the_prompt_and_then_the_completion(self, kind, prompt, completion):
+        tokenizer = chat_tokenizer(kind)
+        tokens = tokenize(dataset(Completion(prompt, completion, "r:1")), tokenizer, 64)
+        ids = tokens.input_ids[0].tolist()
+        assert ids[0] == tokenizer.bos_token_id
+        assert tokenizer.decode(ids[1:]) == prompt + completion + "</s>"
+        given = tokenizer(prompt)["input_ids"]
+        assert ids[: len(given)] == given, "what the model is given when it is asked"
+        assert np.all(tokens.labels[0][: len(given)] == IGNORED)
+        assert np.all(tokens.labels[0][len(given) :] == tokens.input_ids[0][len(given) :])
+
+    @settings(max_examples=50, deadline=None)
+    @given(prompt=st.text("abct 2=+,.\n", min_size=1, max_size=12), completion=st.text("abct 2=+,.\n", min_size=1))
+    def test_any_prompt_and_completion(self, prompt, completion):
+        if not completion.strip():
+            return
+        tokenizer = chat_tokenizer("sentencepiece")
+        ids = tokenize(dataset(Completion(prompt, completion, "r:1")), tokenizer, 64).input_ids[0].tolist()
+        assert tokenizer.decode(ids[1:]) == f"{prompt}{completion}</s>"
+        given = tokenizer(prompt)["input_ids"]
+        assert ids[: len(given)] == given
+
+    def test_word_pieces(self):
+        tokenizer = chat_tokenizer("word_piece")
+        tokens = tokenize(dataset(Completion("the cat", " sat", "r:1")), tokenizer, 64)
+        assert tokenizer.decode(tokens.input_ids[0]) == "[CLS] the cat sat [SEP]"
+        assert learned_text(tokens, tokenizer) == "sat [SEP]"
+
+
 class TestCut:
     def test_on_the_right_and_said(self, tokenizer):
         tokens = tokenize(dataset(Text("x" * 20, "r:1"), Text("y" * 5, "r:2")), tokenizer, 8)
@@ -142,12 +188,12 @@ class TestConversation:
         thinking = PLAIN_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
         tokenizer = make_tokenizer(thinking)
         tokens = tokenize(dataset(CHAT), tokenizer, 256)
-        assert learned_text(tokens, tokenizer).startswith("<|im_start|>assistant\nhello<|im_end|>\n")
+        assert learned_text(tokens, tokenizer) == "hello<|im_end|>\nthe end<|im_end|>\n"
 
     def test_an_assistant_that_speaks_first(self, make_tokenizer):
         tokenizer = make_tokenizer(PLAIN_TEMPLATE)
-        tokens = tokenize(dataset(Conversation((("assistant", "hi"),), "c:1")), tokenizer, 64)
-        assert learned_text(tokens, tokenizer) == "<|im_start|>assistant\nhi<|im_end|>\n"
+        tokens = tokenize(dataset(conversation(("assistant", "hi"))), tokenizer, 64)
+        assert learned_text(tokens, tokenizer) == "hi<|im_end|>\n"
 
     def test_no_template(self, tokenizer):
         assert refusal([CHAT], tokenizer).startswith("c:1: messages: need a chat template")

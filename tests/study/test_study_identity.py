@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_lab.study.identity import trial_identity
-from lora_lab.study.settings import TrialConfig
+from lora_lab.study.settings import DataSettings, TrialConfig
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
 
@@ -77,3 +77,21 @@ def test_rslora_at_the_same_scaling_is_the_same(r: int, alpha: float) -> None:
 @given(st.integers(1, 4096), st.sampled_from([0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0]))
 def test_a_ratio_and_its_alpha_are_the_same(r: int, ratio: float) -> None:
     assert identity(lora={"r": r, "alpha_ratio": ratio}) == identity(lora={"r": r, "lora_alpha": ratio * r})
+
+
+def test_trials_from_before_a_key_of_data_existed_keep_their_identity() -> None:
+    """Their stored settings, checkpoints and shared results are found by what the settings dump to."""
+    data = DataSettings.model_validate({"train": "t", "forgetting": "f"})
+    dataset = {"name": None, "split": None, "max_examples": None}
+    assert data.model_dump() == {
+        "train": {"path": "t", **dataset},
+        "eval": 0.1,
+        "forgetting": {"path": "f", **dataset},
+        "max_train_examples": None,
+        "max_length": 512,
+        "packing": False,
+    }
+    for more in ({"skip_invalid": True}, {"columns": {"text": "body"}}):
+        changed = DataSettings.model_validate({"train": "t", **more})
+        assert changed.model_dump().keys() > {"train", *more}
+        assert DataSettings.model_validate_json(changed.model_dump_json()) == changed
