@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lora_lab.analysis.wording import number_text, rate_text
+from lora_lab.study.initializations import INITIALIZATIONS
 from lora_lab.study.schedules import SCHEDULES
 from lora_lab.study.space import choices
 
@@ -89,12 +90,13 @@ def _rank_notes(spec: StudySpec) -> Iterator[AuditNote]:
             "Put learning_rate under parameters."
         )
         yield AuditNote(kind="one_learning_rate", sentence=sentence)
-    if "gaussian" in choices(spec, "init_lora_weights"):
-        sentence = (
-            "init_lora_weights: gaussian draws A with a standard deviation of 1 / r, so ranks start "
-            "differently. Use init_lora_weights: true to compare ranks."
-        )
-        yield AuditNote(kind="rank_dependent_init", sentence=sentence)
+    for name, initialization in INITIALIZATIONS.items():
+        if initialization.rank_dependence and name in choices(spec, "init_lora_weights"):
+            sentence = (
+                f"init_lora_weights: {name} {initialization.rank_dependence}, so ranks start differently. "
+                "Use init_lora_weights: true to compare ranks."
+            )
+            yield AuditNote(kind="rank_dependent_init", sentence=sentence)
 
 
 def _scaling_notes(spec: StudySpec) -> Iterator[AuditNote]:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from lora_lab.study.settings import LoraSettings, TrialConfig
 
 EngineName = Literal["packed", "reference"]
-BASE_CHANGING_INITS = ("pissa", "olora", "loftq")
-"""Values of `init_lora_weights` that put other weights under the adapter than the base's own."""
 
 
 class EngineChoice(NamedTuple):
@@ -40,5 +38,5 @@ def _beyond_packing(lora: LoraSettings) -> Iterator[str]:
         yield f"bias {lora.bias} trains biases of the base"
     if lora.modules_to_save is not None:
         yield f"modules_to_save trains {', '.join(lora.modules_to_save)} in full"
-    if lora.init_lora_weights in BASE_CHANGING_INITS:
+    if lora.initialization.changes_base:
         yield f"init_lora_weights {lora.init_lora_weights} changes the base under the adapter"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from lora_lab.study.schedules import SCHEDULES, ScheduleName
+from lora_lab.study.initializations import INITIALIZATIONS, Initialization, InitializationName
+from lora_lab.study.schedules import SCHEDULES, Schedule, ScheduleName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,7 +164,7 @@ class LoraSettings(Settings):
     """Which decoder layers are adapted: a preset, or PEFT's `layers_to_transform` indices from 0."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     use_rslora: bool = False
-    init_lora_weights: bool | Literal["gaussian", "orthogonal", "pissa", "olora", "loftq"] = True
+    init_lora_weights: InitializationName = True
     """`pissa`, `olora` and `loftq` also change the base's weights under the adapter."""
     loftq_config: LoftQSettings | None = None
     """Only with `init_lora_weights: loftq`."""
@@ -182,15 +183,25 @@ class LoraSettings(Settings):
                 f"give lora_alpha or alpha_ratio, not both, but got lora_alpha={self.lora_alpha} "
                 f"and alpha_ratio={self.alpha_ratio}",
             )
-        if self.init_lora_weights == "orthogonal" and self.r % 2:
-            raise RuleError(("init_lora_weights",), f"orthogonal needs an even r, but r is {self.r}")
-        if self.loftq_config is not None and self.init_lora_weights != "loftq":
+        if self.initialization.needs_even_rank and self.r % 2:
+            raise RuleError(("init_lora_weights",), f"{self.init_lora_weights} needs an even r, but r is {self.r}")
+        if self.loftq_config is not None and self.loftq is None:
             raise RuleError(
                 ("loftq_config",),
                 f"has no effect unless init_lora_weights is loftq, but that is {str(self.init_lora_weights).lower()}; "
                 "change it, or remove loftq_config",
             )
         return self
+
+    @property
+    def initialization(self) -> Initialization:
+        """The facts of `init_lora_weights`."""
+        return INITIALIZATIONS[self.init_lora_weights]
+
+    @property
+    def loftq(self) -> LoftQSettings | None:
+        """How LoftQ approximates the base; None where it is not the initialization."""
+        return (self.loftq_config or LoftQSettings()) if self.init_lora_weights == "loftq" else None
 
     @property
     def alpha(self) -> float:
@@ -249,7 +260,7 @@ class TrainingSettings(Settings):
                 f"give warmup_ratio or warmup_steps, not both, but got warmup_ratio={self.warmup_ratio} "
                 f"and warmup_steps={self.warmup_steps}",
             )
-        with_warmup = SCHEDULES[self.lr_scheduler_type].with_warmup
+        with_warmup = self.schedule.with_warmup
         if with_warmup is not None and (self.warmup_ratio or self.warmup_steps):
             raise RuleError(
                 ("lr_scheduler_type",),
@@ -265,7 +276,7 @@ class TrainingSettings(Settings):
                 f"give decay_ratio or decay_steps, not both, but got decay_ratio={self.decay_ratio} "
                 f"and decay_steps={self.decay_steps}",
             )
-        if not SCHEDULES[self.lr_scheduler_type].has_decay:
+        if not self.schedule.has_decay:
             with_decay = " or ".join(name for name, schedule in SCHEDULES.items() if schedule.has_decay)
             for name in ("decay_ratio", "decay_steps"):
                 if getattr(self, name) is not None:
@@ -273,6 +284,22 @@ class TrainingSettings(Settings):
                         (name,), f"needs lr_scheduler_type {with_decay}, but that is {self.lr_scheduler_type}"
                     )
         return self
+
+    @property
+    def schedule(self) -> Schedule:
+        """The facts of `lr_scheduler_type`."""
+        return SCHEDULES[self.lr_scheduler_type]
+
+
+LINKED = (
+    ("quantization", "double_quant"),
+    ("r", "init_lora_weights"),
+    ("quantization", "init_lora_weights"),
+    ("init_lora_weights", "loftq_config"),
+    ("lr_scheduler_type", "warmup_ratio", "warmup_steps"),
+    ("lr_scheduler_type", "decay_ratio", "decay_steps"),
+)
+"""The names that each rule over several keys (`RuleError`) is about, where these can be searched together."""
 
 
 class TrialConfig(Settings):
@@ -285,8 +312,7 @@ class TrialConfig(Settings):
 
     @model_validator(mode="after")
     def _initialization_fits_the_base(self) -> TrialConfig:
-        """PEFT takes the singular vectors and LoftQ's residual of float weights only."""
-        if self.lora.init_lora_weights in ("pissa", "loftq") and self.model.quantization != "none":
+        if self.lora.initialization.changes_base and self.model.quantization != "none":
             raise RuleError(
                 ("lora", "init_lora_weights"),
                 f"{self.lora.init_lora_weights} starts from unquantized weights, but model.quantization is "

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.study.identity import trial_identity
-from lora_lab.study.schedules import SCHEDULES
 from lora_lab.study.space import choices, options
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def shares(training: TrainingSettings) -> Shares:
 
 def shared_rates(training: TrainingSettings) -> Shares:
     """What a run's learning rates have in common with those of longer runs under the same settings."""
-    return "nothing" if training.warmup_ratio else SCHEDULES[training.lr_scheduler_type].shares
+    return "nothing" if training.warmup_ratio else training.schedule.shares
 
 
 def choice_shares(spec: StudySpec, chosen: Mapping[str, Value]) -> Shares:

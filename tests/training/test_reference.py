@@ -312,11 +312,6 @@ def test_a_model_with_loftq_begins_as_peft_begins_it(biased):
     [
         ({"init_lora_weights": "pissa"}, {}, "pissa is computed in float32, but model.dtype is float64"),
         ({"init_lora_weights": "olora", "r": 64}, {"dtype": "float32"}, "takes r=64 directions .* has 16; lower r"),
-        (
-            {"init_lora_weights": "olora"},
-            {"dtype": "float32", "quantization": "nf4"},
-            "olora needs an unquantized base",
-        ),
         ({"bias": "all"}, {}, "bias: all trains the base's biases, but this base has none"),
         ({"modules_to_save": ("nowhere",)}, {}, "no module is called nowhere; the model has .*lm_head"),
         (

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler, get_wsd_schedule
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
+from lora_lab.study.schedules import SCHEDULES
 from lora_lab.study.settings import TrainingSettings
+from lora_lab.training.reference.trainer import _scheduler
 from lora_lab.training.schedule import BatchPlan, learning_rate_factor, shared_steps
 
 
@@ -90,42 +92,69 @@ def test_steps_micro_batches_and_rates_are_those_of_trainer(tmp_path, examples, 
     assert rates == expected.rates
 
 
-@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup", "linear", "cosine"])
-@pytest.mark.parametrize("total", [1, 2, 7, 100])
-@pytest.mark.parametrize("warmup", [0, 1, 3, 100, 150])
-def test_factors_are_those_of_get_scheduler(schedule, total, warmup):
-    if schedule == "constant":
-        warmup = 0
-    settings = TrainingSettings(lr_scheduler_type=schedule, warmup_steps=warmup)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], lr=1.0)
-    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total)
-    for step in range(total):
-        assert learning_rate_factor(step, total, settings) == optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        scheduler.step()
+TOTALS = (1, 2, 7, 33, 100)
+WARMUPS = (0, 1, 3, 5, 100, 150)
+DECAYS = [
+    ({}, lambda total: math.ceil(0.1 * total)),
+    ({"decay_ratio": 0.3}, lambda total: math.ceil(0.3 * total)),
+    ({"decay_ratio": 1.0}, lambda total: total),
+    ({"decay_steps": 1}, lambda _: 1),
+    ({"decay_steps": 40}, lambda _: 40),
+]
 
 
-@pytest.mark.parametrize("total", [1, 2, 7, 33, 100])
-@pytest.mark.parametrize("warmup", [0, 1, 5, 150])
-@pytest.mark.parametrize(
-    ("fields", "decay_of"),
-    [
-        ({}, lambda total: math.ceil(0.1 * total)),
-        ({"decay_ratio": 0.3}, lambda total: math.ceil(0.3 * total)),
-        ({"decay_ratio": 1.0}, lambda total: total),
-        ({"decay_steps": 1}, lambda _: 1),
-        ({"decay_steps": 40}, lambda _: 40),
-    ],
-    ids=["default", "ratio", "all", "one", "forty"],
-)
-def test_warmup_stable_decay_is_that_of_get_wsd_schedule(total, warmup, fields, decay_of):
-    settings = TrainingSettings(lr_scheduler_type="warmup_stable_decay", warmup_steps=warmup, **fields)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], lr=1.0)
-    scheduler = get_wsd_schedule(optimizer, warmup, decay_of(total), num_training_steps=total)
-    for step in range(total):
-        assert learning_rate_factor(step, total, settings) == optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        scheduler.step()
+def settings_of(schedule, totals=TOTALS, warmups=WARMUPS):
+    """Settings of a schedule with their number of all steps, and `transformers`' own scheduler for these."""
+    facts = SCHEDULES[schedule]
+    for total in totals:
+        for warmup in warmups if facts.has_warmup else (0,):
+            for fields, decay_of in DECAYS if facts.has_decay else (({}, None),):
+                settings = TrainingSettings(lr_scheduler_type=schedule, warmup_steps=warmup, **fields)
+                specific = {"num_decay_steps": decay_of(total)} if facts.has_decay else {}
+                optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], lr=1.0)
+                yield (
+                    settings,
+                    total,
+                    get_scheduler(
+                        schedule,
+                        optimizer,
+                        num_warmup_steps=warmup,
+                        num_training_steps=total,
+                        scheduler_specific_kwargs=specific,
+                    ),
+                )
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_factors_are_those_of_get_scheduler(schedule):
+    for settings, total, scheduler in settings_of(schedule):
+        for step in range(total):
+            [expected] = scheduler.get_last_lr()
+            assert learning_rate_factor(step, total, settings) == expected, (settings, total, step)
+            scheduler.optimizer.step()
+            scheduler.step()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_reference_engine_has_the_scheduler_of_the_settings(schedule):
+    for settings, total, expected in settings_of(schedule, totals=(33,), warmups=(0, 5)):
+        scheduler = _scheduler(expected.optimizer, settings, total)
+        [of_settings], [same] = scheduler.lr_lambdas, expected.lr_lambdas
+        assert [of_settings(step) for step in range(total)] == [same(step) for step in range(total)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_shared_steps_are_all_that_longer_trainings_have_in_common(schedule):
+    """What the table says of a schedule is what its curve does: no step more and no step less."""
+    for settings, total, _ in settings_of(schedule, totals=(33, 100), warmups=(0, 5)):
+        shared = shared_steps(settings, total)
+        is_as_told = {"all": shared == total, "to the decay": shared < total, "nothing": shared == 0}
+        assert is_as_told[SCHEDULES[schedule].shares]
+        longer = (total + 1, 2 * total, 10 * total)
+        rates = [[learning_rate_factor(step, length, settings) for step in range(total)] for length in (total, *longer)]
+        alike = [len(set(at_step)) == 1 for at_step in zip(*rates, strict=True)]
+        assert all(alike[:shared])
+        assert not all(alike[shared:]) or total - shared <= 1  # the first step of a decay still has the full rate
 
 
 SHARED = [
@@ -142,25 +171,18 @@ SHARED = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "total", "shared"), SHARED, ids=str)
-def test_shared_steps_have_the_same_rates_in_longer_training(fields, total, shared):
-    settings = TrainingSettings(**fields)
-    assert shared_steps(settings, total) == shared
-    for longer in (total + 1, 2 * total, 10 * total):
-        for step in range(shared):
-            assert learning_rate_factor(step, total, settings) == learning_rate_factor(step, longer, settings)
+def test_the_number_of_shared_steps():
+    for fields, total, shared in SHARED:
+        assert shared_steps(TrainingSettings(**fields), total) == shared, fields
 
 
 @pytest.mark.parametrize("ratio", [0.03, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("total", [1, 10, 33])
-def test_a_warmup_ratio_is_rounded_as_in_training_arguments(tmp_path, ratio, total):
+def test_a_warmup_ratio_is_rounded_as_in_training_arguments(tmp_path, ratio):
     settings = TrainingSettings(lr_scheduler_type="constant_with_warmup", warmup_ratio=ratio)
-    warmup = TrainingArguments(output_dir=str(tmp_path), warmup_steps=ratio if ratio < 1 else total, use_cpu=True)
-    steps = sum(learning_rate_factor(step, 10 * total, settings) < 1 for step in range(10 * total))
-    if ratio < 1:
-        assert steps == warmup.get_warmup_steps(10 * total)
-    else:
-        assert steps == 10 * total
+    for total in (10, 100, 330):
+        warmup = TrainingArguments(output_dir=str(tmp_path), warmup_steps=ratio if ratio < 1 else total, use_cpu=True)
+        steps = sum(learning_rate_factor(step, total, settings) < 1 for step in range(total))
+        assert steps == warmup.get_warmup_steps(total)
 
 
 # Data order

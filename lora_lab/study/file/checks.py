@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from lora_lab.common.secrets import shown
 from lora_lab.study.file.problems import Problem, problems
+from lora_lab.study.settings import LINKED
 from lora_lab.study.space import combinations, corners, deciding
 from lora_lab.study.sweep import SEARCHABLE, SECTIONS
 
@@ -20,15 +21,6 @@ if TYPE_CHECKING:
     from lora_lab.study.sweep import Value
 
 _PARAMETERS: KeyPath = ("sweep", "parameters")
-_LINKED = (
-    ("quantization", "double_quant"),
-    ("r", "init_lora_weights"),
-    ("quantization", "init_lora_weights"),
-    ("init_lora_weights", "loftq_config"),
-    ("lr_scheduler_type", "warmup_ratio", "warmup_steps"),
-    ("lr_scheduler_type", "decay_ratio", "decay_steps"),
-)
-"""Names that the rules over several keys (`RuleError` in settings.py) are about."""
 _MAX_COMBINATIONS = 2_000
 MAX_PROBLEMS = 50
 
@@ -92,7 +84,7 @@ def combination_problems(spec: StudySpec) -> list[Problem]:
 
     Ranges are tried at their ends, and where conditions (`when`) on them begin and end.
     """
-    return list(dict.fromkeys(problem for group in _LINKED for problem in _first_refused(spec, group)))
+    return list(dict.fromkeys(problem for group in LINKED for problem in _first_refused(spec, group)))
 
 
 def _first_refused(spec: StudySpec, group: tuple[str, ...]) -> Iterator[Problem]:

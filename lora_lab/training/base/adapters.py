@@ -14,7 +14,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_lab.common.files import storage_errors, write_durably
-from lora_lab.study.settings import LoftQSettings
 from lora_lab.study.targets import resolve_targets
 
 if TYPE_CHECKING:
@@ -68,10 +67,7 @@ def lora_config(lora: LoraSettings, linears: LinearMap, *, fan_in_fan_out: bool 
 
 
 def _loftq_config(lora: LoraSettings) -> dict[str, Any]:
-    if lora.init_lora_weights != "loftq":
-        return {}
-    settings = lora.loftq_config or LoftQSettings()
-    return {"loftq_bits": settings.loftq_bits, "loftq_iter": settings.loftq_iter}
+    return {} if lora.loftq is None else lora.loftq.model_dump()
 
 
 def initial_weights(lora: LoraSettings, linears: LinearMap, seed: int, base_dtype: torch.dtype) -> dict[str, Weights]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_lab.common.errors import InputError
-from lora_lab.study.engines import BASE_CHANGING_INITS
+from lora_lab.study.initializations import INITIALIZATIONS
 from lora_lab.study.targets import full_rank_excess, resolve_targets
 from lora_lab.training.base.abilities import require_recomputation, require_separate_examples
 
@@ -29,8 +29,8 @@ def check(base: Base, config: TrialConfig) -> None:
     if config.training.gradient_checkpointing:
         require_recomputation(base.model)
     lora, quantization = config.lora, config.model.quantization
-    if lora.init_lora_weights in BASE_CHANGING_INITS:
-        _check_init(base, lora, quantization)
+    if lora.initialization.changes_base:
+        _check_init(base, lora)
     if lora.use_dora and quantization == "int8" and base.device.type == "cpu":
         # dequantize_module_weight drops the scales there
         raise InputError("lora.use_dora: peft cannot train it on an int8 base on a CPU; use nf4, or a GPU")
@@ -40,15 +40,14 @@ def check(base: Base, config: TrialConfig) -> None:
         _check_saved(base, lora, lora.modules_to_save)
 
 
-def _check_init(base: Base, lora: LoraSettings, quantization: str) -> None:
+def _check_init(base: Base, lora: LoraSettings) -> None:
     init, key = lora.init_lora_weights, "lora.init_lora_weights"
-    if quantization != "none":
-        # What is taken out of the base would have to be quantized anew, so no adapter of the base has the same outcome.
-        raise InputError(f"{key}: {init} needs an unquantized base, but model.quantization is {quantization}")
     if base.dtype == torch.float64:
         raise InputError(f"{key}: {init} is computed in float32, but model.dtype is float64; set it to float32")
-    if base.fan_in_fan_out and init != "pissa":
-        raise InputError(f"{key}: peft's {init} does not fit the Conv1D modules of this base; use pissa")
+    if base.fan_in_fan_out and not lora.initialization.fits_conv1d:
+        changing = {name: one for name, one in INITIALIZATIONS.items() if one.changes_base}
+        fitting = " or ".join(str(name) for name, one in changing.items() if one.fits_conv1d)
+        raise InputError(f"{key}: peft's {init} does not fit the Conv1D modules of this base; use {fitting}")
     excess = full_rank_excess(base.linears, lora)
     if excess:
         name, side = min(excess.items(), key=lambda pair: pair[1])

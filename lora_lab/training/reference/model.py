@@ -16,8 +16,6 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lora_lab.study.engines import BASE_CHANGING_INITS
-from lora_lab.study.settings import LoftQSettings
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.base.architecture import linear_modules
@@ -27,12 +25,9 @@ from lora_lab.training.reference.loftq import loftq
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_lab.study.settings import LoraSettings, TrialConfig
+    from lora_lab.study.settings import LoftQSettings, LoraSettings, TrialConfig
     from lora_lab.training.base.loading import Base
     from lora_lab.training.dropout import Dropout
-
-CONVERTED = ("pissa", "olora")
-"""Initializations whose outcome is again a LoRA adapter of the plain base, at twice the rank."""
 
 
 def sharing_copy(model: nn.Module) -> Any:
@@ -65,7 +60,7 @@ def peft_model(base: Base, config: TrialConfig, dropout: Dropout) -> Any:
     check(base, config)
     model = sharing_copy(base.model)
     modules = dict(model.named_modules())
-    if lora.init_lora_weights in BASE_CHANGING_INITS:
+    if lora.initialization.changes_base:
         for name in resolve_targets(base.linears, lora):
             module = modules[name]  # gets a weight of its own, also where it is tied to another's
             module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
@@ -73,7 +68,7 @@ def peft_model(base: Base, config: TrialConfig, dropout: Dropout) -> Any:
         for module in modules.values():
             _own_biases(module)
     peft_config = lora_config(lora, base.linears, fan_in_fan_out=base.fan_in_fan_out)
-    if lora.init_lora_weights == "loftq":
+    if lora.loftq is not None:
         peft_config.init_lora_weights = True  # and then as below
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what happens to the base, which is a copy; of a name that will change
@@ -82,8 +77,8 @@ def peft_model(base: Base, config: TrialConfig, dropout: Dropout) -> Any:
         torch.manual_seed(config.training.seed)
         adapted = get_peft_model(model, peft_config)
     for index, layer in enumerate(lora_layers(adapted)):
-        if lora.init_lora_weights == "loftq":
-            _put_loftq(layer, lora)
+        if lora.loftq is not None:
+            _put_loftq(layer, lora, lora.loftq)
         if dropout.active:
             layer.lora_dropout["default"] = _Masked(dropout, index)
     return adapted
@@ -95,9 +90,9 @@ def _own_biases(module: nn.Module) -> None:
             setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
 
 
-def _put_loftq(layer: Any, lora: LoraSettings) -> None:
+def _put_loftq(layer: Any, lora: LoraSettings, settings: LoftQSettings) -> None:
     """As `peft` does it on a GPU."""
-    settings, base_layer = lora.loftq_config or LoftQSettings(), layer.get_base_layer()
+    base_layer = layer.get_base_layer()
     bits: Any = settings.loftq_bits
     quantized, a, b = loftq(base_layer.weight, bits=bits, rank=lora.r, iterations=settings.loftq_iter)
     base_layer.weight.data = quantized
@@ -170,7 +165,7 @@ def for_plain_base(
         initial: The same before the first step.
     """
     config = lora_config(lora, base.linears, fan_in_fan_out=base.fan_in_fan_out)
-    if lora.init_lora_weights not in CONVERTED:
+    if not lora.initialization.is_convertible:
         return config, dict(tensors)
     config.init_lora_weights = True
     config.r *= 2

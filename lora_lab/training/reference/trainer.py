@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from lora_lab.study.schedules import SCHEDULES
 from lora_lab.training.reference.optimizer import make_optimizer
 from lora_lab.training.schedule import decay_steps, warmup_steps
 
@@ -191,7 +190,7 @@ class _Loader(DataLoader[int]):
 
 def _scheduler(optimizer: Any, training: TrainingSettings, total_steps: int) -> Any:
     specific = {}
-    if SCHEDULES[training.lr_scheduler_type].has_decay:
+    if training.schedule.has_decay:
         specific["num_decay_steps"] = decay_steps(training, total_steps)
     return get_scheduler(
         training.lr_scheduler_type,

@@ -12,7 +12,7 @@ from lora_lab.training.dropout import Dropout
 from lora_lab.training.live_bytes import LiveBytes, quantization_tensors, resident_tensors
 from lora_lab.training.packed.slot import Progress
 from lora_lab.training.reference.losses import label_losses
-from lora_lab.training.reference.model import CONVERTED, adapter_tensors, peft_model, set_mode, trained
+from lora_lab.training.reference.model import adapter_tensors, peft_model, set_mode, trained
 from lora_lab.training.reference.optimizer import (
     fill,
     flat,
@@ -66,7 +66,7 @@ class ReferenceTrial:
         self._dropout = Dropout(config.lora.lora_dropout, config.training.seed)
         self.model = peft_model(base, config, self._dropout)
         self.parameters = trained(self.model)
-        self.initial = adapter_tensors(self.model) if config.lora.init_lora_weights in CONVERTED else {}
+        self.initial = adapter_tensors(self.model) if config.lora.initialization.is_convertible else {}
         """The adapter before the first step, where the outcome is told by its difference from that."""
         self._trainer = ReferenceTrainer(
             self.model,
