@@ -12,6 +12,7 @@ from lora_lab.figures.cells import Table, html_table, interval_cell, measure_cel
 from lora_lab.figures.page import not_drawn, section, write_page
 from lora_lab.figures.style import Panel, axis_of, blank_figure, color_of, decimal_axis, plot_text, symbol_of
 from lora_lab.study.measures import EVAL_LOSS, MEASURES, costs
+from lora_lab.study.settings import DatasetRef
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,11 +85,13 @@ def differences(studies: Sequence[Evidence]) -> list[str]:
     ]
 
 
-def _data_text(data: object) -> str:
+def _data_text(data: float | DatasetRef | Sequence[DatasetRef]) -> str:
     if isinstance(data, float):
         return f"{100 * data:g}% of the training text"
-    fields = data.model_dump(exclude_none=True)  # type: ignore[attr-defined]  # the other kind is a DatasetRef
-    return " ".join(value_text(value) for value in fields.values())
+    if isinstance(data, DatasetRef):
+        words = [value_text(value) for value in data.model_dump(exclude_none=True, exclude={"weight"}).values()]
+        return " ".join(words if data.weight is None else [f"{data.weight:g} x", *words])
+    return " + ".join(map(_data_text, data))
 
 
 def _cautions(studies: Sequence[Evidence]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pyarrow import parquet  # type: ignore[import-untyped]
 
 from lora_lab.builtin.datasets import write_dataset
+from lora_lab.data.mixing import held_out, repeats
 
 if TYPE_CHECKING:
     from lora_lab.study.settings import DatasetRef, DataSettings
@@ -20,13 +21,22 @@ def training_examples(data: DataSettings) -> int | None:
     Raises:
         InputError: a built-in dataset that does not exist.
     """
-    rows = _rows(data.train)
+    counts = [_epoch_rows(ref, data.eval) for ref in data.train_refs]
+    if None in counts:
+        return None
+    rows = sum(count for count in counts if count is not None)
+    return min(rows, data.max_train_examples or rows)
+
+
+def _epoch_rows(ref: DatasetRef, evaluation: float | DatasetRef) -> int | None:
+    """Rows of a dataset that an epoch has: without those held out, as often as its weight says."""
+    rows = _rows(ref)
     if rows is None:
         return None
-    rows = min(rows, data.train.max_examples or rows)
-    if isinstance(data.eval, float):
-        rows -= round(data.eval * rows)
-    return min(rows, data.max_train_examples or rows)
+    rows = min(rows, ref.max_examples or rows)
+    if isinstance(evaluation, float):
+        rows -= len(held_out(rows, evaluation))
+    return rows if ref.weight is None else repeats(rows, ref.weight)
 
 
 def _rows(ref: DatasetRef) -> int | None:

@@ -102,13 +102,18 @@ class DatasetRef(Settings):
     """Where rows come from; in a study file the plain string `path` is short for `{path: path}`."""
 
     path: str = Field(min_length=1)
-    """A `builtin/` name, a `.jsonl`/`.json`/`.csv`/`.parquet` file, a folder of such files, or a Hub id."""
+    """A `builtin/` name, a file, a pattern such as `data/*.jsonl`, a folder, or a Hub id."""
     name: str | None = None
     """The configuration of a Hub dataset."""
     split: str | None = None
     """`train`, `validation`, ...; by default `train` to train on, `validation` or `test` to evaluate on."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
     """Use the first N rows."""
+    # Left out of dumps where it is not given: trials from before these keys existed keep their identity.
+    revision: str | None = Field(default=None, exclude_if=_is_none)
+    """Branch, tag or commit of a dataset on the Hub."""
+    weight: Annotated[float, Field(gt=0)] | None = Field(default=None, exclude_if=_is_none)
+    """How often an epoch has each row, in a list of training datasets: 2 is twice, 0.5 a fixed half of the rows."""
 
 
 def _string_to_ref(value: Any) -> Any:
@@ -116,6 +121,7 @@ def _string_to_ref(value: Any) -> Any:
 
 
 DatasetField = Annotated[DatasetRef, BeforeValidator(_string_to_ref)]
+DatasetList = Annotated[tuple[DatasetField, ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 EvalShare = Annotated[float, Field(gt=0, lt=1)]
 Purpose = Literal["train", "eval", "forgetting"]
 """What text is for: the key of `data` in the study file that names it."""
@@ -124,7 +130,8 @@ Purpose = Literal["train", "eval", "forgetting"]
 class DataSettings(Settings):
     """Training, evaluation and forgetting text, and how it is cut into examples."""
 
-    train: DatasetField
+    train: DatasetField | DatasetList
+    """A dataset, or a list of them, whose rows are mixed by their weights."""
     eval: EvalShare | DatasetField = 0.1
     """A share of the training rows, held out, or a dataset of its own."""
     forgetting: DatasetField | None = None
@@ -140,6 +147,19 @@ class DataSettings(Settings):
     """Names of columns, `{ours: theirs}`, in the training data and in other datasets that have them."""
     skip_invalid: bool = Field(default=False, exclude_if=operator.not_)
     """Leave bad rows out, and say how many and which, instead of refusing the dataset."""
+
+    @model_validator(mode="after")
+    def _weights_in_a_list_only(self) -> DataSettings:
+        for name in ("train", "eval", "forgetting"):
+            ref = getattr(self, name)
+            if isinstance(ref, DatasetRef) and ref.weight is not None:
+                raise RuleError((name, "weight"), "is of the datasets in a list under data.train; remove it")
+        return self
+
+    @property
+    def train_refs(self) -> tuple[DatasetRef, ...]:
+        """The datasets that are trained on, one or more."""
+        return (self.train,) if isinstance(self.train, DatasetRef) else self.train
 
 
 class LoftQSettings(Settings):

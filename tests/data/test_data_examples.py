@@ -465,7 +465,7 @@ class TestOtherFiles:
     def test_another_kind_of_file(self, tmp_path):
         path = tmp_path / "rows.pkl"
         path.write_bytes(b"")
-        assert ".jsonl, .json, .csv, .parquet file, but this ends in '.pkl'" in refusal(path)
+        assert ".csv, .tsv, .parquet, .arrow, .feather file, but this ends in '.pkl'" in refusal(path)
 
     def test_a_missing_file(self, tmp_path):
         assert "cannot be read (No such file or directory)" in refusal(tmp_path / "no.jsonl")
