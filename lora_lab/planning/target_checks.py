@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_lab.study.settings import TrialConfig
 from lora_lab.study.space import combinations, corners, deciding
 from lora_lab.study.targets import full_rank_excess, resolve_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_lab.study.settings import ModelSettings, TrialConfig
+    from lora_lab.study.settings import ModelSettings
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.targets import LinearMap
 
@@ -19,16 +20,18 @@ PLACING = ("r", "target_modules", "layers")
 
 
 def target_examples(spec: StudySpec) -> list[TrialConfig]:
-    """One configuration for each place where a study puts adapters, with the highest rank that it has there."""
-    chosen = [
-        {name: choice[name] for name in PLACING if name in choice}
-        for choice in combinations(spec, deciding(spec, PLACING), corners)
-    ]
+    """One configuration for each place where a study puts adapters, with the highest rank that it has there.
+
+    Everything else is as the study fixes it, so what is always searched may not fit: these need not be trials' own.
+    """
     by_place: dict[tuple[object, object], TrialConfig] = {}
-    for config in map(spec.trial_config, chosen):
-        place = (config.lora.target_modules, config.lora.layers)
-        if place not in by_place or by_place[place].lora.r < config.lora.r:
-            by_place[place] = config
+    for choice in combinations(spec, deciding(spec, PLACING), corners):
+        lora = spec.lora.model_copy(update={name: choice[name] for name in PLACING if name in choice})
+        place = (lora.target_modules, lora.layers)
+        if place not in by_place or by_place[place].lora.r < lora.r:
+            by_place[place] = TrialConfig.model_construct(
+                model=spec.model, data=spec.data, training=spec.training, lora=lora
+            )
     return list(by_place.values())
 
 

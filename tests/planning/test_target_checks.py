@@ -6,6 +6,7 @@ import pytest
 
 from lora_lab.common.errors import InputError
 from lora_lab.planning.target_checks import check_targets, target_examples
+from lora_lab.study.settings import LoraSettings
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.targets import LinearMap, LinearShape
 
@@ -74,6 +75,12 @@ def test_what_only_a_condition_refers_to_stays_as_the_study_fixes_it():
         }
     )
     assert {config.model.quantization for config in target_examples(spec)} == {"none"}
+
+
+def test_fixed_values_of_what_is_searched_hinder_no_check():
+    spec = study({"r": {"values": [3, 4]}, "init_lora_weights": {"values": [True, "gaussian"]}})
+    spec = spec.model_copy(update={"lora": LoraSettings(r=4, init_lora_weights="orthogonal")})
+    assert [config.lora.r for config in target_examples(spec)] == [4]
 
 
 def test_a_rank_above_the_smaller_side_is_noted_and_a_missing_layer_refused():
