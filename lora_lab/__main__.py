@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+import lora_lab.export
 import lora_lab.plan
 import lora_lab.report
 import lora_lab.sweep
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command("sweep")(lora_lab.sweep.sweep)
 app.command("plan")(lora_lab.plan.plan)
 app.command("report")(lora_lab.report.report)
+app.command("export")(lora_lab.export.export)
 app.command("ui")(lora_lab.ui.ui)
 
 

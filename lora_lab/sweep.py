@@ -53,7 +53,7 @@ def sweep(
         spec = load_study(study, changes)
         if fresh:
             spec = _renamed(spec)
-            from lora_lab.terminal.display import choose_display  # below the loading, so that a mistake is told at once
+        from lora_lab.terminal.display import choose_display  # below the loading, so that a mistake is told at once
 
         display = choose_display(quiet=quiet, json=json, stream=sys.stdout)
         complete = _run(

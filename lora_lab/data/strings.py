@@ -17,7 +17,8 @@ class StringEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._before, self._after = _specials(tokenizer)
+        self.before, self.after = _specials(tokenizer)
+        """The ids that open and close a text."""
         self._needs_context = _needs_context(tokenizer)
 
     def encode(self, texts: list[str]) -> list[Ids]:
@@ -30,11 +31,11 @@ class StringEncoder:
 
     def opened(self, ids: Ids) -> Ids:
         """`ids` with the beginning of a text before them, exactly once: some data brings its own."""
-        return ids if ids[: len(self._before)] == self._before else self._before + ids
+        return ids if ids[: len(self.before)] == self.before else self.before + ids
 
     def closed(self, ids: Ids) -> Ids:
         """`ids` with the end of a text after them, exactly once."""
-        return ids if ids[-len(self._after) :] == self._after else ids + self._after
+        return ids if ids[-len(self.after) :] == self.after else ids + self.after
 
     def continued(self, prompt: str, completion: str, alone: Ids) -> Ids:
         """The ids of a completion that goes on where the prompt ends; `alone`: its ids as a text of its own.

@@ -62,6 +62,11 @@ class RunFolder:
         return self.root / "recommended"
 
     @property
+    def exports(self) -> Path:
+        """Files for other trainers and servers: `<trial>/<target>/`."""
+        return self.root / "exports"
+
+    @property
     def report(self) -> Path:
         """The report page."""
         return self.root / "report.html"

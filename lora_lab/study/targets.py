@@ -124,6 +124,29 @@ def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
     return tuple(name for name in linears.shapes if name in chosen)
 
 
+def compact_targets(linears: LinearMap, lora: LoraSettings) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """PEFT's `target_modules` and `layers_to_transform` that select exactly the modules that the adapter sits on.
+
+    Module endings, and layer indices where not all layers are adapted, are given where they say as much as the full
+    list of names, because that is what a reader of `adapter_config.json` expects; otherwise the full names.
+
+    Raises:
+        InputError: as `resolve_targets`.
+    """
+    modules = resolve_targets(linears, lora)
+    endings = {name.rsplit(".", 1)[-1] for name in modules}
+    layers = {layer for name in modules if (layer := linears.layer_of(name)) is not None}
+    by_ending = {
+        name
+        for name in linears.shapes
+        if name.rsplit(".", 1)[-1] in endings
+        and (len(layers) == linears.num_layers or linears.layer_of(name) in layers)
+    }
+    if by_ending != set(modules):
+        return modules, None
+    return tuple(sorted(endings)), tuple(sorted(layers)) if len(layers) < linears.num_layers else None
+
+
 def trainable_parameters(linears: LinearMap, lora: LoraSettings) -> int:
     """Exact number of trained parameters, as PEFT counts them.
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_lab.common.files import storage_errors, write_durably
-from lora_lab.study.targets import resolve_targets
+from lora_lab.study.targets import compact_targets, resolve_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,29 +32,15 @@ class Weights(NamedTuple):
 
 
 def lora_config(lora: LoraSettings, linears: LinearMap, *, fan_in_fan_out: bool = False) -> LoraConfig:
-    """The `LoraConfig` under which PEFT adapts exactly the modules that this trial adapts.
-
-    Module endings and `layers_to_transform` are used where they say the same as the full list of names,
-    because that is what a reader of `adapter_config.json` expects; otherwise the full names.
-    """
-    modules = resolve_targets(linears, lora)
-    endings = {name.rsplit(".", 1)[-1] for name in modules}
-    layers = {layer for name in modules if (layer := linears.layer_of(name)) is not None}
-    by_ending = {
-        name
-        for name in linears.shapes
-        if name.rsplit(".", 1)[-1] in endings
-        and (len(layers) == linears.num_layers or linears.layer_of(name) in layers)
-    }
-    compact = by_ending == set(modules)
-    some_layers = compact and len(layers) < linears.num_layers
+    """The `LoraConfig` under which PEFT adapts exactly the modules that this trial adapts."""
+    targets, layers = compact_targets(linears, lora)
     alpha = lora.alpha
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.r,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
-        target_modules=sorted(endings) if compact else list(modules),
-        layers_to_transform=sorted(layers) if some_layers else None,
+        target_modules=list(targets),
+        layers_to_transform=list(layers) if layers is not None else None,
         lora_dropout=lora.lora_dropout,
         use_rslora=lora.use_rslora,
         init_lora_weights=lora.init_lora_weights,

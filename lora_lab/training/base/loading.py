@@ -145,6 +145,20 @@ def _read_config(location: str, settings: ModelSettings) -> Any:
         raise _not_loadable(location, error) from error
 
 
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The tokenizer that comes with the base.
+
+    Raises:
+        InputError: there is none, or it asks for code of its own.
+    """
+    location = locate(settings)
+    try:
+        # Left out, trust_remote_code means: ask on the terminal whether to run the model's code.
+        return AutoTokenizer.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
+    except NOT_LOADABLE as error:
+        raise _not_loadable(location, error) from error
+
+
 def load_base(settings: ModelSettings, device: torch.device) -> Base:
     """Load the base and its tokenizer, frozen, onto `device`, or (`device_map`) over all that there are.
 
@@ -155,9 +169,8 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     disable_progress_bar()  # the sweep has its own display
     set_verbosity_error()  # its report on missing weights becomes an error here
     dtype = resolve_dtype(settings, device)
+    tokenizer = load_tokenizer(settings)
     try:
-        # Left out, trust_remote_code means: ask on the terminal whether to run the model's code.
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
             location,
             revision=settings.revision,

@@ -1,0 +1,152 @@
+"""`python -m lora_lab.export studies/x.yaml --to trl`: hand a study's trial over to another trainer or server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lora_lab.command_line import Overrides, StudyFile, errors_shown, run_command
+from lora_lab.exporters.names import SERVERS, TRAINERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_lab.exporters.handover import Export
+    from lora_lab.exporters.names import TargetName
+    from lora_lab.exporters.trial import DataForm, ExportedTrial, Role
+
+TARGETS: tuple[TargetName, ...] = (*TRAINERS, *SERVERS)
+
+To = Annotated[str, typer.Option("--to", metavar="TARGET", help=f"One of {', '.join(TARGETS)}; or all.")]
+
+Output = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Write DIR/<target>/; by default runs/<study>/exports/<trial>/<target>/."),
+]
+
+
+def export(
+    study: StudyFile,
+    to: To,
+    overrides: Overrides = None,
+    *,
+    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="The trial of this number.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The trial with the lowest loss.")] = False,
+    recommended: Annotated[
+        bool, typer.Option("--recommended", help="The cheapest trial that ties with the best (the default).")
+    ] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Hand the data over as rows of text.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Hand the data over as token ids (the default).")] = False,
+    output: Output = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write the files with which another trainer repeats a trial, or a server serves it; nothing is trained."""
+    with errors_shown():
+        targets = _targets(to)
+        choice = _choice(trial, best=best, recommended=recommended)
+        form = _form(rows=rows, tokens=tokens)
+        exported = _read(study, overrides or [], choice, form)
+        exports = _export(exported, targets, output)
+        if as_json:
+            typer.echo(json.dumps(_as_json(exported, exports), indent=2))
+        else:
+            _say(exported, exports)
+        if not any(done.folder for done in exports):
+            raise typer.Exit(2)
+
+
+def _targets(to: str) -> Sequence[TargetName]:
+    from lora_lab.common.errors import InputError
+
+    if to == "all":
+        return TARGETS
+    for name in TARGETS:
+        if name == to:
+            return (name,)
+    raise InputError(f"--to must be one of {', '.join(TARGETS)} or all, but is {to!r}")
+
+
+def _choice(trial: int | None, *, best: bool, recommended: bool) -> int | Role:
+    from lora_lab.common.errors import InputError
+
+    if (trial is not None) + best + recommended > 1:
+        raise InputError("--trial, --best and --recommended exclude each other; give one of them")
+    if trial is not None:
+        return trial
+    return "best" if best else "recommended"
+
+
+def _form(*, rows: bool, tokens: bool) -> DataForm | None:
+    from lora_lab.common.errors import InputError
+
+    if rows and tokens:
+        raise InputError("--rows and --tokens exclude each other; give one of them")
+    return "rows" if rows else "tokens" if tokens else None
+
+
+def _read(study: Path, overrides: list[str], choice: int | Role, form: DataForm | None) -> ExportedTrial:
+    from lora_lab.exporters.trial import read_trial
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.results.results import read_results
+    from lora_lab.results.storage import storage_url
+    from lora_lab.search.store import open_store
+    from lora_lab.study.file.loading import load_study
+
+    spec = load_study(study, overrides)
+    folder = RunFolder.of(spec.study_name)
+    with open_store(spec, storage_url(spec, folder), create=False) as store:
+        results = read_results(spec, store, folder)
+    return read_trial(results, folder, choice, form)
+
+
+def _export(trial: ExportedTrial, targets: Sequence[TargetName], output: Path | None) -> list[Export]:
+    from lora_lab.exporters.handover import hand_over
+    from lora_lab.results.folder import RunFolder
+
+    parent = output or RunFolder.of(trial.spec.study_name).exports / f"{trial.result.number:04d}"
+    return [hand_over(trial, target, parent) for target in targets]
+
+
+def _say(trial: ExportedTrial, exports: Sequence[Export]) -> None:
+    typer.echo(trial.title)
+    for done in exports:
+        for remark in done.refusals:
+            typer.echo(f"error: --to {done.target}: {remark.text}", err=True)
+        if done.folder is None:
+            continue
+        typer.echo(f"{done.target}: {done.folder}")
+        for remark in done.warnings:
+            typer.echo(f"  warning: {remark.text}")
+        typer.echo(f"  cd {done.folder} && {done.command}")
+
+
+def _as_json(trial: ExportedTrial, exports: Sequence[Export]) -> dict[str, Any]:
+    def remarks(found: Sequence[Any]) -> list[dict[str, Any]]:
+        return [
+            {"field": one.field, "value": one.value, "reason": one.reason, "instead": list(one.instead)}
+            for one in found
+        ]
+
+    return {
+        "study": trial.spec.study_name,
+        "trial": trial.result.number,
+        "roles": list(trial.roles),
+        "exports": [
+            {
+                "target": done.target,
+                "folder": str(done.folder),
+                "command": done.command,
+                "warnings": remarks(done.warnings),
+            }
+            for done in exports
+            if done.folder
+        ],
+        "refused": [{"target": done.target, "refusals": remarks(done.refusals)} for done in exports if not done.folder],
+    }
+
+
+if __name__ == "__main__":
+    run_command(export)

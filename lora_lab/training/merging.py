@@ -1,0 +1,218 @@
+"""An adapter merged into its base on disk, file by file: never more than one file of weights in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from lora_lab.common.errors import InputError
+from lora_lab.training.reference.loftq import loftq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PREFIX = "base_model.model."
+NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".md")
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """A PEFT adapter folder."""
+
+    config: LoraConfig
+    low_rank: Mapping[str, Mapping[str, Tensor]]
+    """By module: its tensors by the end of their names (`lora_A.weight`, ...)."""
+    whole: Mapping[str, Tensor]
+    """Biases and modules that were trained in full, by their names in the base."""
+
+    @classmethod
+    def read(cls, folder: Path) -> _Adapter:
+        low_rank: dict[str, dict[str, Tensor]] = {}
+        whole = {}
+        for key, tensor in load_file(folder / "adapter_model.safetensors").items():
+            name = key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            module, found, end = name.partition(".lora_")
+            if found:
+                low_rank.setdefault(module, {})[f"lora_{end}"] = tensor
+            else:
+                whole[name] = tensor
+        return cls(LoraConfig.from_pretrained(str(folder)), low_rank, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What a base's architecture calls its head and its input embeddings, whose weights it may share."""
+
+    head: str
+    embeddings: str
+    tied: bool
+
+    @classmethod
+    def of(cls, folder: Path) -> _Names:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        names = {module: name for name, module in model.named_modules()}
+        return cls(
+            head=f"{names[model.get_output_embeddings()]}.weight",
+            embeddings=f"{names[model.get_input_embeddings()]}.weight",
+            tied=bool(config.get_text_config().tie_word_embeddings),
+        )
+
+
+def write_merged(location: str, revision: str | None, adapter_folder: Path, folder: Path) -> None:
+    """Write the base with the adapter in it into `folder`, in the dtypes of the base's own files.
+
+    Products are computed in float32 and rounded once. A head that shares the embeddings' weights gets weights of its
+    own where the adapter is on it.
+
+    Args:
+        location: The base's folder, or its Hub id.
+        revision: Of the Hub.
+        adapter_folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`.
+        folder: Exists.
+
+    Raises:
+        InputError: the base's files are quantized, or lack a weight that the adapter is on.
+    """
+    base = Path(location)
+    if not base.is_dir():
+        base = Path(
+            snapshot_download(location, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.model"])
+        )
+    adapter, names = _Adapter.read(adapter_folder), _Names.of(base)
+    changed = {f"{module}.weight" for module in adapter.low_rank} | set(adapter.whole)
+    untied = names.tied and names.head in changed
+    merging = _Merging(adapter, names if untied else None)
+    index: dict[str, str] = {}
+    for file in _weight_files(base):
+        tensors = dict(merging.tensors(base / file))
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, file)
+    missing = sorted(changed - merging.done)
+    if missing:
+        raise InputError(
+            f"--to merged: the files of the base have no {missing[0]} ({len(missing)} such): they keep it under "
+            "another name; load the base with transformers and use merge_and_unload"
+        )
+    _copy_rest(base, folder, untied=untied)
+    if (base / INDEX).is_file():
+        size = sum((folder / file).stat().st_size for file in set(index.values()))
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=2) + "\n"
+        )
+
+
+class _Merging:
+    """Goes through the weights of a base, and remembers which of the adapter's it has put in.
+
+    Args:
+        adapter: What to put in.
+        untied: The names of head and embeddings, where the head gets weights of its own.
+    """
+
+    def __init__(self, adapter: _Adapter, untied: _Names | None) -> None:
+        self._adapter, self._untied = adapter, untied
+        self.done: set[str] = set()
+
+    def tensors(self, file: Path) -> Iterator[tuple[str, Tensor]]:
+        """The weights of a file with the adapter in them."""
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 -- not a dictionary
+                tensor = weights.get_tensor(name)
+                yield name, self._with_adapter(name, tensor)
+                if self._untied is not None and _same(name, self._untied.embeddings):
+                    yield self._untied.head, self._with_adapter(self._untied.head, tensor.clone())
+
+    def _with_adapter(self, name: str, tensor: Tensor) -> Tensor:
+        dtype = tensor.dtype
+        for target, whole in self._adapter.whole.items():
+            if _same(name, target):
+                self.done.add(target)
+                tensor = whole.to(dtype)
+        for module, low_rank in self._adapter.low_rank.items():
+            target = f"{module}.weight"
+            if _same(name, target):
+                if not tensor.is_floating_point():
+                    raise InputError(
+                        f"--to merged: {name} in the files of the base is quantized ({dtype}); merge into the base "
+                        "that it was made from"
+                    )
+                self.done.add(target)
+                tensor = _merge(tensor, module, low_rank, self._adapter.config)
+        return tensor
+
+
+def _same(name: str, target: str) -> bool:
+    """Whether a weight's name in a file is that in the model; some files leave the model's prefix out."""
+    return name in (target, target.partition(".")[2])
+
+
+def _merge(weight: Tensor, module: str, low_rank: Mapping[str, Tensor], config: LoraConfig) -> Tensor:
+    """One module's weight with its adapter, by PEFT's own arithmetic in float32 at least."""
+    exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    settings: dict[str, Any] = {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "fan_in_fan_out": config.fan_in_fan_out,
+    }
+    if config.init_lora_weights == "loftq":  # the base under the adapter is a quantized one
+        bits, iterations = config.loftq_config["loftq_bits"], config.loftq_config["loftq_iter"]
+        exact = loftq(exact, bits=bits, rank=config.r, iterations=iterations).quantized
+    root, last = nn.Module(), module.rsplit(".", 1)[-1]
+    root.add_module(last, _layer(exact, transposed=bool(config.fan_in_fan_out)))
+    inject_adapter_in_model(LoraConfig(**settings, target_modules=[last], init_lora_weights=False), root)
+    set_peft_model_state_dict(root, {f"{PREFIX}{last}.{end}": tensor for end, tensor in low_rank.items()})
+    layer: Any = root.get_submodule(last)
+    assert isinstance(layer, LoraLayer)
+    layer.merge(safe_merge=True)
+    merged: Tensor = layer.get_base_layer().weight.data
+    return merged.to(weight.dtype).contiguous()
+
+
+def _layer(weight: Tensor, *, transposed: bool) -> nn.Module:
+    rows, columns = weight.shape
+    with torch.device("meta"):
+        layer = Conv1D(columns, rows) if transposed else nn.Linear(columns, rows, bias=False)
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    if transposed:
+        layer.bias = nn.Parameter(torch.zeros(columns), requires_grad=False)
+    return layer
+
+
+def _weight_files(base: Path) -> list[str]:
+    if (base / INDEX).is_file():
+        return sorted(set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    if (base / SINGLE).is_file():
+        return [SINGLE]
+    raise InputError(f"--to merged: {base.name} has neither {SINGLE} nor {INDEX}; save it with save_pretrained")
+
+
+def _copy_rest(base: Path, folder: Path, *, untied: bool) -> None:
+    """Configuration and tokenizer."""
+    for path in base.iterdir():
+        if path.is_file() and path.suffix not in NOT_COPIED and path.name != INDEX:
+            shutil.copy2(path, folder / path.name)
+    if untied:
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | {"tie_word_embeddings": False}, indent=2) + "\n", encoding="utf-8")
