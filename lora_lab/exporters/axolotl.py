@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_lab.exporters.arguments import evaluation, length, scheduler_keywords, training_arguments
 from lora_lab.exporters.files import plain_rows, segment_rows, write_rows, write_tokens, write_yaml
+from lora_lab.exporters.initial import write_initial_adapter
 from lora_lab.study.settings import LoftQSettings
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from lora_lab.exporters.trial import ExportedTrial
 
 FILE = "axolotl.yaml"
+INITIAL = "init_adapter"
+"""The adapter as PEFT draws it from the trial's seed."""
 SAME_NAMES = (
     *("output_dir", "gradient_accumulation_steps", "learning_rate", "warmup_steps", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "weight_decay", "max_grad_norm", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
@@ -23,8 +26,10 @@ SAME_NAMES = (
 
 
 def write(trial: ExportedTrial, folder: Path) -> str:
-    """Write settings and data; the launch command."""
+    """Write settings, data, and the adapter to start from; the launch command."""
     rows = trial.data_form == "rows"
+    if trial.draws_by_peft:
+        write_initial_adapter(trial, folder / INITIAL)
     if rows:
         _write_rows(trial, folder)
     else:
@@ -54,6 +59,8 @@ def settings(trial: ExportedTrial, *, rows: bool) -> dict[str, Any]:
         "eval_sample_packing": False,
         "pad_to_sequence_len": False,
         "attn_implementation": "sdpa",
+        # Its own draw is another one; rank, alpha and targets of this adapter go before those below.
+        **({"lora_model_dir": INITIAL} if trial.draws_by_peft else {}),
         "lora_r": config.lora.r,
         "lora_alpha": trial.alpha,
         "lora_dropout": config.lora.lora_dropout,

@@ -266,6 +266,12 @@ LORA: tuple[Row, ...] = (
     Row(
         "lora.init_lora_weights",
         lambda trial: trial.config.lora.init_lora_weights,
+        lambda trial: not trial.draws_by_peft,
+        warned("it draws another adapter of the same distribution", "axolotl"),
+    ),
+    Row(
+        "lora.init_lora_weights",
+        lambda trial: trial.config.lora.init_lora_weights,
         lambda trial: trial.config.lora.init_lora_weights in ("gaussian", "orthogonal", "olora"),
         refused(WRITES_NO_INIT, "trl", "llama-factory"),
     ),

@@ -160,6 +160,12 @@ class ExportedTrial:
         return 2 * r if self.config.lora.initialization.is_convertible else r
 
     @property
+    def draws_by_peft(self) -> bool:
+        """Whether the adapter starts as A and B alone, drawn by PEFT from the trial's seed."""
+        lora = self.config.lora
+        return not (lora.use_dora or lora.modules_to_save or lora.bias != "none" or lora.initialization.changes_base)
+
+    @property
     def alpha(self) -> int | float:
         """`lora_alpha`, an int where it is a whole number."""
         alpha = self.config.lora.alpha
