@@ -34,6 +34,7 @@ class ChatEncoder:
         """Keys of messages, and `tools`, that changed what the template wrote."""
         self._ignored: Counter[str] = Counter()
         """Rows with a key that changed nothing."""
+        self._dated = False
         self._left_out: list[str] = []
         """Messages whose text the template did not write as it is."""
 
@@ -81,6 +82,11 @@ class ChatEncoder:
             notes.append(
                 f"{source}: the chat template leaves out text of {messages} ({'first ' * (count > 1)}{first}); some "
                 "templates leave out the thinking of earlier turns"
+            )
+        if self._dated:
+            notes.append(
+                f"{source}: the chat template asks for today's date: where it writes it, trials of another day have "
+                "other tokens; a template without strftime_now has the same"
             )
         return tuple(notes)
 
@@ -154,6 +160,7 @@ class ChatEncoder:
     ) -> tuple[str, list[Span] | None]:
         """The whole conversation, and the spans in the template's {% generation %} tags; None without tags."""
         template = self._tokenizer.get_chat_template(tools=list(tools) or None)
+        self._dated = self._dated or "strftime_now" in template
         if not GENERATION_TAG.search(template):
             return self._render(messages, tools), None
         from transformers.utils.chat_template_utils import render_jinja_template

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -46,6 +46,8 @@ class Location:
     """A folder that `Dataset.save_to_disk` wrote."""
     hub: tuple[str, str | None, str | None, str] | None = None
     """Hub id, configuration, revision, and split."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the files were chosen."""
 
     def rows(self, cache_folder: Path) -> Iterator[RawRow]:
         """The rows in order, each with its place.
@@ -137,9 +139,30 @@ def _find_in_folder(folder: Path, ref: DatasetRef, purpose: Purpose, cache_folde
         return Location(ref.path, saved=folder)
     files = _files_by_name(folder)
     wanted = (ref.split,) if ref.split else DEFAULT_SPLITS[purpose]
-    if ref.name is not None or not any(split in files for split in wanted):
-        files = _files_by_datasets(folder, ref, cache_folder) or files
-    return _choose(files, ref, purpose)
+    if ref.name is None and any(split in files for split in wanted):
+        return _choose(files, ref, purpose)
+    found = _files_by_datasets(folder, ref, cache_folder)
+    location = _choose(found or files, ref, purpose)
+    return replace(location, notes=_which_files(folder, location, found)) if found else location
+
+
+def _which_files(folder: Path, location: Location, found: dict[str, list[Path]]) -> tuple[str, ...]:
+    """Notes on which files of a folder are read, and which are in no split."""
+    read = f"{location.source}: is {_listed(folder, location.files)}"
+    known = {file.resolve() for files in found.values() for file in files}
+    every = (file for file in sorted(folder.rglob("*")) if kind_of(file) in READERS and file.is_file())
+    others = [file for file in every if file.resolve() not in known and not _is_hidden(file.relative_to(folder))]
+    return (read, f"{folder}: in no split: {_listed(folder, others)}") if others else (read,)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _listed(folder: Path, files: Sequence[Path]) -> str:
+    names = [str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file) for file in files]
+    more = f" and {len(names) - 5} more files" if len(names) > 6 else ""
+    return ", ".join(names[:5] if more else names) + more
 
 
 def _saved_splits(folder: Path) -> list[str]:

@@ -134,7 +134,7 @@ def _load(
     examples, notes = validate(rows, place.source, bad, columns)
     if not examples and bad.skip:
         raise InputError(f"{place.source}: all {len(rows)} rows are bad; correct them, or drop data.skip_invalid")
-    return LoadedExamples(examples, place.source, content_hash(examples), notes)
+    return LoadedExamples(examples, place.source, content_hash(examples), (*place.notes, *notes))
 
 
 def _hold_out(loaded: Sequence[LoadedExamples], share: float) -> tuple[list[LoadedExamples], LoadedExamples]:

@@ -101,12 +101,28 @@ class TurnFinder:
         return 0
 
     def _learned_after(self, index: int, message: Message, after: str) -> int:
-        """Characters of the turn after its text: what it ends with when nothing follows."""
+        """Characters of the turn after its text: what ends it."""
         alone = self._try([*self._messages[:index], message]) or ""
         ending = alone.partition(STAND_IN)[2]
         if after.startswith(ending):
             return len(ending)
+        # The last turn ends in another way than the others: take what stands before the header of the next message.
+        if index + 1 < len(self._messages):
+            neighbor = dict(self._messages[index + 1]) | {"content": STAND_IN_BEFORE}
+            text = self._try(self._with({index: message, index + 1: neighbor})) or ""
+            between = text.partition(STAND_IN)[2].partition(STAND_IN_BEFORE)[0]
+            header = self._header(index, neighbor)
+            if header and between.endswith(header):
+                return len(between) - len(header)
         return self._shared_tokens(ending, after)
+
+    def _header(self, index: int, neighbor: Message) -> str:
+        """What a template writes before the text of a message that follows those before `index`."""
+        messages = self._messages[:index] or [{"role": "user", "content": "a"}]
+        before, text = self._try(messages), self._try([*messages, neighbor])
+        if before is None or text is None or not text.startswith(before):
+            return ""
+        return text[len(before) :].partition(STAND_IN_BEFORE)[0]
 
     def _generation_prompt(self, index: int) -> str:
         messages = self._messages[:index] or [{"role": "user", "content": STAND_IN_BEFORE}]

@@ -133,6 +133,15 @@ class Template:
     empty_thoughts: str = ""
     """What it writes where the assistant answers the last question without thinking."""
     alternates: bool = False
+    start: str = ""
+    """What a turn begins with after the generation prompt, and is learned."""
+    last_end: str | None = None
+    """What ends the last turn, if it is another than the others'."""
+
+    def turn(self, text: str, *, answers: bool, last: bool) -> str:
+        """What is learned of a turn that answers the last question, or does not, and is the last of all."""
+        thoughts = self.empty_thoughts if answers else ""
+        return self.start + thoughts + text + (self.last_end if last and self.last_end else self.end)
 
 
 _CHATML = (
@@ -185,6 +194,15 @@ _PLAIN = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
 )
 
+# gpt-oss: the last turn ends in another way than the others, and channels are part of what is said.
+_HARMONY = (
+    "{{ '<|start|>system<|end_header|>You are.<|im_end|>' }}{% for m in messages %}"
+    "{% if m.role == 'assistant' %}{{ '<|start|>assistant<channel>final<|end_header|>' + m.content }}"
+    "{{ '<|eot|>' if loop.last else '<|im_end|>' }}"
+    "{% else %}{{ '<|start|>' + m.role + '<|end_header|>' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+
 TEMPLATES = {
     "chatml": Template(_CHATML, "<|im_end|>\n"),
     "default_system": Template(_DEFAULT_SYSTEM + _CHATML, "<|im_end|>\n"),
@@ -194,4 +212,5 @@ TEMPLATES = {
     "thinking": Template(_THINKING, "<|im_end|>\n", thinks=True, empty_thoughts="<think>\n\n</think>\n\n"),
     "forgetful": Template(_FORGETFUL, "</s>"),
     "plain": Template(_PLAIN, "\n"),
+    "harmony": Template(_HARMONY, "<|im_end|>", start="<channel>final<|end_header|>", last_end="<|eot|>"),
 }

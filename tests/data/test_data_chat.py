@@ -59,7 +59,7 @@ def expected(messages, template):
     kind = TEMPLATES[template]
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
     return [
-        (kind.empty_thoughts if i > last else "") + message["content"] + kind.end
+        kind.turn(message["content"], answers=i > last, last=i == len(messages) - 1)
         for i, message in enumerate(messages)
         if message["role"] == "assistant"
     ]
@@ -118,9 +118,8 @@ def assistant(content, **more):
 class TestTheAssistantSpeaksFirst:
     @pytest.mark.parametrize("template", [name for name, kind in TEMPLATES.items() if not kind.alternates])
     def test_neither_the_header_nor_a_system_prompt_of_the_template_is_learned(self, template):
-        end, thoughts = TEMPLATES[template].end, TEMPLATES[template].empty_thoughts
-        texts = said(template, assistant("Welcome, traveller."), user("Hi."), assistant("Sit down."))
-        assert [text.removeprefix(" ") for text in texts] == [f"Welcome, traveller.{end}", f"{thoughts}Sit down.{end}"]
+        messages = [assistant("Welcome, traveller."), user("Hi."), assistant("Sit down.")]
+        assert [text.removeprefix(" ") for text in said(template, *messages)] == expected(messages, template)
 
     def test_nor_in_a_template_that_writes_no_generation_prompt(self):
         template = TEMPLATES["default_system"].source.partition("{% if add_generation_prompt %}")[0]
@@ -159,12 +158,22 @@ class TestThinking:
 
 
 class TestGivenMessages:
-    @pytest.mark.parametrize("template", ["chatml", "marked", "thinking", "llama3"])
+    @pytest.mark.parametrize("template", ["chatml", "marked", "thinking", "llama3", "harmony"])
     def test_only_the_completion_is_learned(self, template):
         messages = [user("a"), assistant("b"), user("c"), assistant("d")]
-        end, thoughts = TEMPLATES[template].end, TEMPLATES[template].empty_thoughts
-        assert said(template, *messages, given=frozenset({1})) == [f"{thoughts}d{end}"]
-        assert said(template, *messages, given=frozenset({3})) == [f"b{end}"]
+        first, second = expected(messages, template)
+        assert said(template, *messages, given=frozenset({1})) == [second]
+        assert said(template, *messages, given=frozenset({3})) == [first]
+
+
+class TestDates:
+    DATED = "{{ strftime_now('%Y') }}" + CHATML
+
+    def test_a_template_that_writes_today_is_named(self):
+        chat = [user("a"), assistant("b")]
+        (note,) = encoded(chat, build_tokenizer(self.DATED)).notes
+        assert "asks for today's date" in note
+        assert encoded(chat, build_tokenizer(CHATML)).notes == ()
 
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}

@@ -97,6 +97,15 @@ class TestFormats:
         assert len({content_hash(rows) for rows in ([one], [two], [one, two], [two, one])}) == 4
         assert content_hash([one]) != content_hash([Completion("", "a", "")])
 
+    def test_content_hashes_of_old_studies_stay(self):
+        """They are compared when a study goes on."""
+        examples = [Text("a", ""), Completion("p", "c", ""), Conversation(tuple(TURNS), "")]
+        assert [content_hash([example])[:16] for example in examples] == [
+            "7c24616314d4c7dd",
+            "f52ddd29502db50a",
+            "86fcd4e1fee20dc5",
+        ]
+
 
 class TestConversations:
     def test_sharegpt_with_system_and_tools(self):

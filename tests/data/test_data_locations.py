@@ -172,6 +172,15 @@ class TestClones:
         assert test.source == f"{folder} (test)"
         assert train.examples[1].place == f"{folder}/data/{names[1]}:1"
 
+    def test_which_files_are_read_is_said_where_their_names_do_not(self, write_jsonl, tmp_path, cache):
+        folder = self.clone(write_jsonl, tmp_path, "poems.jsonl", "more/proses.jsonl")
+        (folder / "numbers.csv").write_text("text\n1\n")
+        loaded = load_examples(ref(folder), "train", cache)
+        assert loaded.notes == (
+            f"{folder} (train): is more/proses.jsonl, poems.jsonl",
+            f"{folder}: in no split: numbers.csv",
+        )
+
     def test_a_folder_for_each_split(self, write_jsonl, tmp_path, cache):
         folder = self.clone(write_jsonl, tmp_path, "train/a.jsonl", "train/b.jsonl", "dev/c.jsonl")
         assert texts(load_examples(ref(folder), "train", cache)) == ["train/a.jsonl", "train/b.jsonl"]
