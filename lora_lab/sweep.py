@@ -35,6 +35,9 @@ def sweep(
     """Run a study to its end: sample, train in packs, prune, log to MLflow, decide.
 
     A study that was interrupted goes on where it stopped when the same command is given again.
+
+    Exit codes: 0 a verdict; 1 no trial finished, or the disk, the database or another process is in the way; 2 a
+    mistake in the study, its data or the arguments; 130 and 143 interrupted by Ctrl-C and SIGTERM.
     """
     from lora_lab.runner.stopping import StopRequest
 
@@ -88,6 +91,7 @@ def _run(
     checkpoint_interval_s: float,
 ) -> bool:
     from lora_lab.results.folder import RunFolder
+    from lora_lab.results.results import check_finished
     from lora_lab.runner.session import run_study
     from lora_lab.terminal.closing import say_results
 
@@ -106,6 +110,7 @@ def _run(
         typer.echo(outcome.tracking_note, err=True)
     if outcome.results is not None:
         say_results(outcome.results, folder, display, tracking_uri, ran=outcome.ran)
+        check_finished(outcome.results)
     return outcome.complete
 
 

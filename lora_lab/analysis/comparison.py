@@ -58,8 +58,8 @@ def difference(
         seeds=len(common),
     )
     ones, others = (_losses(group, common, losses or {}) for group in (one, other))
-    if ones is None or others is None or not np.array_equal(ones[0].label_tokens, others[0].label_tokens):
-        return paired  # of different text (max_length is searched), examples have no pairs
+    if ones is None or others is None or not _pairable(ones[0], others[0]):
+        return paired
     return with_examples(paired, ones, others)
 
 
@@ -75,8 +75,12 @@ def example_difference_of(
     if len(runs) != 2 or len(known) != 2:
         return None
     first, second = known
-    same = np.array_equal(first.label_tokens, second.label_tokens) and len(first.nll) > 1
-    return example_difference(first, second) if same else None
+    return example_difference(first, second) if _pairable(first, second) else None
+
+
+def _pairable(one: ExampleLosses, other: ExampleLosses) -> bool:
+    """Whether examples say something of a difference: neither does other text (max_length is searched), nor one row."""
+    return len(one.nll) > 1 and np.array_equal(one.label_tokens, other.label_tokens)
 
 
 def _losses(

@@ -8,7 +8,7 @@
     ├── StudyLockedError        exit 1   another coordinator works on this study
     ├── StorageError            exit 1   the run folder or the database cannot be read or written
     ├── CheckpointError         exit 1   a checkpoint or adapter on disk is damaged or not what it says
-    └── TrainingError           exit 1   a trial cannot go on (told to the search as `failed`)
+    └── TrainingError           exit 1   a trial cannot go on (told to the search as `failed`), or no trial finished
 """
 
 from __future__ import annotations
@@ -54,4 +54,4 @@ class CheckpointError(LoraLabError):
 
 
 class TrainingError(LoraLabError):
-    """A trial that cannot go on, while its neighbours can."""
+    """A trial that cannot go on, while its neighbors can; or a study none of whose trials finished."""

@@ -45,6 +45,8 @@ class ExampleSplits:
     forgetting: LoadedExamples | None
     notes: tuple[str, ...]
     """What the user should know, those of the three parts included."""
+    contents: Mapping[str, str]
+    """The content hash of each source as it was read, before rows were held out or left off: `data.train: x.jsonl`."""
 
 
 def load_examples(ref: DatasetRef, purpose: Purpose, cache_folder: Path) -> LoadedExamples:
@@ -92,6 +94,12 @@ def _load_splits(data: DataSettings, cache_folder: Path, bad: BadRows) -> Exampl
     if data.forgetting:
         place = find(data.forgetting, "forgetting", cache_folder)
         forgetting = _load(place, data.forgetting, cache_folder, bad, columns, must_have=False)
+    contents = {f"data.train: {one.source}": one.content_hash for one in trained}
+    contents |= {
+        f"data.{purpose}: {one.source}": one.content_hash
+        for purpose, one in (("eval", evaluation), ("forgetting", forgetting))
+        if one is not None
+    }
     if evaluation is None:
         assert isinstance(data.eval, float)
         trained, evaluation = _hold_out(trained, data.eval)
@@ -100,7 +108,7 @@ def _load_splits(data: DataSettings, cache_folder: Path, bad: BadRows) -> Exampl
         train = _first(train, data.max_train_examples)
     parts = [part for part in (train, evaluation, forgetting) if part is not None]
     notes = [*(note for part in parts for note in part.notes), *_repeated(train, evaluation)]
-    return ExampleSplits(train, evaluation, forgetting, tuple(dict.fromkeys(notes)))
+    return ExampleSplits(train, evaluation, forgetting, tuple(dict.fromkeys(notes)), contents)
 
 
 def _refuse_twice(places: Sequence[Location]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.audit import AuditNote, audit
 from lora_lab.analysis.verdict import decide
-from lora_lab.common.errors import StorageError
+from lora_lab.common.errors import StorageError, TrainingError
 from lora_lab.results.example_losses import read_example_losses
 
 if TYPE_CHECKING:
@@ -49,3 +49,19 @@ def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder) -> Resul
     examples, verdict = read_example_losses(folder, trials), spec.sweep.verdict
     findings = decide(trials, base_loss, verdict.margin, losses=examples, cost=verdict.cost)
     return Results(spec, trials, findings, examples, audit(spec, findings, trials), base_forgetting)
+
+
+def check_finished(results: Results) -> None:
+    """Check that a complete study has a trial that a verdict can rest on.
+
+    Raises:
+        TrainingError: none finished; the first reason is told.
+    """
+    if results.findings.best is not None:
+        return
+    first = next((trial for trial in results.trials if trial.reason), None)
+    why = f" (trial {first.number} {first.state.replace('_', ' ')}: {first.reason.splitlines()[0]})" if first else ""
+    raise TrainingError(
+        f"no trial of study {results.spec.study_name} finished{why}; mend what its trials say, and begin it again "
+        "with --fresh"
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lora_lab.study.engines import EngineChoice
     from lora_lab.study.events import TrialEvent
@@ -24,6 +24,8 @@ class Prepared:
     notes: tuple[str, ...]
     """What the user should know of the data: rows cut, duplicates, ..."""
     datasets: tuple[DatasetInput, ...]
+    contents: Mapping[str, str]
+    """The digest of everything that trials are trained and measured on, by what it is: data, weights, tokenizer."""
 
 
 class Executor(Protocol):

@@ -11,6 +11,7 @@ from lora_lab.runner.pack_size import PackSize
 from lora_lab.study.engines import EngineChoice, engine_for
 from lora_lab.study.events import Failed, OutOfMemory
 from lora_lab.tracking.records import DatasetInput
+from lora_lab.training.base.contents import base_contents
 from lora_lab.training.base.loading import architecture, default_device, device_name, load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.device import device_bytes
@@ -59,6 +60,7 @@ class InProcessExecutor:
         self._engine: PackedEngine | None = None
         self._reference: ReferenceEngine | None = None
         self._catalog: DataCatalog | None = None
+        self._base_contents: dict[str, str] = {}
         self._linears: dict[ModelSettings, LinearMap] = {}
 
     @property
@@ -241,13 +243,15 @@ class InProcessExecutor:
         self._engine_for(config.model)
         assert self._catalog is not None
         splits = self._catalog.splits(config.data)
-        return Prepared(device_name(), splits.notes, tuple(_inputs(splits)))
+        contents = {**self._base_contents, **splits.contents}
+        return Prepared(device_name(), splits.notes, tuple(_inputs(splits)), contents)
 
     def _engine_for(self, model: ModelSettings) -> PackedEngine:
         if self._engine is None or model != self._settings:
             assert not self.active, "a pack has one base"
             self._engine = self._reference = None  # frees the old base before the new one is loaded
             base = load_base(model, default_device())
+            self._base_contents = base_contents(base, model)
             self._catalog = DataCatalog(base.tokenizer, self._data_cache)
             self._reference = ReferenceEngine(base, self._catalog, self._trials_folder)  # before adapters are attached
             self._engine = PackedEngine(base, self._catalog, self._trials_folder)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_lab.common.errors import InputError
 from lora_lab.planning.target_checks import check_targets, target_examples
 from lora_lab.results.results import Results, read_results
 from lora_lab.results.storage import storage_url
 from lora_lab.results.writing import write_results
 from lora_lab.runner.lease import lease
 from lora_lab.search.store import StudyStore, open_store
-from lora_lab.study.resume import compare_for_resume
+from lora_lab.study.resume import compare_contents, compare_for_resume
 from lora_lab.tracking.describe import study_started
 from lora_lab.tracking.journal import Journal
 from lora_lab.tracking.mirror import MlflowMirror
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lora_lab.results.folder import RunFolder
-    from lora_lab.runner.executor import Executor
+    from lora_lab.runner.executor import Executor, Prepared
     from lora_lab.runner.stopping import StopRequest
+    from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
     from lora_lab.terminal.display import Display
 
@@ -64,10 +67,9 @@ def run_study(
     with ExitStack() as stack:
         stack.enter_context(lease(folder.lease))
         store = stack.enter_context(open_store(spec, storage_url(spec, folder)))
-        before = store.stored_spec()
-        if before is not None and before != spec:
+        before = store.stored_spec() if store.has_trials else None
+        if before is not None:
             compare_for_resume(before, spec)
-            store.replace_spec(spec)
         if store.is_complete and folder.best.exists():
             return Outcome(complete=True, ran=False, results=read_results(spec, store, folder), tracking_note=None)
         display.note(f"loading {spec.model.model_name_or_path} and the data")
@@ -113,20 +115,31 @@ class _Session:
         example = target_examples(self._spec)[0]
         notes = check_targets(self._spec, self._executor.linears)
         prepared = self._executor.prepare(example)
+        if self._store.has_trials:
+            compare_contents(self._store.contents(), prepared.contents, self._spec.study_name)
         with Journal(self._folder.root) as journal:
             done, total = self._store.budget()
             self._display.start(self._spec.study_name, total, self._pack_size, done=done)
             try:
                 for note in (*notes, *prepared.notes):
                     self._display.note(note)
-                if self._store.base_losses() is None:
-                    self._store.keep_base_losses(*self._executor.base_losses(example))
+                self._keep(prepared, example)
                 tags = {"lora_lab.device": prepared.device}
                 journal.append(study_started(self._spec, datasets=prepared.datasets, tags=tags))
                 self._mirror.start()
                 return self._coordinate(journal, prepared.device, checkpoint_interval_s)
             finally:
                 self._display.stop()
+
+    def _keep(self, prepared: Prepared, example: TrialConfig) -> None:
+        """Store what the study is, as the last thing before its first trial: until here, any of it may be a mistake."""
+        if not self._store.has_trials or self._store.base_losses() is None:
+            eval_loss, forgetting_loss = self._executor.base_losses(example)
+            _check_base_loss("data.eval", eval_loss)
+            _check_base_loss("data.forgetting", forgetting_loss)
+            self._store.keep_base_losses(eval_loss, forgetting_loss)
+        self._store.keep_contents(prepared.contents)
+        self._store.replace_spec(self._spec)
 
     def _coordinate(self, journal: Journal, device: str, checkpoint_interval_s: float) -> Outcome:
         from lora_lab.runner.coordinator import Coordinator
@@ -157,6 +170,15 @@ class _Session:
         self._store.mark_complete()
         journal.append(*_attachments(results, self._folder), _ended(results))
         return Outcome(complete=True, ran=True, results=results, tracking_note=self._mirror.close(timeout_s=120))
+
+
+def _check_base_loss(key: str, loss: float | None) -> None:
+    """Every gain is measured against the bare base: without its loss the study could only end without a verdict."""
+    if loss is not None and not math.isfinite(loss):
+        raise InputError(
+            f"{key}: the loss of the bare base on it must be finite, but is {loss}; the weights are damaged, or "
+            "overflow in this dtype (model.dtype: float32 would show that)"
+        )
 
 
 def _attachments(results: Results, folder: RunFolder) -> Iterator[Attached]:

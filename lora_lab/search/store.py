@@ -6,6 +6,7 @@ called again after a kill: what was already written stays as it is, what was hal
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Self, cast
 
@@ -31,6 +32,8 @@ from lora_lab.study.results import FINISHED_WITH_VALUE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from sqlalchemy.engine import Engine
 
@@ -42,12 +45,13 @@ __all__ = ["Asked", "StudyStore", "open_store"]
 
 SPEC = "spec"
 BASE_LOSSES = "base_losses"
+CONTENTS = "contents"
 COMPLETE = "complete"
 FAILURES: tuple[TrialState, ...] = (*INFEASIBLE, "failed")
 
 
 def open_store(spec: StudySpec, url: str, *, create: bool = True) -> StudyStore:
-    """Open a study in the database, or begin it; with `create` off, only an existing one.
+    """Open a study in the database, or make an empty one; with `create` off, only an existing one.
 
     Raises:
         InputError: `url` is no database URL, or the grid is too large to enumerate.
@@ -58,14 +62,7 @@ def open_store(spec: StudySpec, url: str, *, create: bool = True) -> StudyStore:
     storage = cast("BaseStorage", connected)
     sampler, pruner = build_sampler(spec.sweep, 0), build_pruner(spec)
     if create:
-        study = optuna.create_study(
-            storage=storage,
-            study_name=spec.study_name,
-            directions=[metric.goal for metric in spec.sweep.metric],
-            sampler=sampler,
-            pruner=pruner,
-            load_if_exists=True,
-        )
+        study = _create(spec, storage, sampler, pruner)
     else:
         try:
             study = optuna.load_study(study_name=spec.study_name, storage=storage, sampler=sampler, pruner=pruner)
@@ -75,10 +72,26 @@ def open_store(spec: StudySpec, url: str, *, create: bool = True) -> StudyStore:
                 f"storage {mask_password(url)}: there is no study {spec.study_name!r} in it; "
                 "run `python -m lora_lab.sweep` with the study first"
             ) from None
-    store = StudyStore(spec, study, storage, engine)
-    if create and store.stored_spec() is None:
-        store.replace_spec(spec)
-    return store
+    return StudyStore(spec, study, storage, engine)
+
+
+def _create(spec: StudySpec, storage: BaseStorage, sampler: BaseSampler, pruner: BasePruner) -> optuna.Study:
+    """The study of this name, or a new one; one without trials is made anew where the metrics are others."""
+    create = functools.partial(
+        optuna.create_study,
+        storage=storage,
+        study_name=spec.study_name,
+        directions=[metric.goal for metric in spec.sweep.metric],
+        sampler=sampler,
+        pruner=pruner,
+        load_if_exists=True,
+    )
+    study = create()
+    goals = [direction.name.lower() for direction in study.directions]
+    if goals == [metric.goal for metric in spec.sweep.metric] or study.get_trials(deepcopy=False):
+        return study
+    optuna.delete_study(study_name=spec.study_name, storage=storage)
+    return create()
 
 
 class StudyStore:
@@ -101,8 +114,13 @@ class StudyStore:
         """Give the database connections back; nothing is buffered, so nothing can be lost here."""
         self._engine.dispose()
 
+    @property
+    def has_trials(self) -> bool:
+        """Whether a trial was ever asked for; until then, the study may still become another."""
+        return bool(self._ledger.trials())
+
     def stored_spec(self) -> StudySpec | None:
-        """The study as it was when it was begun or last replaced; its `storage` is left out.
+        """The study as it was when its trials were last trained, without its `storage`; None before there were any.
 
         Raises:
             StorageError: it is damaged, or was written by a version with other settings.
@@ -113,6 +131,15 @@ class StudyStore:
     def replace_spec(self, spec: StudySpec) -> None:
         """Store this spec as the study's, without `storage`: a database URL may hold a password."""
         self._study.set_user_attr(SPEC, spec.stored())
+
+    def contents(self) -> dict[str, str]:
+        """What the trials were trained and measured on: the digest of each source, by what it is."""
+        return dict(self._study.user_attrs.get(CONTENTS, {}))
+
+    def keep_contents(self, contents: Mapping[str, str]) -> None:
+        """Keep the digests of what trials are trained and measured on; those of sources not named here stay."""
+        kept = self.contents() if self.has_trials else {}
+        self._study.set_user_attr(CONTENTS, {**kept, **contents})
 
     def base_losses(self) -> tuple[float, float | None] | None:
         """eval_loss and forgetting loss of the bare base, in nats per token; None before they were measured."""

@@ -13,6 +13,8 @@ from lora_lab.study.settings import Settings
 from lora_lab.study.sweep import SEARCHABLE, SECTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Parameter, Value
 
@@ -49,6 +51,25 @@ def compare_for_resume(old: StudySpec, new: StudySpec) -> None:
         raise InputError(
             f"study {new.study_name} has trials that would not compare with those after these changes:\n"
             f"{lines}\ntake the changes back, or begin a new study with --fresh"
+        )
+
+
+def compare_contents(kept: Mapping[str, str], present: Mapping[str, str], study_name: str) -> None:
+    """Check that what a study goes on with is what its trials were trained and measured on.
+
+    Args:
+        kept: The digest of each source when the trials were trained, by what it is.
+        present: The digests as they are now; a source that is not in `kept` is new, and so compares.
+        study_name: For the message.
+
+    Raises:
+        InputError: a source has another content than it had.
+    """
+    changed = [what for what, digest in present.items() if kept.get(what, digest) != digest]
+    if changed:
+        raise InputError(
+            f"study {study_name} has trials that were trained and measured on another content of "
+            f"{'; '.join(changed)}; put back what was there then, or begin a new study with --fresh"
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from lora_lab.common.errors import InputError
 from lora_lab.data.bad_rows import BadRows
 from lora_lab.data.blocks import pack_examples
 from lora_lab.data.sources import load_splits
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from lora_lab.data.sources import LoadedExamples
     from lora_lab.study.settings import DataSettings, Purpose
+
+FEWEST_EVALUATED = 2
+"""Evaluation rows: one has no spread, so that no difference of two trials could be tested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class TokenizedSplits:
     sources: Mapping[Purpose, Source]
     notes: tuple[str, ...]
     """What the user should know: rows cut, duplicates between train and eval, ..."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """The content hash of each source as it was read, by its key and name."""
 
 
 class DataCatalog:
@@ -47,16 +53,31 @@ class DataCatalog:
         self._tokenizer = tokenizer
         self._cache_folder = cache_folder
         self._splits: dict[DataSettings, TokenizedSplits] = {}
+        self._contents: dict[str, str] = {}
 
     def splits(self, data: DataSettings) -> TokenizedSplits:
         """The token sets for these settings.
 
         Raises:
-            InputError: a source or row that cannot be right, by file and line.
+            InputError: a source or row that cannot be right, by file and line; a single evaluation row; or a source
+                that was changed since it was first read, so that trials on it would not compare.
         """
         if data not in self._splits:
-            self._splits[data] = self._load(data)
+            loaded = self._load(data)
+            self._check(loaded)
+            self._contents.update(loaded.contents)
+            self._splits[data] = loaded
         return self._splits[data]
+
+    def _check(self, loaded: TokenizedSplits) -> None:
+        if len(loaded.eval) < FEWEST_EVALUATED:
+            raise InputError(
+                f"data.eval: must leave at least {FEWEST_EVALUATED} rows to be measured on, since a verdict tests "
+                f"differences over them, but {loaded.sources['eval'].name} has {len(loaded.eval)}; give more rows"
+            )
+        for source, digest in loaded.contents.items():
+            if self._contents.get(source, digest) != digest:
+                raise InputError(f"{source} was changed while the study runs; put back what was there, and run again")
 
     def _load(self, data: DataSettings) -> TokenizedSplits:
         bad = BadRows(data.skip_invalid)
@@ -80,7 +101,7 @@ class DataCatalog:
         if splits.forgetting:
             sources["forgetting"] = _source(splits.forgetting)
         notes = (*splits.notes, *train.notes, *evaluation.notes, *(forgetting.notes if forgetting else ()))
-        return TokenizedSplits(train, evaluation, forgetting, sources, tuple(dict.fromkeys(notes)))
+        return TokenizedSplits(train, evaluation, forgetting, sources, tuple(dict.fromkeys(notes)), splits.contents)
 
 
 def _source(loaded: LoadedExamples) -> Source:

@@ -7,7 +7,7 @@ import pytest
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.file.loading import load_study
-from lora_lab.study.resume import compare_for_resume
+from lora_lab.study.resume import compare_contents, compare_for_resume
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,3 +73,21 @@ def test_a_fixed_value_that_is_always_searched_does_not_count(study_file: Path) 
     spec = load_study(study_file)
     study_file.write_text(study_file.read_text().replace("learning_rate: 2e-3", "learning_rate: 1"))
     compare_for_resume(spec, load_study(study_file))
+
+
+KEPT = {"data.train: a.jsonl": "1", "the weights of base": "2"}
+
+
+@pytest.mark.parametrize("present", [KEPT, {}, {**KEPT, "data.forgetting: b.jsonl": "3"}])
+def test_equal_and_new_contents_compare(present: dict[str, str]) -> None:
+    compare_contents(KEPT, present, "s")
+    compare_contents({}, present, "s")
+
+
+def test_other_contents_are_refused_by_name() -> None:
+    with pytest.raises(InputError) as refused:
+        compare_contents(KEPT, dict.fromkeys(KEPT, "0"), "s")
+    assert str(refused.value) == (
+        "study s has trials that were trained and measured on another content of data.train: a.jsonl; the weights of "
+        "base; put back what was there then, or begin a new study with --fresh"
+    )
