@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TARGETS: tuple[TargetName, ...] = (*TRAINERS, *SERVERS)
 
-To = Annotated[str, typer.Option("--to", metavar="TARGET", help=f"One of {', '.join(TARGETS)}; or all.")]
+To = Annotated[str | None, typer.Option("--to", metavar="TARGET", help=f"One of {', '.join(TARGETS)}; or all.")]
 
 Output = Annotated[
     Path | None,
@@ -30,7 +30,7 @@ Output = Annotated[
 
 def export(
     study: StudyFile,
-    to: To,
+    to: To = None,
     overrides: Overrides = None,
     *,
     trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="The trial of this number.")] = None,
@@ -41,26 +41,35 @@ def export(
     rows: Annotated[bool, typer.Option("--rows", help="Hand the data over as rows of text.")] = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="Hand the data over as token ids (the default).")] = False,
     output: Output = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the adapter and its card to the Hugging Face Hub.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: a new repository is public.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write the files with which another trainer repeats a trial, or a server serves it; nothing is trained."""
     with errors_shown():
-        targets = _targets(to)
+        targets = _targets(to, push)
         choice = _choice(trial, best=best, recommended=recommended)
         form = _form(rows=rows, tokens=tokens)
         exported = _read(study, overrides or [], choice, form)
         exports = _export(exported, targets, output)
+        pushed = _push(exported, push, public=public)
         if as_json:
-            typer.echo(json.dumps(_as_json(exported, exports), indent=2))
+            typer.echo(json.dumps(_as_json(exported, exports, pushed), indent=2))
         else:
-            _say(exported, exports)
-        if not any(done.folder for done in exports):
+            _say(exported, exports, pushed)
+        if targets and not any(done.folder for done in exports):
             raise typer.Exit(2)
 
 
-def _targets(to: str) -> Sequence[TargetName]:
+def _targets(to: str | None, push: str | None) -> Sequence[TargetName]:
     from lora_lab.common.errors import InputError
 
+    if to is None:
+        if push is None:
+            raise InputError(f"give --to ({', '.join(TARGETS)} or all), --push, or both")
+        return ()
     if to == "all":
         return TARGETS
     for name in TARGETS:
@@ -110,7 +119,15 @@ def _export(trial: ExportedTrial, targets: Sequence[TargetName], output: Path | 
     return [hand_over(trial, target, parent) for target in targets]
 
 
-def _say(trial: ExportedTrial, exports: Sequence[Export]) -> None:
+def _push(trial: ExportedTrial, repo: str | None, *, public: bool) -> str | None:
+    if repo is None:
+        return None
+    from lora_lab.exporters.hub import push
+
+    return push(trial, repo, public=public)
+
+
+def _say(trial: ExportedTrial, exports: Sequence[Export], pushed: str | None) -> None:
     typer.echo(trial.title)
     for done in exports:
         for remark in done.refusals:
@@ -121,9 +138,11 @@ def _say(trial: ExportedTrial, exports: Sequence[Export]) -> None:
         for remark in done.warnings:
             typer.echo(f"  warning: {remark.text}")
         typer.echo(f"  cd {done.folder} && {done.command}")
+    if pushed:
+        typer.echo(f"pushed: {pushed}")
 
 
-def _as_json(trial: ExportedTrial, exports: Sequence[Export]) -> dict[str, Any]:
+def _as_json(trial: ExportedTrial, exports: Sequence[Export], pushed: str | None) -> dict[str, Any]:
     def remarks(found: Sequence[Any]) -> list[dict[str, Any]]:
         return [
             {"field": one.field, "value": one.value, "reason": one.reason, "instead": list(one.instead)}
@@ -145,6 +164,7 @@ def _as_json(trial: ExportedTrial, exports: Sequence[Export]) -> dict[str, Any]:
             if done.folder
         ],
         "refused": [{"target": done.target, "refusals": remarks(done.refusals)} for done in exports if not done.folder],
+        "pushed": pushed,
     }
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lora_lab.common.errors import CheckpointError
+from lora_lab.results.card import card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,4 +96,6 @@ def write_folded(trial: ExportedTrial, folder: Path) -> LowRank:
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    text_of_card = card(trial.spec.study_name, trial.result, trial.findings, folder.name)
+    (folder / "README.md").write_text(text_of_card, encoding="utf-8")
     return LowRank(config, pairs)

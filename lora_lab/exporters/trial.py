@@ -11,6 +11,7 @@ from lora_lab.common.errors import InputError
 from lora_lab.data.examples import Completion, Conversation, Example, Text
 from lora_lab.data.sources import load_splits
 from lora_lab.data.strings import StringEncoder
+from lora_lab.results.card import base_words
 from lora_lab.study.targets import compact_targets, resolve_targets
 from lora_lab.training.base.architecture import linear_map_of_config
 from lora_lab.training.base.loading import default_device, load_tokenizer, locate, model_config, resolve_dtype
@@ -105,9 +106,8 @@ class ExportedTrial:
 
     @property
     def model_words(self) -> str:
-        """The base in words: its Hub id, its builtin name, or the name of its folder without the path to it."""
-        name = self.config.model.model_name_or_path
-        return name if self.local_base is None or name.startswith("builtin/") else self.local_base.name
+        """The base in words, without a path."""
+        return base_words(self.config.model)
 
     @property
     def checkpoint_dtype(self) -> str | None:

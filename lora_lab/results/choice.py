@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
 
 
-def write_choice(folder: Path, result: TrialResult, adapter: Path | None) -> None:
+def write_choice(folder: Path, result: TrialResult, adapter: Path | None, card: str = "") -> None:
     """Write one trial's adapter and configuration into `folder`, replacing what was there.
 
     ::
 
-        adapter/                PEFT: adapter_config.json, adapter_model.safetensors
+        adapter/                PEFT: adapter_config.json, adapter_model.safetensors; README.md, the card
         adapter_config.json     the same config, for tools that want only the settings
         config.yaml             the trial's settings in the words of a study file, and its figures
 
@@ -38,6 +38,8 @@ def write_choice(folder: Path, result: TrialResult, adapter: Path | None) -> Non
             partial.mkdir()
         else:
             shutil.copytree(adapter, partial / "adapter")
+            if card:
+                (partial / "adapter" / "README.md").write_text(card, encoding="utf-8")
             shutil.copy2(adapter / "adapter_config.json", partial / "adapter_config.json")
         (partial / "config.yaml").write_text(configuration_yaml(result))
         shutil.rmtree(folder, ignore_errors=True)

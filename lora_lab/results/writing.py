@@ -46,5 +46,9 @@ def _choose(results: Results, folder: RunFolder, standing: Standing | None, targ
         return
     result = next(trial for trial in results.trials if trial.number == standing.number)
     adapter = folder.adapter_of(result)
+    # huggingface_hub takes a while to import, too.
+    from lora_lab.results.card import card
+
     # Adapters far from the best are dropped as trials end; a margin that is widened later can choose such a trial.
-    write_choice(target, result, adapter if adapter.is_dir() else None)
+    text = card(results.spec.study_name, result, results.findings)
+    write_choice(target, result, adapter if adapter.is_dir() else None, text)

@@ -1,0 +1,66 @@
+"""Uploads a trial's adapter with its card to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_lab.common.errors import InputError, StorageError
+from lora_lab.common.secrets import mask_secrets
+from lora_lab.data.locations import HUB_ID
+from lora_lab.results.card import card, hub_id
+
+if TYPE_CHECKING:
+    from lora_lab.exporters.trial import ExportedTrial
+
+
+def push(trial: ExportedTrial, repo: str, *, public: bool) -> str:
+    """Upload adapter and card; a repository that does not exist yet is made.
+
+    Args:
+        trial: Whose adapter.
+        repo: `owner/name`.
+        public: Whether anyone may see a new repository.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        InputError: the name cannot be right, or the adapter was not kept.
+        StorageError: the Hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    if not HUB_ID.fullmatch(repo):
+        raise InputError(f"--push: must be owner/name, but is {repo!r}")
+    if trial.adapter is None:
+        raise InputError(
+            f"--push: the adapter of trial {trial.result.number} was not kept; choose --best or --recommended"
+        )
+    api = HfApi()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _stage(trial, trial.adapter, Path(folder), repo)
+            api.create_repo(repo, private=not public, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {trial.title}"))
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = mask_secrets(" ".join(str(error).split()))[:300]
+        raise StorageError(
+            f"--push {repo}: {reason}; log in with `hf auth login` (a token that may write), unset HF_HUB_OFFLINE, "
+            "and run the same command again"
+        ) from error
+
+
+def _stage(trial: ExportedTrial, adapter: Path, folder: Path, repo: str) -> None:
+    """The adapter's files without a path of this machine in them."""
+    shutil.copy2(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = hub_id(trial.config.model.model_name_or_path)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    text = card(trial.spec.study_name, trial.result, trial.findings, repo)
+    (folder / "README.md").write_text(text, encoding="utf-8")

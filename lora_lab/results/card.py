@@ -1,0 +1,134 @@
+"""The model card of an adapter: what it is, how it was chosen, how sure that is, how to load it. No path is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from lora_lab.analysis.verdict_words import sentences
+from lora_lab.analysis.wording import config_label, interval_text, nats
+from lora_lab.data.locations import HUB_ID
+from lora_lab.study.settings import DatasetRef
+
+if TYPE_CHECKING:
+    from lora_lab.analysis.findings import Findings
+    from lora_lab.study.results import TrialResult
+    from lora_lab.study.settings import ModelSettings
+
+BUILTIN = "builtin/"
+
+
+def hub_id(name: str) -> str | None:
+    """The Hub's id behind a model's or dataset's name in a study file, None for a path or a builtin name."""
+    if name.startswith(BUILTIN) or Path(name).expanduser().exists() or not HUB_ID.fullmatch(name):
+        return None
+    return name
+
+
+def base_words(model: ModelSettings) -> str:
+    """The base in words: its Hub id, its builtin name, or the name of its folder without the path to it."""
+    name = model.model_name_or_path
+    return name if name.startswith(BUILTIN) or hub_id(name) else Path(name).expanduser().resolve().name
+
+
+def card_data(study: str, result: TrialResult) -> ModelCardData:
+    """The metadata that the Hub reads."""
+    base = hub_id(result.config.model.model_name_or_path)
+    data = result.config.data
+    evaluated = data.eval if isinstance(data.eval, DatasetRef) else data.train_refs[0]
+    results = None
+    if result.eval_loss is not None:
+        results = [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=hub_id(evaluated.path) or "local",
+                dataset_name=_dataset_words(evaluated),
+                metric_type="loss",
+                metric_name="eval_loss",
+                metric_value=round(result.eval_loss, 6),
+            )
+        ]
+    extra: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter"} if base else {}
+    datasets = [found for ref in data.train_refs if (found := hub_id(ref.path))]
+    return ModelCardData(
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", "peft", "lora_lab", *([f"base_model:adapter:{base}"] if base else [])],
+        datasets=list(dict.fromkeys(datasets)) or None,
+        model_name=f"{study} trial {result.number}",
+        eval_results=results,
+        **extra,
+    )
+
+
+def card(study: str, result: TrialResult, findings: Findings, adapter: str = "adapter") -> str:
+    """The README.md of an adapter folder.
+
+    Args:
+        study: The study's name.
+        result: The trial that the adapter is of.
+        findings: The verdict on the study.
+        adapter: What the adapter is loaded from, a Hub id or the name of its folder.
+    """
+    parts = [
+        f"---\n{card_data(study, result).to_yaml()}\n---",
+        f"# LoRA adapter of study {study}, trial {result.number}",
+        f"{config_label(result.config)}, on {base_words(result.config.model)}. {_measured(result, findings)}",
+        "## How it was chosen",
+        _chosen(result, findings),
+        "\n".join(f"- {sentence}" for sentence in sentences(findings)),
+        "## How to load it",
+        f"```python\n{_snippet(result, adapter)}\n```",
+        "## How it was trained",
+        f"```yaml\n{_settings(result)}```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _dataset_words(ref: DatasetRef) -> str:
+    return ref.path if ref.path.startswith(BUILTIN) or hub_id(ref.path) else Path(ref.path).name
+
+
+def _measured(result: TrialResult, findings: Findings) -> str:
+    if result.eval_loss is None:
+        return "It has no result."
+    row = next((row for row in findings.rows if row.standing.number == result.number), None)
+    text = (
+        f"Loss on held-out data: {nats(result.eval_loss)} nats per token; the bare base has {nats(findings.base_loss)}."
+    )
+    if row is None or row.value_interval is None:
+        return f"{text} It was trained once, so no interval is known."
+    interval = interval_text(row.value_interval)
+    return f"{text} Over {row.standing.runs} trainings: {nats(row.standing.value)}, 95% {interval}."
+
+
+def _chosen(result: TrialResult, findings: Findings) -> str:
+    standings = {"the lowest loss": findings.best, "the cheapest that ties with it": findings.cheapest}
+    roles = [role for role, standing in standings.items() if standing and standing.number == result.number]
+    if not roles:
+        return f"Trial {result.number} was picked by hand. The study's verdict:"
+    return f"Of {sum(findings.states.values())} trials it is {' and '.join(roles)}. The study's verdict:"
+
+
+def _snippet(result: TrialResult, adapter: str) -> str:
+    model = result.config.model
+    base = hub_id(model.model_name_or_path)
+    revision = f', revision="{model.revision}"' if base and model.revision else ""
+    where = f'"{base}"{revision}' if base else f'"..."  # the folder of {base_words(model)}\n'
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({where})\n"
+        f'model = PeftModel.from_pretrained(base, "{adapter}")'
+    )
+
+
+def _settings(result: TrialResult) -> str:
+    """The sections without paths."""
+    sections = result.config.model_dump(mode="json", exclude_none=True, include={"training", "lora"})
+    sections["lora"].pop("alpha_ratio", None)
+    sections["lora"]["lora_alpha"] = result.config.lora.alpha
+    return str(yaml.safe_dump(sections, sort_keys=False))
