@@ -101,23 +101,32 @@ def _find_locally(ref: DatasetRef, purpose: Purpose, cache_folder: Path) -> Loca
     path = Path(ref.path).expanduser()
     if path.is_dir():
         return _find_in_folder(path, ref, purpose, cache_folder)
+    files = named_files(path)
     if path.is_file():
         _refuse_split(ref, "a file is one split", "name the folder")
-        return Location(ref.path, files=(path,))
+        return Location(ref.path, files=files)
     if glob.has_magic(str(path)):
         _refuse_split(ref, "a pattern is one split", "name the folder")
-        found = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - the pattern may be absolute
-        files = [file for file in map(Path, sorted(found)) if file.is_file()]
         if not files:
             raise InputError(f"{_shown_path(ref)}: matches no file (seen from {Path.cwd()}); correct the pattern")
         check_shards(files)
-        return Location(ref.path, files=tuple(files))
+        return Location(ref.path, files=files)
     if not HUB_ID.fullmatch(ref.path) or kind_of(path) in READERS:
         raise InputError(
             f"{_shown_path(ref)}: does not exist as a file or folder (seen from {Path.cwd()}), and is no "
             "Hub id (owner/name); correct the path"
         )
     return None
+
+
+def named_files(path: Path) -> tuple[Path, ...]:
+    """The file of this name or, where there is none, the files that the name as a pattern matches, in order."""
+    if path.is_file():
+        return (path,)
+    if path.exists() or not glob.has_magic(str(path)):
+        return ()
+    found = glob.iglob(str(path), recursive=True)  # noqa: PTH207 - the pattern may be absolute
+    return tuple(file for file in map(Path, sorted(found)) if file.is_file())
 
 
 def _refuse_split(ref: DatasetRef, rule: str, instead: str) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from pyarrow import parquet  # type: ignore[import-untyped]
 
 from lora_lab.builtin.datasets import write_dataset
+from lora_lab.data.locations import named_files
 from lora_lab.data.mixing import held_out, repeats
+from lora_lab.data.opening import kind_of, open_rows
 
 if TYPE_CHECKING:
     from lora_lab.study.settings import DatasetRef, DataSettings
@@ -43,11 +45,13 @@ def _rows(ref: DatasetRef) -> int | None:
     if ref.path.startswith("builtin/"):
         with tempfile.TemporaryDirectory() as folder:
             return _lines(write_dataset(ref.path, Path(folder))[ref.split or "train"])
-    path = Path(ref.path).expanduser()
-    if not path.is_file():
-        return None
-    match path.suffix.lower():
-        case ".jsonl":
+    counts = [_rows_of_file(file) for file in named_files(Path(ref.path).expanduser())]
+    return None if not counts or None in counts else sum(count for count in counts if count is not None)
+
+
+def _rows_of_file(path: Path) -> int | None:
+    match kind_of(path):
+        case ".jsonl" | ".ndjson":
             return _lines(path)
         case ".parquet":
             return int(parquet.read_metadata(path).num_rows)
@@ -55,5 +59,5 @@ def _rows(ref: DatasetRef) -> int | None:
 
 
 def _lines(path: Path) -> int:
-    with path.open("rb") as file:
+    with open_rows(path) as file:
         return sum(1 for line in file if line.strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
 
 import pytest
@@ -86,6 +87,13 @@ def test_the_hash_sees_the_weights(datasets, tmp_path):
 def test_the_plan_counts_the_same_rows(datasets, tmp_path, eval_share, weights):
     data = settings(datasets, eval_share=eval_share, **weights)
     assert training_examples(data) == len(load_splits(data, tmp_path).train)
+
+
+def test_the_plan_counts_patterns_and_compressed_files(datasets, tmp_path):
+    (tmp_path / "z.jsonl.gz").write_bytes(gzip.compress(b'{"text": "z"}\n\n{"text": "y"}\n'))
+    assert training_examples(DataSettings(train=f"{tmp_path}/[az].jsonl*", eval=0.25)) == 9
+    (tmp_path / "a.csv").write_text("text\na\n")
+    assert training_examples(DataSettings(train=f"{tmp_path}/a.*", eval=0.25)) is None
 
 
 @pytest.mark.parametrize(
