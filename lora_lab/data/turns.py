@@ -74,8 +74,11 @@ class TurnFinder:
             return None
         start = text.index(STAND_IN)
         end = start + len(STAND_IN)
+        ending = self._learned_after(index, message, text[end:])
+        if ending is None:
+            return None
         start -= self._learned_before(index, message, text[:start])
-        end += self._learned_after(index, message, text[end:])
+        end += ending
         rest = text[end:]
         stop = len(self._whole) - len(rest)
         if start < stop and self._whole[:start] == text[:start] and self._whole[stop:] == rest:
@@ -94,17 +97,19 @@ class TurnFinder:
             if 0 <= start < end:
                 before = text[start + len(STAND_IN_BEFORE) : end]
                 at = before.find(prompt)
+                ended = self._ending([*self._messages[: index - 1], neighbor], STAND_IN_BEFORE)
+                if not prompt and ended is not None and before.startswith(ended):
+                    return len(before) - len(ended)
         for length in range(len(prompt), 0, -1):
             at = before.rfind(prompt[:length]) if at < 0 else at
             if at >= 0:
                 return len(before) - at - length
         return 0
 
-    def _learned_after(self, index: int, message: Message, after: str) -> int:
-        """Characters of the turn after its text: what ends it."""
-        alone = self._try([*self._messages[:index], message]) or ""
-        ending = alone.partition(STAND_IN)[2]
-        if after.startswith(ending):
+    def _learned_after(self, index: int, message: Message, after: str) -> int | None:
+        """Characters of the turn after its text: what ends it; None where that cannot be told."""
+        ending = self._ending([*self._messages[:index], message], STAND_IN)
+        if ending is not None and after.startswith(ending):
             return len(ending)
         # The last turn ends in another way than the others: take what stands before the header of the next message.
         if index + 1 < len(self._messages):
@@ -114,7 +119,12 @@ class TurnFinder:
             header = self._header(index, neighbor)
             if header and between.endswith(header):
                 return len(between) - len(header)
-        return self._shared_tokens(ending, after)
+        return None if ending is None else self._shared_tokens(ending, after)
+
+    def _ending(self, messages: Sequence[Message], stand_in: str) -> str | None:
+        """What a conversation ends with after the text of its last message."""
+        text = self._try(messages)
+        return None if text is None or stand_in not in text else text.partition(stand_in)[2]
 
     def _header(self, index: int, neighbor: Message) -> str:
         """What a template writes before the text of a message that follows those before `index`."""

@@ -157,6 +157,42 @@ class TestThinking:
         assert note.startswith("rows: the chat template leaves out text of 1 message (r:1 messages[1]); some templates")
 
 
+class TestTemplatesWhosePrefixesAreNoHelp:
+    def test_a_system_prompt_that_moves_to_the_last_question(self):
+        template = (
+            "{{ bos_token }}{% set ns = namespace(system='') %}{% if messages[0].role == 'system' %}"
+            "{% set ns.system = messages[0].content + ' ' %}{% set messages = messages[1:] %}{% endif %}"
+            "{% for m in messages %}{% if m.role == 'user' %}"
+            "{{ '[I]' + (ns.system if loop.index0 + 2 >= messages | length else '') + m.content + '[/I]' }}"
+            "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+        )
+        tokenizer = build_tokenizer(template)
+        chat = [{"role": "system", "content": "be"}, user("a"), assistant("b"), user("c"), assistant("d")]
+        assert learned(encoded(chat, tokenizer), tokenizer) == [" b</s>", " d</s>"]
+
+    def test_a_conversation_that_must_be_long_enough(self):
+        short = "messages | length < 3 and messages[-1].role == 'assistant'"
+        refusal = f"{{% if {short} %}}{{{{ raise_exception('short') }}}}{{% endif %}}"
+        tokenizer = build_tokenizer(refusal + CHATML)
+        chat = [user("a"), assistant("b"), user("c"), assistant("d")]
+        assert learned(encoded(chat, tokenizer), tokenizer) == ["b<|im_end|>\n", "d<|im_end|>\n"]
+
+    def test_an_end_that_cannot_be_told_is_refused(self):
+        refusal = "{% if messages | length < 4 %}{{ raise_exception('short') }}{% endif %}"
+        with pytest.raises(InputError, match=r"r:1: messages\[1\]: the chat template rewrites earlier messages"):
+            encoded([user("a"), assistant("b"), user("c"), assistant("d")], build_tokenizer(refusal + CHATML))
+
+    def test_texts_that_are_all_the_same(self):
+        texts = said("thinking", user("d"), assistant("d"), user("d"), assistant("d"))
+        assert texts == ["d<|im_end|>\n", "<think>\n\n</think>\n\nd<|im_end|>\n"]
+
+    def test_a_message_that_the_template_does_not_write_is_named(self):
+        silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")
+        chat = [user("a"), {"role": "tool", "content": "secret"}, assistant("b")]
+        (note,) = encoded(chat, build_tokenizer(silent)).notes
+        assert note.startswith("rows: the chat template leaves out text of 1 message (r:1 messages[1])")
+
+
 class TestGivenMessages:
     @pytest.mark.parametrize("template", ["chatml", "marked", "thinking", "llama3", "harmony"])
     def test_only_the_completion_is_learned(self, template):
