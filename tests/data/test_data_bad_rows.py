@@ -104,16 +104,18 @@ class TestSkipInvalid:
 
     def test_damaged_rows_and_missing_fields(self, tmp_path):
         path = tmp_path / "rows.jsonl"
-        path.write_text('{"text": "one"}\n{oops\n{"text": null}\n{"text": "two"}\n{"text": "three"}\n')
-        splits = load(tmp_path, None, train=DatasetRef(path=str(path)), eval=0.4, skip_invalid=True)
-        assert (len(splits.train), len(splits.eval)) == (2, 1)
+        path.write_text(
+            '{"text": "one"}\n{oops\n{"text": null}\n{"text": "two"}\n{"text": "three"}\n{"text": "four"}\n'
+        )
+        splits = load(tmp_path, None, train=DatasetRef(path=str(path)), eval=0.5, skip_invalid=True)
+        assert (len(splits.train), len(splits.eval)) == (2, 2)
         (note,) = splits.notes
-        assert note.startswith("data.skip_invalid: 2 of 5 rows are left out: ")
+        assert note.startswith("data.skip_invalid: 2 of 6 rows are left out: ")
         assert f"{path}:2 (bad JSON" in note
         assert f"{path}:3 (text: is null)" in note
 
     def test_images_are_left_out_by_name(self, write_jsonl, tmp_path):
-        rows = chats(4)
+        rows = chats(5)
         rows[2]["messages"][0]["content"] = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]
         path = DatasetRef(path=str(write_jsonl(rows)))
         splits = load(tmp_path, NO_SYSTEM, train=path, eval=0.5, skip_invalid=True)
@@ -145,11 +147,11 @@ class TestColumns:
             tmp_path,
             None,
             train=DatasetRef(path=str(write_jsonl(rows))),
-            eval=DatasetRef(path=str(write_jsonl([{"question": "q", "answer": "a"}], "eval.jsonl"))),
+            eval=DatasetRef(path=str(write_jsonl([{"question": "q", "answer": i} for i in "ab"], "eval.jsonl"))),
             forgetting=DatasetRef(path=str(write_jsonl([{"text": "general"}], "general.jsonl"))),
             columns={"prompt": "question", "completion": "answer"},
         )
-        assert (len(splits.train), len(splits.eval), len(splits.forgetting)) == (6, 1, 1)
+        assert (len(splits.train), len(splits.eval), len(splits.forgetting)) == (6, 2, 1)
         assert splits.notes == ()
 
     def test_training_data_must_have_them(self, write_jsonl, tmp_path):
