@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import StorageError
-from lora_lab.study.trajectory import SHORTER_RUNS, folder_of_shorter
+from lora_lab.study.trajectory import SHORTER_RUNS, folder_of_shorter_run
 
 if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
@@ -109,13 +109,13 @@ class RunFolder:
         own = self.trial(result.number)
         return (own if result.source is None or own.exists() else self.trial(result.source)) / "adapter"
 
-    def adopt_shorter(self, source: int, epochs: int, number: int) -> None:
+    def adopt_shorter_run(self, source: int, epochs: int, number: int) -> None:
         """Make the files of a shorter run in the folder of trial `source` those of trial `number`, where there are any.
 
         Raises:
             StorageError: they cannot be moved.
         """
-        files, target = folder_of_shorter(self.trial(source), epochs), self.trial(number)
+        files, target = folder_of_shorter_run(self.trial(source), epochs), self.trial(number)
         if not files.is_dir():
             return
         try:
@@ -126,10 +126,10 @@ class RunFolder:
                 f"cannot move {files} to {target}: {error.strerror}; fix the permissions and run again"
             ) from error
 
-    def drop_shorter(self, source: int, epochs: int | None = None) -> None:
-        """Remove what is left of the shorter run of so many epochs, or of all, in a trial's folder."""
+    def drop_shorter_runs(self, source: int, epochs: int | None = None) -> None:
+        """Remove what is left in a trial's folder of its shorter run of so many epochs, or of all its shorter runs."""
         folder = self.trial(source)
-        for files in folder.glob(SHORTER_RUNS) if epochs is None else (folder_of_shorter(folder, epochs),):
+        for files in folder.glob(SHORTER_RUNS) if epochs is None else (folder_of_shorter_run(folder, epochs),):
             shutil.rmtree(files, ignore_errors=True)
 
     def drop_trial(self, number: int) -> None:

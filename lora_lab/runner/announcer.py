@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lora_lab.results.folder import RunFolder
-    from lora_lab.runner.sharing import Sharing
+    from lora_lab.runner.identities import Identities
     from lora_lab.search.records import Asked
     from lora_lab.study.engines import EngineChoice
     from lora_lab.study.results import TrialResult
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from lora_lab.tracking.journal import Journal
 
 
-class Books:
+class Announcer:
     """Journals and shows trials.
 
     Args:
         journal: Where events are kept for MLflow and the report.
         display: What the user sees.
         folder: The study's files.
-        sharing: Knows what is trained.
+        identities: Tell which trials are replicates of each other.
     """
 
-    def __init__(self, journal: Journal, display: Display, folder: RunFolder, sharing: Sharing) -> None:
-        self._journal, self._display, self._folder, self._sharing = journal, display, folder, sharing
+    def __init__(self, journal: Journal, display: Display, folder: RunFolder, identities: Identities) -> None:
+        self._journal, self._display, self._folder, self._identities = journal, display, folder, identities
 
-    def announce(self, asked: Asked, engine: EngineChoice) -> None:
+    def started(self, asked: Asked, engine: EngineChoice) -> None:
         """A trial trains from now on."""
         tags = self._tags(asked.config) | {"engine_reason": engine.reason}
         if asked.confirms is not None:
@@ -76,7 +76,7 @@ class Books:
         """What ties the trial to its replicates, and says why its engine trains it."""
         tags = {"engine_reason": engine_for(config).reason}
         with suppress(InputError):  # of targets that match nothing: the trial is told as failed with that
-            tags["config_id"] = self._sharing.identity(config, any_seed=True)[:12]
+            tags["config_id"] = self._identities.of_replicates(config)[:12]
         return tags
 
 

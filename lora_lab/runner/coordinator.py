@@ -1,7 +1,6 @@
 """The loop of a sweep: ask the search, admit to the pack, train, tell.
 
-A trial that another one's training contains (`sharing`) is told with the figures there, or begins where it parts from
-it, in the folder that the engine made for it.
+A trial that another one's training contains is told with the figures there, or branches from it (`trajectories`).
 
 The order of writes makes a kill at any moment harmless. A trial's files come first, then the search's storage
 (the truth), then the journal from which MLflow is fed; what is missing in the journal after a kill is added
@@ -11,14 +10,13 @@ from the storage when the study is opened again.
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import CheckpointError, InputError, TrainingError
-from lora_lab.runner.announcer import Books
-from lora_lab.runner.finalists import choosable_no_more, finalists, first_fresh_seed
-from lora_lab.runner.handover import Handover
-from lora_lab.runner.sharing import Sharing
+from lora_lab.runner.announcer import Announcer
+from lora_lab.runner.finalists import Choosable, finalists, first_fresh_seed
+from lora_lab.runner.identities import Identities
+from lora_lab.runner.trajectories import Trajectories
 from lora_lab.study.engines import engine_for
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Milestone, OutOfMemory, TrialEvent
 from lora_lab.study.results import FINISHED_WITH_VALUE
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from lora_lab.runner.executor import Executor
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.search.store import Asked, StudyStore
-    from lora_lab.study.results import TrialState
+    from lora_lab.study.results import TrialResult, TrialState
     from lora_lab.study.spec import StudySpec
     from lora_lab.terminal.display import Display
     from lora_lab.tracking.journal import Journal
@@ -82,11 +80,11 @@ class Coordinator:
         self._next_tick = 0.0
         self._interval_s = checkpoint_interval_s
         self._next_checkpoint = time.monotonic() + checkpoint_interval_s
-        self._sharing = Sharing(spec, executor.linears)
-        self._books = Books(journal, display, folder, self._sharing)
-        self._waiting: deque[Asked] = deque()
-        """Trials that were asked for and have no place in the pack yet."""
-        self._handover = Handover(store, folder, self._sharing, self._books, self._waiting)
+        self._identities = Identities(executor.linears)
+        self._announcer = Announcer(journal, display, folder, self._identities)
+        self._trajectories = Trajectories(spec, store, folder, self._identities, self._shared)
+        self._choosable: Choosable | None = None
+        """None where several trials are best, or where retrainings will say which is: all adapters stay."""
 
     def run(self) -> bool:
         """Train until the budget is used up; True when the study is complete, False when asked to stop."""
@@ -102,21 +100,21 @@ class Coordinator:
 
     def _take_up(self) -> None:
         results = self._store.results()
-        for result in results:
-            self._sharing.remember(result)
-            if result.source is not None:
-                self._folder.adopt_shorter(result.source, result.config.training.num_train_epochs, result.number)
-            if result.state != "running":
-                self._folder.drop_checkpoint(result.number)  # a kill may have come just before
-        for asked in self._store.running():
-            if asked.branched_from is not None:
-                epochs = asked.config.training.num_train_epochs
-                self._folder.adopt_shorter(asked.branched_from, epochs, asked.number)
-            self._waiting.append(asked)
+        self._trajectories.take_up(results, self._store.running())
+        ended = [result for result in results if result.state != "running"]
+        for result in ended:
+            self._folder.drop_checkpoint(result.number)  # a kill may have come just before
         # The ends that a kill kept out of the journal after they were told to the storage.
-        for result in results:
-            if result.state != "running" and result.number not in self._journal.ended_trials:
-                self._books.record(result, self._store.result)
+        for result in ended:
+            if result.number not in self._journal.ended_trials:
+                self._announcer.record(result, self._store.result)
+        sweep, losses = self._spec.sweep, self._store.base_losses()
+        if not sweep.multi_objective and sweep.confirm is None:
+            assert losses is not None
+            self._choosable = Choosable(losses[0], sweep.verdict.margin)
+            for result in ended:
+                self._choosable.add(result)
+            self._tidy_adapters()
 
     # The loop
 
@@ -150,30 +148,27 @@ class Coordinator:
         A trial on another base than the pack's waits until the pack is empty, and so each base is loaded as few
         times as looking a little ahead allows.
         """
-        for asked in self._waiting:
-            if self._executor.accepts(asked.config):
-                self._waiting.remove(asked)
+        if (waited := self._trajectories.next_waiting(self._executor.accepts)) is not None:
+            return waited
+        while self._executor.has_room and self._trajectories.waiting < LOOK_AHEAD:
+            asked = self._store.ask(self._trajectories.reserved)
+            if asked is None or self._executor.accepts(asked.config):
                 return asked
-        while self._executor.has_room and len(self._waiting) < LOOK_AHEAD:
-            asked_next = self._store.ask(self._sharing.reserved)
-            if asked_next is None or self._executor.accepts(asked_next.config):
-                return asked_next
-            self._waiting.append(asked_next)
+            self._trajectories.wait(asked)
         return None
 
     def _start(self, asked: Asked) -> None:
         number, config = asked.number, asked.config
         try:
-            origin = self._sharing.origin(asked)
-            if origin is not None:
-                self._handover.follow(asked, origin)
+            shorter = self._trajectories.begin(asked)
+            if shorter is None:
                 return
-            self._executor.submit(number, config, self._sharing.begin(asked))
+            self._executor.submit(number, config, shorter)
         except (InputError, CheckpointError, TrainingError) as error:
-            self._books.announce(asked, engine_for(config))
+            self._announcer.started(asked, engine_for(config))
             self._end(Failed(number=number, step=0, epoch=0.0, reason=str(error)))
             return
-        self._books.announce(asked, self._executor.engine_of(number, config))
+        self._announcer.started(asked, self._executor.engine_of(number, config))
 
     # What trials tell
 
@@ -187,7 +182,7 @@ class Coordinator:
         training = {*self._executor.active, *(event.number for event in events)}
         for event in events:
             if isinstance(event, Milestone):
-                self._handover.give(event, training)
+                self._trajectories.reached(event, training)
         # Asked for trials that end here too: it makes their values count on the rungs.
         rejected = {e.number for e in events if isinstance(e, Evaluated) and self._store.should_prune(e.number)}
         ending = {event.number for event in events if isinstance(event, (Finished, *FAILURES))}
@@ -205,7 +200,10 @@ class Coordinator:
         match event:
             case Finished():
                 self._store.finish(event.number, event.metrics)
-                self._close(event.number, "complete", event, metrics=dict(event.metrics))
+                result = self._store.result(event.number)  # diverged where an objective is not finite
+                self._close(event.number, result.state, event, reason=result.reason, metrics=dict(event.metrics))
+                if self._choosable is not None:
+                    self._choosable.add(result)
             case Diverged() | OutOfMemory() | Failed():
                 self._store.fail(event.number, FAILURES[type(event)], event.reason)
                 self._close(event.number, FAILURES[type(event)], event, reason=event.reason)
@@ -239,7 +237,13 @@ class Coordinator:
         loss = event.eval_loss if isinstance(event, Evaluated) else (metrics or {}).get("eval_loss")
         self._display.trial_ended(number, state, loss, reason)
         self._folder.drop_checkpoint(number)
-        self._handover.release(number, has_value=state in FINISHED_WITH_VALUE)
+        self._trajectories.end(number, has_value=state in FINISHED_WITH_VALUE)
+
+    def _shared(self, result: TrialResult) -> None:
+        """Say that a trial was told what another one trained."""
+        self._announcer.shared(result, self._store.result)
+        if self._choosable is not None:
+            self._choosable.add(result)
 
     # Files
 
@@ -250,15 +254,8 @@ class Coordinator:
         self._next_checkpoint = time.monotonic() + max(self._interval_s, CHECKPOINT_SHARE * took)
 
     def _tidy_adapters(self) -> None:
-        """Drop the adapters of trials that can no longer be chosen: neither near the best nor among the first three.
-
-        The bound only falls while the best loss does, so what is dropped would stay out.
-        """
-        if self._spec.sweep.multi_objective or self._spec.sweep.confirm is not None:
-            return  # several are best, or the retrainings will say which is
-        losses = self._store.base_losses()
-        assert losses is not None
-        for number in choosable_no_more(self._store.results(), losses[0], self._spec.sweep.verdict.margin):
+        """Drop the adapters of trials that can no longer be chosen."""
+        for number in [] if self._choosable is None else self._choosable.take_out():
             self._folder.drop_adapter(number)
 
     # Confirmation
@@ -272,7 +269,7 @@ class Coordinator:
         known = {(result.confirms, result.replicate) for result in results}
         chosen = finalists(
             results,
-            lambda config: self._sharing.identity(config, any_seed=True),
+            self._identities.of_replicates,
             top=confirm.top,
             base_loss=losses[0],
             margin=self._spec.sweep.verdict.margin,

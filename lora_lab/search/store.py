@@ -24,7 +24,7 @@ from lora_lab.search.records import Asked, Outcome, is_replicate, outcome_of
 from lora_lab.search.samplers import build_sampler
 from lora_lab.search.space import SearchSpace
 from lora_lab.search.telling import INFEASIBLE
-from lora_lab.search.trajectories import Contained
+from lora_lab.search.trajectories import ShorterRuns
 from lora_lab.search.urls import mask_password
 from lora_lab.study.file.loading import load_spec_json
 from lora_lab.study.results import FINISHED_WITH_VALUE
@@ -102,7 +102,7 @@ class StudyStore:
         self._ledger = Ledger(spec.sweep, study, storage)
         space = SearchSpace(spec)
         self._asking = Asking(spec, study, self._ledger, space)
-        self._contained = Contained(spec, space)
+        self._shorter_runs = ShorterRuns(spec, space)
 
     def __enter__(self) -> Self:
         return self
@@ -279,13 +279,13 @@ class StudyStore:
     def add_read_off(
         self, source: int, params: Mapping[str, Value], metrics: Mapping[str, float], evaluations: int
     ) -> int | None:
-        """Add a trial that is over: one whose whole training `source` contains.
+        """Add the trial of a shorter run that is read off the trajectory `source`.
 
         Args:
             source: The trial that trains.
-            params: The values of the other one, which differs in the number of epochs.
-            metrics: Its final figures.
-            evaluations: How much of the source's curve is its too.
+            params: The values of the shorter run, which differ from the source's in the number of epochs.
+            metrics: The shorter run's final figures.
+            evaluations: How much of the source's curve is the shorter run's too.
 
         Returns:
             Its number, None when the budget is used up.
@@ -295,18 +295,18 @@ class StudyStore:
         complete = self._ledger.trials(Told.COMPLETE)
         outcome = self._measured(metrics, source)
         return self._ledger.add(
-            self._contained.over(self._ledger.trial(source), params, evaluations, outcome, complete)
+            self._shorter_runs.read_off(self._ledger.trial(source), params, evaluations, outcome, complete)
         )
 
     def add_branch(self, source: int, params: Mapping[str, Value], evaluations: int) -> Asked | None:
-        """Add a running trial whose first steps `source` has trained; None when the budget is used up."""
+        """Add the running trial of a shorter run that branches from `source`; None when the budget is used up."""
         if not self._asking.has_room():
             return None
-        number = self._ledger.add(self._contained.begun(self._ledger.trial(source), params, evaluations))
+        number = self._ledger.add(self._shorter_runs.branch(self._ledger.trial(source), params, evaluations))
         return records.asked_of(self._ledger.trial(number))
 
     def branch(self, number: int, source: int, evaluations: int) -> Asked:
-        """Note that `source` has trained a running trial's first steps."""
+        """Note that a running trial branches from `source`, which has trained its first steps."""
         self._ledger.set(number, records.CURVE, records.first_of_curve(self._ledger.trial(source), evaluations))
         self._ledger.set(number, records.BRANCHED_FROM, source)
         asked = records.asked_of(self._ledger.trial(number))

@@ -1,4 +1,4 @@
-"""Trials that another trial's training contains: told when it passes their end, or begun where they part from it.
+"""Trials made of the shorter runs of a trajectory: read off at their milestone, or branching from it there.
 
 Each is stored whole in one transaction, with the values, the configuration, the curve so far and, where it is over,
 the outcome; so a kill leaves it or leaves nothing. The copied part of a curve is no intermediate value of Optuna's:
@@ -32,13 +32,16 @@ GENERATION = ":generation"
 """How the name of the attribute ends in which Optuna's genetic samplers keep a trial's generation."""
 
 
-class Contained:
-    """Makes the trials that `source` contains; `evaluations` is how much of its curve is theirs."""
+class ShorterRuns:
+    """Makes trials of the shorter runs that the trajectory `source` contains.
+
+    `evaluations` is how much of the trajectory's curve is the shorter run's too.
+    """
 
     def __init__(self, spec: StudySpec, space: SearchSpace) -> None:
         self._spec, self._space = spec, space
 
-    def over(
+    def read_off(
         self,
         source: FrozenTrial,
         params: Mapping[str, Value],
@@ -46,7 +49,7 @@ class Contained:
         outcome: Outcome,
         complete: Iterable[FrozenTrial],
     ) -> FrozenTrial:
-        """A trial with its outcome, which is rated by the complete ones where it is infeasible."""
+        """A trial that is over, with its outcome, which the complete trials rate where it is infeasible."""
         state, values = as_told(outcome, self._spec.sweep, complete)
         return create_trial(
             state=state,
@@ -55,8 +58,8 @@ class Contained:
             **self._common(source, params, evaluations, {records.OUTCOME: outcome.record()}),
         )
 
-    def begun(self, source: FrozenTrial, params: Mapping[str, Value], evaluations: int) -> FrozenTrial:
-        """A trial that goes on by itself."""
+    def branch(self, source: FrozenTrial, params: Mapping[str, Value], evaluations: int) -> FrozenTrial:
+        """A running trial that goes on by itself from its milestone."""
         branched = {records.BRANCHED_FROM: source.number}
         return create_trial(state=Told.RUNNING, **self._common(source, params, evaluations, branched))
 

@@ -46,15 +46,14 @@ class Evaluated(TrialEvent):
 class Milestone(TrialEvent):
     """A run of fewer epochs that this trial contains ends here, or parts from it here.
 
-    It follows the `Evaluated` of the same step, where there is one.
+    It follows the `Evaluated` of the same step, where there is one. The shorter run's files lie where
+    `folder_of_shorter_run` says: evaluations, and an adapter or a checkpoint to go on from.
     """
 
     epochs: int
-    """Of the shorter run."""
+    """How many epochs the shorter run has."""
     evaluation: int
     """The newest evaluation: how much of the curve is the shorter run's too."""
-    folder: Path
-    """The shorter run's files, as in a trial's folder: evaluations, and an adapter or a checkpoint to go on from."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The shorter run's final figures, as in `Finished`; empty where it parts from this trial."""
 

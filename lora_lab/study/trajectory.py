@@ -78,7 +78,7 @@ def _same_parameters(spec: StudySpec, choice: Mapping[str, Value]) -> bool:
     return all(spec.active(name, choice) == (name in choice) for name in spec.sweep.parameters)
 
 
-def folder_of_shorter(trial_folder: Path, epochs: int) -> Path:
+def folder_of_shorter_run(trial_folder: Path, epochs: int) -> Path:
     """Where the files of a shorter run lie in the folder of the trial that it is read off, or branches from.
 
     They stay there until they are a trial's own.

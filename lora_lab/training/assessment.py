@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lora_lab.training.base.loading import Base
     from lora_lab.training.datasets import DataCatalog, TokenizedSplits
     from lora_lab.training.evaluation import Measurable
-    from lora_lab.training.milestones import Boundary
+    from lora_lab.training.milestones import PlannedMilestone
     from lora_lab.training.packed.slot import Progress
     from lora_lab.training.schedule import BatchPlan
 
@@ -35,7 +35,7 @@ class Assessed(Protocol):
     plan: BatchPlan
     data: TokenizedSplits
     progress: Progress
-    boundaries: list[Boundary]
+    milestones: list[PlannedMilestone]
 
     @property
     def finished(self) -> bool:
@@ -137,8 +137,8 @@ class Assessor(Generic[S]):
             costs=self._costs(slot),
         )
         events: list[TrialEvent] = [evaluated]
-        ending = [one for one in slot.boundaries if one.ends and one.step == slot.progress.step]
-        events += [self._read_off(slot, boundary, evaluated) for boundary in ending]
+        ending = [one for one in slot.milestones if one.ends and one.step == slot.progress.step]
+        events += [self._read_off(slot, milestone, evaluated) for milestone in ending]
         if slot.finished:
             metrics = self._final_metrics(slot, evaluated, forgetting)
             events.append(
@@ -161,38 +161,35 @@ class Assessor(Generic[S]):
         self._write_adapter(slot, folder / "adapter")
         return folder / "adapter"
 
-    def _read_off(self, slot: S, boundary: Boundary, evaluated: Evaluated) -> Milestone:
+    def _read_off(self, slot: S, milestone: PlannedMilestone, evaluated: Evaluated) -> Milestone:
         """What the shorter run would end with, which is this trial as it is now."""
         number = evaluated.evaluation
-        folder = begin_folder(self._trial_folder(slot), boundary.epochs, number)
+        folder = begin_folder(self._trial_folder(slot), milestone.epochs, number)
         metrics = self._final_metrics(slot, evaluated, self._forgetting(slot, folder))
         self._save_adapter(slot, folder)
-        return self._milestone(slot, boundary, folder, number, metrics)
+        return self._milestone(slot, milestone, number, metrics)
 
     def branch_off(self, slot: S) -> Iterator[Milestone]:
         """Checkpoints for the shorter runs whose rates begin to fall here, once their evaluation here is made."""
         if slot.due_evaluation is not None:
             return
-        for boundary in tuple(slot.boundaries):
-            if boundary.step == slot.progress.step and not boundary.ends:
-                slot.boundaries.remove(boundary)
+        for milestone in tuple(slot.milestones):
+            if milestone.step == slot.progress.step and not milestone.ends:
+                slot.milestones.remove(milestone)
                 evaluations = slot.progress.last_evaluation
-                folder = begin_folder(self._trial_folder(slot), boundary.epochs, evaluations)
-                identity = checkpoint_identity(boundary.config, slot.data)
+                folder = begin_folder(self._trial_folder(slot), milestone.epochs, evaluations)
+                identity = checkpoint_identity(milestone.config, slot.data)
                 write_checkpoint(folder / "checkpoint", identity, slot.state(), slot.progress)
-                yield self._milestone(slot, boundary, folder, evaluations, {})
+                yield self._milestone(slot, milestone, evaluations, {})
 
-    def _milestone(
-        self, slot: S, boundary: Boundary, folder: Path, evaluation: int, metrics: dict[str, float]
-    ) -> Milestone:
+    def _milestone(self, slot: S, milestone: PlannedMilestone, evaluation: int, metrics: dict[str, float]) -> Milestone:
         step = slot.progress.step
         return Milestone(
             number=slot.number,
             step=step,
             epoch=slot.plan.epoch(step),
-            epochs=boundary.epochs,
+            epochs=milestone.epochs,
             evaluation=evaluation,
-            folder=folder,
             metrics=metrics,
         )
 

@@ -19,7 +19,7 @@ from lora_lab.training.batch import largest_rows, padded
 from lora_lab.training.checkpoint import checkpoint_identity, read_checkpoint, write_checkpoint
 from lora_lab.training.device import device_bytes, free_cached_memory, is_out_of_memory
 from lora_lab.training.memory.probe import MemoryProbe, TrialMemory, does_not_fit
-from lora_lab.training.milestones import boundaries
+from lora_lab.training.milestones import planned_milestones
 from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import PendingStep, Slot
 from lora_lab.training.packed.step import add_gradients
@@ -105,8 +105,8 @@ class PackedEngine:
         if saved is not None:
             slot.restore(*saved)
         self._slots[number] = slot
-        ahead = boundaries(len(slot.data.train), shorter)
-        slot.boundaries = [boundary for boundary in ahead if boundary.step >= slot.progress.step]
+        ahead = planned_milestones(len(slot.data.train), shorter)
+        slot.milestones = [milestone for milestone in ahead if milestone.step >= slot.progress.step]
 
     def _new_slot(self, number: int, config: TrialConfig) -> Slot:
         data, base = self._data.splits(config.data), self._base

@@ -20,7 +20,7 @@ from lora_lab.training.base.adapters import write_adapter
 from lora_lab.training.checkpoint import checkpoint_identity, read_checkpoint, write_checkpoint
 from lora_lab.training.device import free_cached_memory, is_out_of_memory
 from lora_lab.training.memory.probe import TrialMemory, does_not_fit
-from lora_lab.training.milestones import boundaries
+from lora_lab.training.milestones import planned_milestones
 from lora_lab.training.reference.forward import ReferenceModel
 from lora_lab.training.reference.model import adapter_tensors, for_plain_base, sharing_copy
 from lora_lab.training.reference.trial import ReferenceTrial
@@ -97,8 +97,8 @@ class ReferenceEngine:
         saved = read_checkpoint(folder / "checkpoint", checkpoint_identity(config, data), trial.state_sizes)
         if saved is not None:
             trial.restore(*saved)
-        ahead = boundaries(len(data.train), shorter)
-        trial.boundaries = [boundary for boundary in ahead if boundary.step >= trial.progress.step]
+        ahead = planned_milestones(len(data.train), shorter)
+        trial.milestones = [milestone for milestone in ahead if milestone.step >= trial.progress.step]
         self._trial = trial
 
     def _measure_memory(self, trial: ReferenceTrial) -> None:

@@ -6,15 +6,20 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import optuna
+import sqlalchemy
+
 from lora_lab.common.errors import InputError
 from lora_lab.runner.coordinator import Coordinator
 from lora_lab.runner.stopping import StopRequest
-from lora_lab.search.store import open_store
+from lora_lab.search.pruners import build_pruner
+from lora_lab.search.samplers import build_sampler
+from lora_lab.search.store import StudyStore, open_store
 from lora_lab.study.engines import EngineChoice, engine_for
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.targets import LinearMap, LinearShape
-from lora_lab.study.trajectory import folder_of_shorter
+from lora_lab.study.trajectory import folder_of_shorter_run
 from lora_lab.terminal.display import PlainDisplay
 from lora_lab.tracking.journal import Journal, read
 from lora_lab.tracking.records import TrialEnded
@@ -113,13 +118,13 @@ class ScriptedExecutor:
             epochs = config.training.num_train_epochs
             if epoch != epochs - decays(config):
                 continue
-            folder = folder_of_shorter(self.folder.trial(number), epochs)
+            folder = folder_of_shorter_run(self.folder.trial(number), epochs)
             if decays(config):
                 write_checkpoint(folder, epoch)
             else:
                 write_adapter(folder, config)
             metrics = {} if decays(config) else final(config)
-            events.append(Milestone(**where, epochs=epochs, evaluation=epoch, folder=folder, metrics=metrics))
+            events.append(Milestone(**where, epochs=epochs, evaluation=epoch, metrics=metrics))
         return events
 
     def save_checkpoints(self) -> None:
@@ -210,6 +215,7 @@ def run(
     countdown: Countdown | None = None,
     stop: StopRequest | None = None,
     trainer: ScriptedExecutor | None = None,
+    opened: StudyStore | None = None,
     **executor: Any,
 ):
     """One call of the coordinator on a study; whether it is complete, and the executor."""
@@ -217,7 +223,8 @@ def run(
     guard = countdown.guard if countdown else lambda target: target
     folder.make()
     display = PlainDisplay(stream)
-    with open_store(study, f"sqlite:///{folder.database}") as store, Journal(folder.root) as journal:
+    opened = opened or open_store(study, f"sqlite:///{folder.database}")
+    with opened as store, Journal(folder.root) as journal:
         if store.base_losses() is None:
             store.keep_base_losses(BASE_LOSS, None)
         display.start("scripted", *reversed(store.budget()))
@@ -233,6 +240,14 @@ def run(
             checkpoint_interval_s=0.0,
         )
         return coordinator.run(), trainer
+
+
+def store_in_memory(study: StudySpec) -> StudyStore:
+    """A store that is gone with the process, ten times as fast as SQLite."""
+    storage = optuna.storages.InMemoryStorage()
+    sampler, pruner = build_sampler(study.sweep, 0), build_pruner(study)
+    asked = optuna.create_study(storage=storage, study_name=study.study_name, sampler=sampler, pruner=pruner)
+    return StudyStore(study, asked, storage, sqlalchemy.create_engine("sqlite://"))
 
 
 def results(folder: RunFolder, study: StudySpec) -> dict:

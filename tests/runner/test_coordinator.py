@@ -6,10 +6,21 @@ import io
 import signal
 
 import pytest
-from runner.scripted import Countdown, Killed, ScriptedExecutor, journaled_ends, loss, results, run, spec
+from runner.scripted import (
+    Countdown,
+    Killed,
+    ScriptedExecutor,
+    journaled_ends,
+    loss,
+    results,
+    run,
+    spec,
+    store_in_memory,
+)
 
 from lora_lab.results.folder import RunFolder
 from lora_lab.runner.stopping import StopRequest
+from lora_lab.search import records
 
 
 @pytest.fixture
@@ -134,6 +145,21 @@ def test_adapters_stay_where_a_retraining_may_yet_change_the_order(folder, told)
     run(folder, study, told, pack_size=1)
     searched = {number for number, one in results(folder, study).items() if not one.replicate}
     assert searched <= adapters(folder)
+
+
+def test_a_long_study_reads_each_configuration_back_a_few_times(folder, told, monkeypatch):
+    """Of 200 trials 100 are trained and 100 read off; reading all back at each end would be over 20,000."""
+    read, validate = [], records.asked_of
+    monkeypatch.setattr(records, "asked_of", lambda trial: read.append(trial.number) or validate(trial))
+    rates = {"min": 1e-4, "max": 1e-2, "step": 1e-4}
+    study = spec(
+        {"learning_rate": 1e-3},
+        parameters={"num_train_epochs": {"values": [1, 2]}, "learning_rate": rates},
+    )
+    _, executor = run(folder, study, told, pack_size=4, opened=store_in_memory(study))
+    assert len(executor.trained_epochs) == 200
+    assert len(adapters(folder)) == 100
+    assert len(read) <= 7 * 200
 
 
 STUDIES = {

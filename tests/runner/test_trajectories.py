@@ -10,7 +10,7 @@ import pytest
 from runner.scripted import BASE_LOSS, STEPS_PER_EPOCH, Countdown, Killed, journaled_ends, loss, results, run, spec
 
 from lora_lab.results.folder import RunFolder
-from lora_lab.runner.finalists import choosable_no_more, finalists
+from lora_lab.runner.finalists import Choosable, finalists
 from lora_lab.study.events import Evaluated
 from lora_lab.terminal.progress import Progress
 from lora_lab.tracking.journal import read
@@ -280,23 +280,24 @@ def test_adapters_of_read_off_trials_are_kept_while_they_may_be_chosen(folder, t
     study = grid(parameters={**EPOCHS, "r": {"values": [2, 4, 8, 16, 32]}}, verdict={"margin": 0.2})
     run(folder, study, told, pack_size=1)
     found = check(folder, study)
-    dropped = set(choosable_no_more(list(found.values()), BASE_LOSS, 0.2))
+    choosable = Choosable(BASE_LOSS, 0.2)
+    for one in found.values():
+        choosable.add(one)
+    dropped = set(choosable.take_out())
     assert {number for number, one in found.items() if adapter_of(folder, one) is None} == dropped
     kept = [one for one in found.values() if one.number not in dropped]
     assert any(one.state == "shared" for one in kept)
     assert len(dropped) > 3
 
 
-def test_the_json_display_tells_milestones(folder):
+def test_the_json_display_tells_milestones():
     from lora_lab.study.events import Milestone
     from lora_lab.terminal.display import JsonDisplay
 
     stream = io.StringIO()
     display = JsonDisplay(stream)
     display.start("x", 1, None)
-    display.event(
-        Milestone(number=0, step=4, epoch=1.0, epochs=1, evaluation=1, folder=folder.root, metrics={"eval_loss": 2.0})
-    )
+    display.event(Milestone(number=0, step=4, epoch=1.0, epochs=1, evaluation=1, metrics={"eval_loss": 2.0}))
     assert json.loads(stream.getvalue().splitlines()[1])["event"] == "milestone"
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny import drain, only
 
 from lora_lab.study.events import Evaluated, Finished, Logged, Milestone
+from lora_lab.study.trajectory import folder_of_shorter_run
 from lora_lab.training import assessment
 
 TIMES = {"train_seconds", "tokens_per_second"}
@@ -33,6 +34,10 @@ def trials(bench, **training):
 
 def finals(event):
     return {name: value for name, value in event.metrics.items() if name not in TIMES}
+
+
+def files_of(engine, milestone):
+    return folder_of_shorter_run(engine.trial_folder(milestone.number), milestone.epochs)
 
 
 def same_files(folder, other):
@@ -64,7 +69,7 @@ def test_what_is_read_off_equals_the_run_trained_apart(bench, schedule):
         assert milestone.metrics["forgetting"] == final.metrics["forgetting"]
         assert (milestone.step, milestone.epoch, milestone.evaluation) == (final.step, final.epoch, final.epoch)
         assert [e.loss for e in only(alone, Logged)] == [e.loss for e in only(events, Logged)][: final.step]
-        same_files(milestone.folder, engine.trial_folder(number))
+        same_files(files_of(engine, milestone), engine.trial_folder(number))
 
 
 @pytest.mark.parametrize("schedule", BRANCHING, ids=str)
@@ -82,7 +87,10 @@ def test_a_branch_goes_on_as_the_run_trained_apart(bench, schedule):
         assert milestone.is_branch
         engine.admit(number, config)
         alone = drain(engine)
-        shutil.move(milestone.folder, engine.trial_folder(10 + number))
+        shutil.move(
+            files_of(engine, milestone),
+            engine.trial_folder(10 + number),
+        )
         engine.admit(10 + number, config)
         branch = drain(engine)
         assert only(branch, Logged)[0].step == milestone.step + 1

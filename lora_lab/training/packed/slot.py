@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.datasets import TokenizedSplits
-    from lora_lab.training.milestones import Boundary
+    from lora_lab.training.milestones import PlannedMilestone
     from lora_lab.training.schedule import BatchPlan
 
 
@@ -81,7 +81,7 @@ class Slot:
         self.number, self.config, self.plan, self.data = number, config, plan, data
         self.progress = Progress()
         self.pending: PendingStep | None = None
-        self.boundaries: list[Boundary] = []
+        self.milestones: list[PlannedMilestone] = []
         """Of the shorter runs that this one contains, those that it has not passed."""
         self.dropout = Dropout(config.lora.lora_dropout, config.training.seed)
         # bitsandbytes quantizes moments in blocks along the memory, so there B must lie in it as PEFT has it.

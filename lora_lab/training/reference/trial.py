@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
     from lora_lab.training.datasets import TokenizedSplits
-    from lora_lab.training.milestones import Boundary
+    from lora_lab.training.milestones import PlannedMilestone
     from lora_lab.training.reference.trainer import Step
     from lora_lab.training.schedule import BatchPlan
 
@@ -60,7 +60,7 @@ class ReferenceTrial:
     ) -> None:
         self.number, self.config, self.plan, self.data = number, config, plan, data
         self.progress = Progress()
-        self.boundaries: list[Boundary] = []
+        self.milestones: list[PlannedMilestone] = []
         """Of the shorter runs that this one contains, those that it has not passed."""
         self._base = base
         self._dropout = Dropout(config.lora.lora_dropout, config.training.seed)
