@@ -30,7 +30,7 @@ TrackingUri = Annotated[
     typer.Option(metavar="URI", help="MLflow store; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."),
 ]
 
-MemoryLimit = Annotated[
+MemorySize = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import MemoryLimit, Overrides, StudyFile, errors_shown, run_command
+from lora_lab.command_line import MemorySize, Overrides, StudyFile, errors_shown, run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ def plan(
     overrides: Overrides = None,
     *,
     device: DeviceName = None,
-    memory_limit: MemoryLimit = None,
+    memory_limit: MemorySize = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, for scripts.")] = False,
 ) -> None:
     """Tell what a study will train, whether it fits into memory, and what it costs; needs no weights and no data."""
@@ -51,10 +51,10 @@ def _make(study: Path, overrides: list[str], device: str | None, memory_limit: s
     from lora_lab.planning.devices import device_named
     from lora_lab.results.folder import RunFolder
     from lora_lab.study.file.loading import load_study
-    from lora_lab.training.memory import room
+    from lora_lab.training.memory.room import MemoryLimit
 
     target = device_named(device) if device else None
-    room.memory_limit(memory_limit, None)  # mistakes are told before anything slow is imported
+    limit = MemoryLimit.parse(memory_limit)  # mistakes are told before anything slow is imported
     spec = load_study(study, overrides)
 
     from rich.console import Console
@@ -63,7 +63,7 @@ def _make(study: Path, overrides: list[str], device: str | None, memory_limit: s
 
     folder, status = RunFolder.of(spec.study_name), Console(stderr=True, quiet=quiet)
     with status.status("reading the model's config") as line:
-        return make_plan(spec, folder, device=target, limit=memory_limit, progress=line.update)
+        return make_plan(spec, folder, device=target, limit=limit, progress=line.update)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import MemoryLimit, Overrides, StudyFile, TrackingUri, arguments, errors_shown, run_command
+from lora_lab.command_line import MemorySize, Overrides, StudyFile, TrackingUri, arguments, errors_shown, run_command
+from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lora_lab.runner.options import RunOptions
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.study.spec import StudySpec
-    from lora_lab.terminal.display import Display
 
 
 def sweep(
@@ -29,7 +32,7 @@ def sweep(
     checkpoint_interval: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="At most this much work of a trial is lost to a kill.")
     ] = 30.0,
-    memory_limit: MemoryLimit = None,
+    memory_limit: MemorySize = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Run a study to its end: sample, train in packs, prune, log to MLflow, decide.
@@ -45,73 +48,55 @@ def sweep(
     stop.install()
     with errors_shown():
         if fresh and resume:
-            from lora_lab.common.errors import InputError
-
             raise InputError("--fresh starts over and --resume goes on; give one of them")
-        from lora_lab.study.file.loading import load_study
-        from lora_lab.training.memory import room
-
-        room.memory_limit(memory_limit, None)  # a mistake in it is told before anything is loaded
-        changes = [*(overrides or []), *([f"sweep.n_trials={trials}"] if trials else [])]
-        spec = load_study(study, changes)
-        if fresh:
-            spec = _renamed(spec)
-        from lora_lab.terminal.display import choose_display  # below the loading, so that a mistake is told at once
-
-        display = choose_display(quiet=quiet, json=json, stream=sys.stdout)
-        complete = _run(
-            spec,
-            _command(arguments(context)),
-            display,
-            stop,
-            memory_limit=memory_limit,
-            tracking_uri=tracking_uri,
-            checkpoint_interval_s=checkpoint_interval,
-        )
+        spec = _load(study, overrides or [], trials, fresh=fresh)
+        options = _options(memory_limit, tracking_uri, checkpoint_interval, quiet=quiet, json=json)
+        complete = _run(spec, _command(arguments(context)), options, stop)
     if not complete:
         words = _resuming(arguments(context), spec.study_name if fresh else None)
         typer.echo(f"To go on: {_command(words)}", err=True)
         raise typer.Exit(stop.exit_code)
 
 
-def _renamed(spec: StudySpec) -> StudySpec:
+def _load(study: Path, overrides: list[str], trials: int | None, *, fresh: bool) -> StudySpec:
     from lora_lab.results.folder import unused_name
+    from lora_lab.study.file.loading import load_study
 
-    return spec.model_copy(update={"study_name": unused_name(spec.study_name)})
+    spec = load_study(study, [*overrides, *([f"sweep.n_trials={trials}"] if trials else [])])
+    return spec.model_copy(update={"study_name": unused_name(spec.study_name)}) if fresh else spec
 
 
-def _run(
-    spec: StudySpec,
-    command: str,
-    display: Display,
-    stop: StopRequest,
-    *,
-    memory_limit: str | None,
-    tracking_uri: str | None,
-    checkpoint_interval_s: float,
-) -> bool:
+def _options(memory: str | None, tracking_uri: str | None, interval_s: float, *, quiet: bool, json: bool) -> RunOptions:
+    from lora_lab.runner.options import RunOptions
+    from lora_lab.tracking.address import resolve_tracking_uri
+    from lora_lab.training.memory.room import MemoryLimit
+
+    return RunOptions(
+        memory_limit=MemoryLimit.parse(memory),
+        tracking_uri=resolve_tracking_uri(tracking_uri),
+        checkpoint_interval_s=interval_s,
+        quiet=quiet,
+        json=json,
+    )
+
+
+def _run(spec: StudySpec, command: str, options: RunOptions, stop: StopRequest) -> bool:
+    """Run the study and print its results; whether it is complete."""
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import check_finished
     from lora_lab.runner.session import run_study
     from lora_lab.terminal.closing import say_results
+    from lora_lab.terminal.display import choose_display
 
     folder = RunFolder.of(spec.study_name)
-    outcome = run_study(
-        spec,
-        folder,
-        command,
-        display=display,
-        stop=stop,
-        memory_limit=memory_limit,
-        tracking_uri=tracking_uri,
-        checkpoint_interval_s=checkpoint_interval_s,
-    )
-    if outcome.tracking_note:
-        typer.echo(outcome.tracking_note, err=True)
-    if outcome.results is not None:
-        say_results(outcome.results, folder, display, tracking_uri, ran=outcome.ran)
-        check_finished(outcome.results)
-    return outcome.complete
+    display = choose_display(quiet=options.quiet, json=options.json, stream=sys.stdout)
+    end = run_study(spec, folder, command, options, display=display, stop=stop)
+    if end.tracking_note:
+        typer.echo(end.tracking_note, err=True)
+    if end.results is not None:
+        say_results(end.results, folder, options.tracking_uri, json=options.json, ran=end.ran)
+        check_finished(end.results)
+    return end.complete
 
 
 def _command(words: list[str]) -> str:

@@ -13,7 +13,7 @@ from lora_lab.common.errors import StorageError
 from lora_lab.planning.devices import Device
 from lora_lab.planning.example_count import training_examples
 from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
-from lora_lab.planning.trainings import MOST_VARIANTS, Grid, configurations
+from lora_lab.planning.trainings import MOST_VARIANTS, GridTrainings, configurations
 from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
 from lora_lab.study.engines import engine_for
@@ -23,7 +23,7 @@ from lora_lab.study.trajectory import trajectory_note
 from lora_lab.training.base.loading import default_device, device_name, model_config
 from lora_lab.training.device import device_bytes
 from lora_lab.training.memory.predictor import CONTEXT_BYTES, MemoryPredictor
-from lora_lab.training.memory.room import Need, memory_limit, pack_bytes
+from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit, Need, pack_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -72,7 +72,7 @@ def make_plan(
     folder: RunFolder,
     *,
     device: Device | None = None,
-    limit: str | None = None,
+    limit: MemoryLimit = DEFAULT_LIMIT,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Work out what a study will do, and what it needs on a device.
@@ -81,11 +81,11 @@ def make_plan(
         spec: The study.
         folder: Where its earlier trials are, if any: they tell the speed.
         device: By default the one that is here.
-        limit: `--memory-limit`.
+        limit: What the base and a pack may take.
         progress: Told what is being worked out.
 
     Raises:
-        InputError: the model or a target does not exist, or the limit is none.
+        InputError: the model or a target does not exist.
     """
     planner = _Planner(spec, folder, device or local_device(), limit, progress)
     return planner.plan()
@@ -93,12 +93,17 @@ def make_plan(
 
 class _Planner:
     def __init__(
-        self, spec: StudySpec, folder: RunFolder, device: Device, limit: str | None, progress: Callable[[str], None]
+        self,
+        spec: StudySpec,
+        folder: RunFolder,
+        device: Device,
+        limit: MemoryLimit,
+        progress: Callable[[str], None],
     ) -> None:
         self._spec, self._folder, self._device, self._progress = spec, folder, device, progress
         free = None if device.total_bytes is None else device.total_bytes - CONTEXT_BYTES
-        of_one_device = memory_limit(limit, free)
-        is_split = limit is None and spec.model.device_map is not None
+        of_one_device = limit.bytes_of(free)
+        is_split = limit.is_default and spec.model.device_map is not None
         self._limit = None if is_split else of_one_device
         self._config = model_config(spec.model)
         self._predictors: dict[ModelSettings, MemoryPredictor] = {}
@@ -116,8 +121,8 @@ class _Planner:
 
     def plan(self) -> Plan:
         spec, sweep = self._spec, self._spec.sweep
-        shapes = list(_first(_distinct(configurations(spec, deciding(spec, MEMORY_PARAMETERS)))))
-        grid = Grid(spec, lambda _: self._linears) if sweep.sampler == "grid" else None
+        shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, MEMORY_PARAMETERS)))))
+        grid = GridTrainings(spec, lambda _: self._linears) if sweep.sampler == "grid" else None
         asked = grid.cells if grid and sweep.n_trials is None else sweep.n_trials or 0
         if grid and sweep.n_trials is not None:
             asked = min(asked, grid.cells)
@@ -227,10 +232,10 @@ class _Planner:
 
     # Work
 
-    def _work(self, grid: Grid | None, trained: int, retrainings: int) -> Work:
+    def _work(self, grid: GridTrainings | None, trained: int, retrainings: int) -> Work:
         spec = self._spec
         examples = training_examples(spec.data)
-        shapes = list(_first(_distinct(configurations(spec, deciding(spec, COST_PARAMETERS)))))
+        shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, COST_PARAMETERS)))))
         speed = _measured_speed(spec, self._folder)
         if examples is None:
             return Work(None, None, None, None, speed)
@@ -264,10 +269,6 @@ def _first(configs: Iterable[TrialConfig]) -> Iterable[TrialConfig]:
         if index == MOST_VARIANTS:
             return
         yield config
-
-
-def _distinct(configs: Iterable[TrialConfig]) -> Iterable[TrialConfig]:
-    return dict.fromkeys(configs)
 
 
 def _size(row: Memory) -> int:

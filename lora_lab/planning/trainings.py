@@ -33,7 +33,7 @@ def configurations(spec: StudySpec, names: Sequence[str]) -> Iterator[TrialConfi
             continue  # when it is asked for, that trial ends at once and says why
 
 
-class Grid:
+class GridTrainings:
     """The cells of a grid, and how many trainings they come down to.
 
     Args:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.wording import plural
 from lora_lab.common.errors import InputError
 from lora_lab.study.engines import engine_for
+from lora_lab.terminal.messages import TrialBegan, TrialOver
 from lora_lab.tracking.describe import curve_read_off, trial_started
 from lora_lab.tracking.records import TrialEnded
 
@@ -45,13 +46,13 @@ class Announcer:
         if asked.branched_from is not None:
             tags |= {"branched_from": str(asked.branched_from)}
         self._journal.append(trial_started(asked.number, asked.config, engine=engine.name, tags=tags))
-        self._display.trial_started(asked.number, asked.config)
+        self._display.tell(TrialBegan(asked.number, asked.config, is_retraining=asked.confirms is not None))
 
     def shared(self, result: TrialResult, result_of: Callable[[int], TrialResult]) -> None:
         """A trial was told the outcome of another."""
         self.record(result, result_of)
         reason = _reason(result, result_of)
-        self._display.trial_ended(result.number, result.state, result.eval_loss, reason)
+        self._display.tell(TrialOver(result.number, result.state, result.eval_loss, reason))
 
     def record(self, result: TrialResult, result_of: Callable[[int], TrialResult]) -> None:
         """Journal a trial from the storage alone: one that was not trained, or whose end a kill kept out."""

@@ -12,14 +12,26 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from lora_lab.common.errors import CheckpointError, InputError, TrainingError
+from lora_lab.common.errors import InputError
 from lora_lab.runner.announcer import Announcer
-from lora_lab.runner.finalists import Choosable, finalists, first_fresh_seed
-from lora_lab.runner.identities import Identities
+from lora_lab.runner.choosable import Choosable
+from lora_lab.runner.confirmation import Confirmation
+from lora_lab.runner.executor import Work
 from lora_lab.runner.trajectories import Trajectories
-from lora_lab.study.engines import engine_for
-from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Milestone, OutOfMemory, TrialEvent
+from lora_lab.study.engines import EngineChoice, engine_for
+from lora_lab.study.events import (
+    ENDINGS,
+    Diverged,
+    Evaluated,
+    Failed,
+    Finished,
+    Milestone,
+    OutOfMemory,
+    Started,
+    TrialEvent,
+)
 from lora_lab.study.results import FINISHED_WITH_VALUE
+from lora_lab.terminal.messages import Tick, TrialOver
 from lora_lab.tracking.records import TrialEnded
 
 if TYPE_CHECKING:
@@ -27,6 +39,7 @@ if TYPE_CHECKING:
 
     from lora_lab.results.folder import RunFolder
     from lora_lab.runner.executor import Executor
+    from lora_lab.runner.identities import Identities
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.search.store import Asked, StudyStore
     from lora_lab.study.results import TrialResult, TrialState
@@ -39,8 +52,6 @@ FAILURES: dict[type[TrialEvent], TrialState] = {
     OutOfMemory: "out_of_memory",
     Failed: "failed",
 }
-CHECKPOINT_SHARE = 50
-"""The next checkpoint comes at least this many times the newest one's duration later: at most 2% of the time."""
 TICK_S = 1.0
 LOOK_AHEAD = 8
 """Trials on other bases that may wait for theirs."""
@@ -56,9 +67,9 @@ class Coordinator:
         journal: Where events are kept for MLflow and the report.
         display: What the user sees.
         folder: The study's files.
+        identities: Tell which configurations are one training.
         stop: Set by Ctrl-C and SIGTERM.
         tracking_status: How far MLflow is behind, in words.
-        checkpoint_interval_s: About this much work of a trial is repeated after a kill, at most.
     """
 
     def __init__(
@@ -70,31 +81,27 @@ class Coordinator:
         journal: Journal,
         display: Display,
         folder: RunFolder,
+        identities: Identities,
         stop: StopRequest,
         tracking_status: Callable[[], str],
-        checkpoint_interval_s: float = 30.0,
     ) -> None:
-        self._spec, self._store, self._executor = spec, store, executor
+        self._store, self._executor = store, executor
         self._journal, self._display, self._folder, self._stop = journal, display, folder, stop
         self._tracking_status = tracking_status
         self._next_tick = 0.0
-        self._interval_s = checkpoint_interval_s
-        self._next_checkpoint = time.monotonic() + checkpoint_interval_s
-        self._identities = Identities(executor.linears)
-        self._announcer = Announcer(journal, display, folder, self._identities)
-        self._trajectories = Trajectories(spec, store, folder, self._identities, self._shared)
-        self._choosable: Choosable | None = None
-        """None where several trials are best, or where retrainings will say which is: all adapters stay."""
+        self._announcer = Announcer(journal, display, folder, identities)
+        self._confirmation = Confirmation(spec, store, identities, display)
+        self._trajectories = Trajectories(spec, store, folder, identities, self._shared)
+        self._starting: dict[int, Asked] = {}
+        """Trials whose start the executor has not told yet."""
+        self._choosable = Choosable.of(spec.sweep, store.base_losses())
 
     def run(self) -> bool:
         """Train until the budget is used up; True when the study is complete, False when asked to stop."""
         self._take_up()
         if not self._train():
             return False
-        if self._spec.sweep.confirm is not None:
-            self._enqueue_replicates()
-            return self._train()
-        return True
+        return not self._confirmation.enqueue() or self._train()
 
     # Taking up a study that was begun before
 
@@ -108,13 +115,10 @@ class Coordinator:
         for result in ended:
             if result.number not in self._journal.ended_trials:
                 self._announcer.record(result, self._store.result)
-        sweep, losses = self._spec.sweep, self._store.base_losses()
-        if not sweep.multi_objective and sweep.confirm is None:
-            assert losses is not None
-            self._choosable = Choosable(losses[0], sweep.verdict.margin)
-            for result in ended:
-                self._choosable.add(result)
-            self._tidy_adapters()
+        for result in ended:
+            self._choosable.add(result)
+        self._tidy_adapters()
+        self._confirmation.take_up()
 
     # The loop
 
@@ -123,17 +127,16 @@ class Coordinator:
             self._fill()
             if not self._executor.active:
                 return not self._stop.requested
-            self._handle(self._executor.poll())
+            self._handle(self._executor.wait(TICK_S))
             self._tick()
-            if self._stop.requested or time.monotonic() >= self._next_checkpoint:
-                self._save_checkpoints()
             if self._stop.requested:
+                self._executor.close(save=True)
                 return False
 
     def _tick(self) -> None:
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK_S
-            self._display.tick(self._executor.tokens_per_second, self._tracking_status())
+            self._display.tell(Tick(self._executor.tokens_per_second, self._tracking_status()))
 
     def _fill(self) -> None:
         while not self._stop.requested:
@@ -158,25 +161,25 @@ class Coordinator:
         return None
 
     def _start(self, asked: Asked) -> None:
-        number, config = asked.number, asked.config
         try:
             shorter = self._trajectories.begin(asked)
-            if shorter is None:
-                return
-            self._executor.submit(number, config, shorter)
-        except (InputError, CheckpointError, TrainingError) as error:
-            self._announcer.started(asked, engine_for(config))
-            self._end(Failed(number=number, step=0, epoch=0.0, reason=str(error)))
+        except InputError as error:
+            self._announcer.started(asked, engine_for(asked.config))
+            self._end(Failed(number=asked.number, step=0, epoch=0.0, reason=str(error)))
             return
-        self._announcer.started(asked, self._executor.engine_of(number, config))
+        if shorter is not None:
+            self._starting[asked.number] = asked
+            self._executor.start(Work(asked.number, asked.config, tuple(shorter)))
+            self._handle(self._executor.wait(0.0))
 
     # What trials tell
 
     def _handle(self, events: list[TrialEvent]) -> None:
         """Report everything first, then prune: trials of one step are compared with each other."""
+        events = self._announce_started(events)
         self._journal.append(*(event for event in events if not isinstance(event, Milestone)))
         for event in events:
-            self._display.event(event)
+            self._display.tell(event)
             if isinstance(event, Evaluated):
                 self._store.report(event.number, event.evaluation, event.eval_loss, event.costs)
         training = {*self._executor.active, *(event.number for event in events)}
@@ -185,7 +188,7 @@ class Coordinator:
                 self._trajectories.reached(event, training)
         # Asked for trials that end here too: it makes their values count on the rungs.
         rejected = {e.number for e in events if isinstance(e, Evaluated) and self._store.should_prune(e.number)}
-        ending = {event.number for event in events if isinstance(event, (Finished, *FAILURES))}
+        ending = {event.number for event in events if isinstance(event, ENDINGS)}
         for event in events:
             if event.number in ending:
                 if not isinstance(event, Evaluated):
@@ -195,6 +198,14 @@ class Coordinator:
         if any(isinstance(event, (Finished, Milestone)) for event in events):
             self._tidy_adapters()
 
+    def _announce_started(self, events: list[TrialEvent]) -> list[TrialEvent]:
+        """Journal and show the trials that have a place on a device now; the other events."""
+        for event in events:
+            if isinstance(event, Started):
+                engine = EngineChoice(event.engine, event.reason)
+                self._announcer.started(self._starting.pop(event.number), engine)
+        return [event for event in events if not isinstance(event, Started)]
+
     def _end(self, event: TrialEvent) -> None:
         """Tell the storage how a trial ended; other events pass."""
         match event:
@@ -202,8 +213,7 @@ class Coordinator:
                 self._store.finish(event.number, event.metrics)
                 result = self._store.result(event.number)  # diverged where an objective is not finite
                 self._close(event.number, result.state, event, reason=result.reason, metrics=dict(event.metrics))
-                if self._choosable is not None:
-                    self._choosable.add(result)
+                self._choosable.add(result)
             case Diverged() | OutOfMemory() | Failed():
                 self._store.fail(event.number, FAILURES[type(event)], event.reason)
                 self._close(event.number, FAILURES[type(event)], event, reason=event.reason)
@@ -223,7 +233,7 @@ class Coordinator:
         reason: str = "",
         metrics: dict[str, float] | None = None,
     ) -> None:
-        folder = event.adapter_folder if isinstance(event, Finished) else None
+        folder = self._folder.trial(number) / "adapter" if isinstance(event, Finished) else None
         self._journal.append(
             TrialEnded(
                 number=number,
@@ -235,51 +245,18 @@ class Coordinator:
             )
         )
         loss = event.eval_loss if isinstance(event, Evaluated) else (metrics or {}).get("eval_loss")
-        self._display.trial_ended(number, state, loss, reason)
+        self._display.tell(TrialOver(number, state, loss, reason))
         self._folder.drop_checkpoint(number)
         self._trajectories.end(number, has_value=state in FINISHED_WITH_VALUE)
 
     def _shared(self, result: TrialResult) -> None:
         """Say that a trial was told what another one trained."""
         self._announcer.shared(result, self._store.result)
-        if self._choosable is not None:
-            self._choosable.add(result)
+        self._choosable.add(result)
 
     # Files
 
-    def _save_checkpoints(self) -> None:
-        started = time.monotonic()
-        self._executor.save_checkpoints()
-        took = time.monotonic() - started
-        self._next_checkpoint = time.monotonic() + max(self._interval_s, CHECKPOINT_SHARE * took)
-
     def _tidy_adapters(self) -> None:
         """Drop the adapters of trials that can no longer be chosen."""
-        for number in [] if self._choosable is None else self._choosable.take_out():
+        for number in self._choosable.take_out():
             self._folder.drop_adapter(number)
-
-    # Confirmation
-
-    def _enqueue_replicates(self) -> None:
-        """Ask for the best trials again with fresh seeds; what is enqueued already is not doubled."""
-        confirm = self._spec.sweep.confirm
-        assert confirm is not None
-        results, losses = self._store.results(), self._store.base_losses()
-        assert losses is not None
-        known = {(result.confirms, result.replicate) for result in results}
-        chosen = finalists(
-            results,
-            self._identities.of_replicates,
-            top=confirm.top,
-            base_loss=losses[0],
-            margin=self._spec.sweep.verdict.margin,
-            cost=self._spec.sweep.verdict.cost,
-        )
-        ended = sum(result.confirms is not None and result.state != "running" for result in results)
-        if left := len(chosen) * confirm.seeds - ended:
-            self._display.retraining([result.number for result in chosen], left)
-        seed = first_fresh_seed(results)
-        for result in chosen:
-            for replicate in range(1, confirm.seeds + 1):
-                if (result.number, replicate) not in known:
-                    self._store.enqueue_replicate(result.number, seed=seed + replicate - 1, replicate=replicate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
     from lora_lab.study.results import TrialResult
     from lora_lab.study.settings import TrialConfig
-
-ALWAYS_KEPT = 3
 
 
 def ranking(results: Sequence[TrialResult]) -> list[tuple[float, TrialResult]]:
@@ -64,37 +61,3 @@ def finalists(
 def first_fresh_seed(results: Sequence[TrialResult]) -> int:
     """Above every seed that the search has used: a retraining with one of those would be no new evidence."""
     return 1 + max((result.config.training.seed for result in search_trials(results)), default=0)
-
-
-class Choosable:
-    """The trials that may yet be chosen: those near the best, and in any case the first three.
-
-    Told one result at a time, at a cost that does not grow with the study: the bound only falls while the best loss
-    does, so what is out stays out, and is forgotten.
-
-    Args:
-        base_loss: Of the bare base, in nats per token.
-        margin: Share of the best trial's gain over the base within which a trial may be chosen.
-    """
-
-    def __init__(self, base_loss: float, margin: float) -> None:
-        self._base_loss, self._margin = base_loss, margin
-        self._ranked: list[tuple[float, int]] = []
-        """Loss and number of those that are not out, best first."""
-
-    def add(self, result: TrialResult) -> None:
-        """Take in a trial that ended; one without a loss, or a retraining, can never be chosen."""
-        for _, loss in finished([result]):
-            insort(self._ranked, (loss, result.number))
-
-    def take_out(self) -> list[int]:
-        """The trials that can be chosen no more since this was last called."""
-        out = []
-        while len(self._ranked) > ALWAYS_KEPT and self._ranked[-1][0] > self._bound:
-            out.append(self._ranked.pop()[1])
-        return out
-
-    @property
-    def _bound(self) -> float:
-        best = self._ranked[0][0]
-        return best + self._margin * max(0.0, self._base_loss - best)

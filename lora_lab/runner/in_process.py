@@ -3,82 +3,182 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import CheckpointError, InputError, TrainingError
-from lora_lab.runner.executor import Prepared
+from lora_lab.runner.checkpoint_clock import CheckpointClock
+from lora_lab.runner.executor import Backend, Prepared
 from lora_lab.runner.pack_size import PackSize
 from lora_lab.study.engines import EngineChoice, engine_for
-from lora_lab.study.events import Failed, OutOfMemory
+from lora_lab.study.events import ENDINGS, Failed, OutOfMemory, Started
 from lora_lab.tracking.records import DatasetInput
 from lora_lab.training.base.contents import base_contents
 from lora_lab.training.base.loading import architecture, default_device, device_name, load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.device import device_bytes
 from lora_lab.training.memory.probe import does_not_fit
-from lora_lab.training.memory.room import Need, Room, memory_limit
+from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit, Need, Room
 from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.runner.executor import Work
+    from lora_lab.runner.options import RunOptions
     from lora_lab.study.events import TrialEvent
     from lora_lab.study.settings import ModelSettings, TrialConfig
-    from lora_lab.study.targets import LinearMap
+    from lora_lab.study.spec import StudySpec
+    from lora_lab.training.base.loading import Base
     from lora_lab.training.datasets import TokenizedSplits
-
 
 SPEED_SMOOTHING = 0.1
 
 
-class InProcessExecutor:
-    """One device, one base at a time, on it one pack or one trial of the reference engine, in this process."""
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """A base in memory, and what trains on it."""
 
-    def __init__(self, trials_folder: Path, data_cache: Path, pack_size: int | None, memory: str | None = None) -> None:
-        self._trials_folder = trials_folder
-        self._data_cache = data_cache
-        self._pack_size = PackSize(pack_size)
-        free = device_bytes(default_device())
-        self._room = Room(memory_limit(memory, None if free is None else free[0]))
+    settings: ModelSettings
+    base: Base
+    contents: Mapping[str, str]
+    """The digests of the weights and the tokenizer."""
+    catalog: DataCatalog
+    packed: PackedEngine
+    reference: ReferenceEngine
+
+    @property
+    def engines(self) -> tuple[PackedEngine | ReferenceEngine, ...]:
+        """Both engines, of which one trains at a time."""
+        return self.packed, self.reference
+
+
+def load_workbench(model: ModelSettings, trials_folder: Path, data_cache: Path) -> Workbench:
+    """Load a base on this machine's device, with a catalog of tokenized data and both engines.
+
+    Raises:
+        InputError: there is no such base, or it cannot be trained as the settings say.
+    """
+    base = load_base(model, default_device())
+    contents = base_contents(base, model)
+    catalog = DataCatalog(base.tokenizer, data_cache)
+    reference = ReferenceEngine(base, catalog, trials_folder)  # before adapters are attached
+    packed = PackedEngine(base, catalog, trials_folder)
+    return Workbench(model, base, contents, catalog, packed, reference)
+
+
+class DeviceMemory:
+    """What trials need of the device's memory, and whether they fit beside each other.
+
+    Where a model is spread over several devices, that shows only when it is tried.
+
+    Args:
+        limit_bytes: What the base and the trials in training may take; None for no limit.
+    """
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        self.room = Room(limit_bytes)
         self._needs: dict[TrialConfig, Need | None] = {}
-        self._refused: list[OutOfMemory] = []
-        """Trials that need more than there is, which is told at the next poll."""
-        self._set_aside: dict[int, TrialConfig] = {}
-        """Trials that left a pack which did not fit into memory; they come back first."""
-        self._configs: dict[int, TrialConfig] = {}
-        self._shorter: dict[int, Sequence[TrialConfig]] = {}
-        """Runs of fewer epochs inside each trial whose results are wanted too."""
-        self._unpackable: dict[int, str] = {}
-        """Why the packed engine refused the base of a trial, which the reference engine then trains."""
+
+    def fits(self, config: TrialConfig, engine: PackedEngine) -> bool:
+        """Whether there is memory for one more trial in the pack."""
+        if self.room.pack_limit_bytes is None or config.model.device_map is not None:
+            return True
+        self.room.keep(engine.active)
+        return self.room.fits(self.need(config, engine))
+
+    def need(self, config: TrialConfig, engine: PackedEngine) -> Need | None:
+        """What a trial is predicted to need in the pack."""
+        if config not in self._needs:
+            predicted = engine.predict(config)
+            self._needs[config] = None if predicted is None else Need.of(predicted, config.data.max_length)
+        return self._needs[config]
+
+    def take(self, work: Work, engine: PackedEngine) -> None:
+        """A trial is in the pack from now on."""
+        self.room.take(work.number, self.need(work.config, engine))
+
+    def ran_out(self, staying: Iterable[int]) -> None:
+        """The device had less than was thought: from now on, no more than what these trials take."""
+        self.room.keep(staying)
+        self.room.ran_out()
+
+    def too_large(self, work: Work, engine: PackedEngine | ReferenceEngine) -> OutOfMemory | None:
+        """The ending of a trial that was measured, when it was admitted, to need more memory than there is."""
+        memory = engine.memory(work.number)
+        limit = self.room.limit_bytes if work.config.model.device_map is None else None
+        if limit is None or memory is None or memory.peak_bytes <= limit:
+            return None
+        measured = f"it needs {memory.peak_bytes:,} bytes as measured on one step"
+        reason = does_not_fit(memory.predicted, limit, measured)
+        return OutOfMemory(number=work.number, step=0, epoch=0.0, reason=reason)
+
+
+class InProcessExecutor:
+    """One device, one base at a time, on it one pack or one trial of the reference engine, in this process.
+
+    A trial that was started is in one of four places. It trains in an engine. It was set aside by a pack that did not
+    fit into memory, and comes back first (`_set_aside`). It waits for the end of the pack, because the packed engine
+    refused its base (`_alone`). Or it is over, and that is told at the next `wait` (`_told`).
+
+    Args:
+        trials_folder: A folder for each trial's files is made in it.
+        data_cache: Generated and converted datasets.
+        pack_size: How many trials train at once; None finds it by measuring.
+        memory: What the base and a pack may take together.
+        checkpoint_interval_s: About this much work of a trial is repeated after a kill, at most.
+    """
+
+    def __init__(
+        self,
+        trials_folder: Path,
+        data_cache: Path,
+        pack_size: int | None,
+        memory: MemoryLimit = DEFAULT_LIMIT,
+        checkpoint_interval_s: float = 30.0,
+    ) -> None:
+        self._trials_folder, self._data_cache = trials_folder, data_cache
+        self._pack_size = PackSize(pack_size)
+        self._checkpoints = CheckpointClock(checkpoint_interval_s)
+        free = device_bytes(default_device())
+        self._memory = DeviceMemory(memory.bytes_of(None if free is None else free[0]))
+        self._bench: Workbench | None = None
+        self._work: dict[int, Work] = {}
+        """All active trials."""
+        self._set_aside: deque[int] = deque()
         self._alone: deque[int] = deque()
-        """Those of them that wait for the end of the pack."""
+        self._told: list[TrialEvent] = []
         self._tokens_per_second = 0.0
-        self._settings: ModelSettings | None = None
-        self._engine: PackedEngine | None = None
-        self._reference: ReferenceEngine | None = None
-        self._catalog: DataCatalog | None = None
-        self._base_contents: dict[str, str] = {}
-        self._linears: dict[ModelSettings, LinearMap] = {}
+
+    def prepare(self, example: TrialConfig) -> Prepared:
+        """Load the base and the data of a configuration."""
+        bench = self._bench_for(example.model)
+        splits = bench.catalog.splits(example.data)
+        contents = {**bench.contents, **splits.contents}
+        return Prepared(device_name(), splits.notes, tuple(_inputs(splits)), contents)
+
+    def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
+        """eval_loss and forgetting loss of the bare base on the configuration's data, in nats per token."""
+        return self._bench_for(config.model).packed.base_losses(config)
 
     @property
     def active(self) -> tuple[int, ...]:
-        """Numbers of the trials in training, and of those that wait to come back into the pack."""
-        training = (number for engine in self._engines for number in engine.active)
-        return (*training, *self._set_aside, *self._alone, *(event.number for event in self._refused))
-
-    @property
-    def _engines(self) -> tuple[PackedEngine | ReferenceEngine, ...]:
-        return tuple(engine for engine in (self._engine, self._reference) if engine is not None)
+        """Numbers of the trials in training, of those that wait, and of those whose ending was not told yet."""
+        training = () if self._bench is None else (one for engine in self._bench.engines for one in engine.active)
+        told = (event.number for event in self._told)
+        return tuple(dict.fromkeys((*training, *self._set_aside, *self._alone, *told)))
 
     @property
     def has_room(self) -> bool:
         """Whether there is a pack, or none yet, and it is not full."""
-        if self._alone or (self._reference is not None and self._reference.active):
+        if self._alone or self._set_aside or (self._bench is not None and self._bench.reference.active):
             return False
-        return not self._set_aside and len(self.active) < self._pack_size.limit
+        return len(self.active) < self._pack_size.limit
 
     @property
     def tokens_per_second(self) -> float:
@@ -86,177 +186,160 @@ class InProcessExecutor:
         return self._tokens_per_second
 
     def accepts(self, config: TrialConfig) -> bool:
-        """Whether the pack has room, and is on this trial's base or can change to it.
+        """Whether the pack has room, and is on this configuration's base or can change to it.
 
         A pack has one forward pass, so its trials keep its activations or compute them again together. A trial of
         the reference engine trains alone.
         """
-        if not self.active:
+        bench = self._bench
+        if bench is None or not self.active:
             return True
         if engine_for(config).name == "reference":
             return False
-        neighbor = self._configs[self.active[0]].training
-        alike = neighbor.gradient_checkpointing == config.training.gradient_checkpointing
-        return self.has_room and config.model == self._settings and alike and self._fits(config)
+        neighbor = self._work[self.active[0]].config
+        alike = neighbor.training.gradient_checkpointing == config.training.gradient_checkpointing
+        return self.has_room and config.model == neighbor.model and alike and self._memory.fits(config, bench.packed)
 
-    def _fits(self, config: TrialConfig) -> bool:
-        """Whether there is memory for one more trial in the pack; with several devices, that shows when it is tried."""
-        if self._room.pack_limit_bytes is None or config.model.device_map is not None:
-            return True
-        self._room.keep(self.active)
-        return self._room.fits(self._need(config))
-
-    def _need(self, config: TrialConfig) -> Need | None:
-        if config not in self._needs:
-            predicted = self._engine_for(config.model).predict(config)
-            self._needs[config] = None if predicted is None else Need.of(predicted, config.data.max_length)
-        return self._needs[config]
-
-    def submit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> None:
-        """Put a trial into the pack, or on the reference engine; loads its base first where another one is loaded.
-
-        Raises:
-            InputError: the trial cannot be trained as it is.
-            CheckpointError: its checkpoint is damaged.
-        """
-        engine = self._engine_for(config.model)
-        self._configs[number], self._shorter[number] = config, shorter
-        if engine_for(config).name == "reference":
-            self._admit_alone(number)
-            return
+    def start(self, work: Work) -> None:
+        """Put a trial into the pack, or on the reference engine; loads its base first where another one is loaded."""
+        choice = engine_for(work.config)
+        ending: OutOfMemory | Failed | None = None
+        self._work[work.number] = work
         try:
-            self._admit(engine, number, config)
-        except UnpackableError as error:
-            self._unpackable[number] = str(error)
-            if engine.active:
-                self._alone.append(number)
-            else:
-                self._admit_alone(number)
-
-    def engine_of(self, number: int, config: TrialConfig) -> EngineChoice:
-        """What trains a trial that was submitted, and why."""
-        if number in self._unpackable:
-            return EngineChoice("reference", self._unpackable[number])
-        return engine_for(config)
-
-    def _admit_alone(self, number: int) -> None:
-        """Put a trial on the reference engine, unless it was measured to need more memory than there is."""
-        assert self._reference is not None
-        self._reference.admit(number, self._configs[number], self._shorter[number])
-        self._check_measured(self._reference, number)
-
-    def _admit(self, engine: PackedEngine, number: int, config: TrialConfig) -> None:
-        """Put a trial into the pack, unless it was measured to need more than there is."""
-        engine.admit(number, config, self._shorter[number])
-        if number in engine.active:
-            self._room.take(number, self._need(config))
-            self._check_measured(engine, number)
-        self._take_set_aside(engine)
-
-    def _check_measured(self, engine: PackedEngine | ReferenceEngine, number: int) -> None:
-        """Give up a trial that was measured to need more memory than there is."""
-        memory = engine.memory(number)
-        limit = self._room.limit_bytes if self._configs[number].model.device_map is None else None
-        if limit is not None and memory is not None and memory.peak_bytes > limit:
-            engine.discard(number)
-            detail = f"it needs {memory.peak_bytes:,} bytes as measured on one step"
-            reason = does_not_fit(memory.predicted, limit, detail)
-            self._refused.append(OutOfMemory(number=number, step=0, epoch=0.0, reason=reason))
+            bench = self._bench_for(work.config.model)
+            if choice.name == "packed":
+                try:
+                    ending = self._admit(bench, work, bench.packed)
+                except UnpackableError as error:
+                    choice = EngineChoice("reference", str(error))
+            if choice.name == "reference":
+                if bench.packed.active:
+                    self._alone.append(work.number)
+                else:
+                    ending = self._admit(bench, work, bench.reference)
+        except (InputError, CheckpointError, TrainingError) as error:
+            ending = _failed(work, error)
+        self._told.append(Started(number=work.number, step=0, epoch=0.0, engine=choice.name, reason=choice.reason))
+        self._told += [] if ending is None else [ending]
 
     def stop(self, number: int) -> None:
-        """Take a trial out of training."""
-        self._set_aside.pop(number, None)
-        self._refused = [event for event in self._refused if event.number != number]
-        if number in self._alone:
-            self._alone.remove(number)
-        for engine in self._engines:
+        """Take a trial out of training, or out of those that wait."""
+        for waiting in (self._set_aside, self._alone):
+            if number in waiting:
+                waiting.remove(number)
+        self._told = [event for event in self._told if event.number != number]
+        for engine in () if self._bench is None else self._bench.engines:
             engine.discard(number)
+        self._work.pop(number, None)
 
-    def poll(self) -> list[TrialEvent]:
-        """One step of the pack, or of the trial on the reference engine.
+    def wait(self, timeout_s: float) -> list[TrialEvent]:
+        """What happened at the start of trials; else one step of the pack, or of the trial on the reference engine.
 
         A step that did not fit into memory is tried again with fewer trials.
         """
-        if self._refused:
-            refused, self._refused = self._refused, []
-            return list(refused)
-        if self._reference is not None and self._reference.active:
-            events = self._reference.step()
-            self._note_speed(self._reference.tokens_per_second)
-            return events
-        engine = self._engine
-        assert engine is not None
-        if self._alone and not engine.active and not self._set_aside:
-            return self._take_alone()
-        while self._set_aside and len(engine.active) < self._pack_size.limit:
-            number, config = next(iter(self._set_aside.items()))
-            if engine.active and not self._fits(config):
-                break
-            del self._set_aside[number]
-            self._admit(engine, number, config)
-        training = len(engine.active)
-        events = engine.step()
-        self._take_set_aside(engine)
-        self._pack_size.measured(training, engine.tokens_per_second)
-        self._note_speed(engine.tokens_per_second)
+        events, self._told = self._told, []
+        if not events and timeout_s > 0 and self._bench is not None and self.active:
+            self._checkpoints.run(self._save_checkpoints)
+            events = self._step(self._bench)
+        for event in events:
+            if isinstance(event, ENDINGS):
+                self._work.pop(event.number, None)
         return events
 
-    def _take_alone(self) -> list[TrialEvent]:
-        """Let the reference engine take up the next trial that waited for the end of the pack."""
-        number = self._alone.popleft()
-        try:
-            self._admit_alone(number)
-        except (InputError, CheckpointError, TrainingError) as error:
-            return [Failed(number=number, step=0, epoch=0.0, reason=str(error))]
-        return []
+    def close(self, *, save: bool) -> None:
+        """Write checkpoints of the trials in training, if wanted, and free the base."""
+        if save:
+            self._save_checkpoints()
+        self._bench = None
+        self._work.clear()
+        self._set_aside.clear()
+        self._alone.clear()
+        self._told.clear()
 
-    def _note_speed(self, tokens_per_second: float) -> None:
-        self._tokens_per_second += SPEED_SMOOTHING * (tokens_per_second - self._tokens_per_second)
+    def _bench_for(self, model: ModelSettings) -> Workbench:
+        if self._bench is None or model != self._bench.settings:
+            assert not self.active, "a pack has one base"
+            self._bench = None  # frees the old base before the new one is loaded
+            self._bench = load_workbench(model, self._trials_folder, self._data_cache)
+        return self._bench
+
+    def _save_checkpoints(self) -> None:
+        for engine in () if self._bench is None else self._bench.engines:
+            engine.save_checkpoints()
+
+    # Training
+
+    def _step(self, bench: Workbench) -> list[TrialEvent]:
+        if self._alone and not self._set_aside and not any(engine.active for engine in bench.engines):
+            return self._take_alone(bench)
+        packs = not bench.reference.active
+        if packs:
+            self._refill(bench)
+        engine = bench.packed if packs else bench.reference
+        training = len(engine.active)
+        events = engine.step()
+        if packs:
+            self._take_set_aside(bench.packed)
+            self._pack_size.measured(training, engine.tokens_per_second)
+        self._tokens_per_second += SPEED_SMOOTHING * (engine.tokens_per_second - self._tokens_per_second)
+        return events
+
+    def _take_alone(self, bench: Workbench) -> list[TrialEvent]:
+        """Let the reference engine take up the next trial that waited for the end of the pack."""
+        work = self._work[self._alone.popleft()]
+        try:
+            ending = self._admit(bench, work, bench.reference)
+        except (InputError, CheckpointError, TrainingError) as error:
+            return [_failed(work, error)]
+        return [] if ending is None else [ending]
+
+    def _refill(self, bench: Workbench) -> None:
+        """Put trials that were set aside back into the pack, as far as there is room."""
+        while self._set_aside and len(bench.packed.active) < self._pack_size.limit:
+            work = self._work[self._set_aside[0]]
+            if bench.packed.active and not self._memory.fits(work.config, bench.packed):
+                return
+            self._set_aside.popleft()
+            ending = self._admit(bench, work, bench.packed)
+            self._told += [] if ending is None else [ending]
+
+    def _admit(self, bench: Workbench, work: Work, engine: PackedEngine | ReferenceEngine) -> OutOfMemory | None:
+        """Put a trial into an engine; its ending where it was measured to need more memory than there is."""
+        engine.admit(work.number, work.config, work.shorter)
+        ending = None
+        if work.number in engine.active:
+            ending = self._memory.too_large(work, engine)
+            if ending is not None:
+                engine.discard(work.number)
+            elif engine is bench.packed:
+                self._memory.take(work, bench.packed)
+        self._take_set_aside(bench.packed)
+        return ending
 
     def _take_set_aside(self, engine: PackedEngine) -> None:
         """Keep the trials that had to leave the pack, and do not fill it so far again."""
         if engine.set_aside:
-            self._room.keep(engine.active)
-            self._room.ran_out()
+            self._memory.ran_out(engine.active)
         for number in engine.set_aside:
-            self._set_aside[number] = self._configs[number]
+            self._set_aside.append(number)
             self._pack_size.shrink(len(engine.active))
         engine.set_aside.clear()
 
-    def save_checkpoints(self) -> None:
-        """Write a checkpoint of every active trial."""
-        for engine in self._engines:
-            engine.save_checkpoints()
 
-    def linears(self, model: ModelSettings) -> LinearMap:
-        """The linear modules of a base, from its config; nothing is loaded."""
-        if model not in self._linears:
-            self._linears[model] = architecture(model)
-        return self._linears[model]
+def in_process(spec: StudySpec, folder: RunFolder, options: RunOptions) -> Backend:
+    """Train a study in this process, on this machine's device."""
+    executor = InProcessExecutor(
+        folder.trials,
+        folder.data_cache,
+        spec.sweep.fixed_pack_size,
+        options.memory_limit,
+        options.checkpoint_interval_s,
+    )
+    return Backend(executor, cache(architecture))
 
-    def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
-        """eval_loss and forgetting loss of the bare base on the trial's data."""
-        return self._engine_for(config.model).base_losses(config)
 
-    def prepare(self, config: TrialConfig) -> Prepared:
-        """Load the base and the data of a trial."""
-        self._engine_for(config.model)
-        assert self._catalog is not None
-        splits = self._catalog.splits(config.data)
-        contents = {**self._base_contents, **splits.contents}
-        return Prepared(device_name(), splits.notes, tuple(_inputs(splits)), contents)
-
-    def _engine_for(self, model: ModelSettings) -> PackedEngine:
-        if self._engine is None or model != self._settings:
-            assert not self.active, "a pack has one base"
-            self._engine = self._reference = None  # frees the old base before the new one is loaded
-            base = load_base(model, default_device())
-            self._base_contents = base_contents(base, model)
-            self._catalog = DataCatalog(base.tokenizer, self._data_cache)
-            self._reference = ReferenceEngine(base, self._catalog, self._trials_folder)  # before adapters are attached
-            self._engine = PackedEngine(base, self._catalog, self._trials_folder)
-            self._settings = model
-        return self._engine
+def _failed(work: Work, error: Exception) -> Failed:
+    return Failed(number=work.number, step=0, epoch=0.0, reason=str(error))
 
 
 def _inputs(splits: TokenizedSplits) -> Iterator[DatasetInput]:

@@ -12,9 +12,12 @@ from lora_lab.planning.target_checks import check_targets, target_examples
 from lora_lab.results.results import Results, read_results
 from lora_lab.results.storage import storage_url
 from lora_lab.results.writing import write_results
+from lora_lab.runner.coordinator import Coordinator
+from lora_lab.runner.identities import Identities
 from lora_lab.runner.lease import lease
 from lora_lab.search.store import StudyStore, open_store
 from lora_lab.study.resume import compare_contents, compare_for_resume
+from lora_lab.terminal.messages import Note, SessionOver, StudyBegan
 from lora_lab.tracking.describe import study_started
 from lora_lab.tracking.journal import Journal
 from lora_lab.tracking.mirror import MlflowMirror
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lora_lab.results.folder import RunFolder
-    from lora_lab.runner.executor import Executor, Prepared
+    from lora_lab.runner.executor import Backend, Prepared
+    from lora_lab.runner.options import RunOptions
     from lora_lab.runner.stopping import StopRequest
     from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a call of `sweep` ended."""
+class SessionEnd:
+    """How one call of `sweep` ended."""
 
     complete: bool
     ran: bool
@@ -47,16 +51,22 @@ def run_study(
     spec: StudySpec,
     folder: RunFolder,
     command: str,
+    options: RunOptions,
     *,
     display: Display,
     stop: StopRequest,
-    memory_limit: str | None = None,
-    tracking_uri: str | None = None,
-    checkpoint_interval_s: float = 30.0,
-) -> Outcome:
+    backend: Backend | None = None,
+) -> SessionEnd:
     """Run a study to its end, or until `stop`; a study that is complete already is only read.
 
-    `command` is the command line that repeats it, for the report; it holds no secrets.
+    Args:
+        spec: The study.
+        folder: Where its files are.
+        command: The command line that repeats it, for the report; it holds no secrets.
+        options: How it is run on this machine.
+        display: What the user sees.
+        stop: Set by Ctrl-C and SIGTERM.
+        backend: Where it trains; by default in this process.
 
     Raises:
         InputError: something in the study cannot be right; nothing was trained.
@@ -71,105 +81,89 @@ def run_study(
         if before is not None:
             compare_for_resume(before, spec)
         if store.is_complete and folder.best.exists():
-            return Outcome(complete=True, ran=False, results=read_results(spec, store, folder), tracking_note=None)
-        display.note(f"loading {spec.model.model_name_or_path} and the data")
-        session = _Session(
-            spec,
-            folder,
-            command,
-            store,
-            display=display,
-            stop=stop,
-            memory_limit=memory_limit,
-            tracking_uri=tracking_uri,
-        )
-        return session.run(checkpoint_interval_s)
+            return SessionEnd(complete=True, ran=False, results=read_results(spec, store, folder), tracking_note=None)
+        display.tell(Note(f"loading {spec.model.model_name_or_path} and the data"))
+        if backend is None:
+            from lora_lab.runner.in_process import in_process  # imports torch: not for a complete study
+
+            backend = in_process(spec, folder, options)
+        stack.callback(backend.executor.close, save=False)
+        mirror = MlflowMirror(folder.root, options.tracking_uri)
+        return _Session(spec, folder, command, store, backend, mirror, display, stop).run()
 
 
+@dataclass(frozen=True, slots=True)
 class _Session:
     """The parts of one call that trains, and the order in which they are opened and closed."""
 
-    def __init__(
-        self,
-        spec: StudySpec,
-        folder: RunFolder,
-        command: str,
-        store: StudyStore,
-        *,
-        display: Display,
-        stop: StopRequest,
-        memory_limit: str | None,
-        tracking_uri: str | None,
-    ) -> None:
-        from lora_lab.runner.in_process import InProcessExecutor  # imports torch: not for a complete study
+    spec: StudySpec
+    folder: RunFolder
+    command: str
+    store: StudyStore
+    backend: Backend
+    mirror: MlflowMirror
+    display: Display
+    stop: StopRequest
 
-        self._spec, self._folder, self._command, self._store = spec, folder, command, store
-        self._display, self._stop = display, stop
-        chosen = spec.sweep.pack_size
-        self._pack_size = None if chosen == "auto" else chosen
-        self._executor: Executor = InProcessExecutor(folder.trials, folder.data_cache, self._pack_size, memory_limit)
-        self._mirror = MlflowMirror(folder.root, tracking_uri)
-
-    def run(self, checkpoint_interval_s: float) -> Outcome:
+    def run(self) -> SessionEnd:
         """Train, and write what the study leaves behind."""
-        example = target_examples(self._spec)[0]
-        notes = check_targets(self._spec, self._executor.linears)
-        prepared = self._executor.prepare(example)
-        if self._store.has_trials:
-            compare_contents(self._store.contents(), prepared.contents, self._spec.study_name)
-        with Journal(self._folder.root) as journal:
-            done, total = self._store.budget()
-            self._display.start(self._spec.study_name, total, self._pack_size, done=done)
+        executor = self.backend.executor
+        example = target_examples(self.spec)[0]
+        notes = check_targets(self.spec, self.backend.linears)
+        prepared = executor.prepare(example)
+        if self.store.has_trials:
+            compare_contents(self.store.contents(), prepared.contents, self.spec.study_name)
+        with Journal(self.folder.root) as journal:
+            done, total = self.store.budget()
+            self.display.tell(StudyBegan(self.spec.study_name, total, self.spec.sweep.fixed_pack_size, done))
             try:
                 for note in (*notes, *prepared.notes):
-                    self._display.note(note)
+                    self.display.tell(Note(note))
                 self._keep(prepared, example)
                 tags = {"lora_lab.device": prepared.device}
-                journal.append(study_started(self._spec, datasets=prepared.datasets, tags=tags))
-                self._mirror.start()
-                return self._coordinate(journal, prepared.device, checkpoint_interval_s)
+                journal.append(study_started(self.spec, datasets=prepared.datasets, tags=tags))
+                self.mirror.start()
+                return self._coordinate(journal, prepared.device)
             finally:
-                self._display.stop()
+                self.display.tell(SessionOver())
 
     def _keep(self, prepared: Prepared, example: TrialConfig) -> None:
         """Store what the study is, as the last thing before its first trial: until here, any of it may be a mistake."""
-        if not self._store.has_trials or self._store.base_losses() is None:
-            eval_loss, forgetting_loss = self._executor.base_losses(example)
+        if not self.store.has_trials or self.store.base_losses() is None:
+            eval_loss, forgetting_loss = self.backend.executor.base_losses(example)
             _check_base_loss("data.eval", eval_loss)
             _check_base_loss("data.forgetting", forgetting_loss)
-            self._store.keep_base_losses(eval_loss, forgetting_loss)
-        self._store.keep_contents(prepared.contents)
-        self._store.replace_spec(self._spec)
+            self.store.keep_base_losses(eval_loss, forgetting_loss)
+        self.store.keep_contents(prepared.contents)
+        self.store.replace_spec(self.spec)
 
-    def _coordinate(self, journal: Journal, device: str, checkpoint_interval_s: float) -> Outcome:
-        from lora_lab.runner.coordinator import Coordinator
-
+    def _coordinate(self, journal: Journal, device: str) -> SessionEnd:
         coordinator = Coordinator(
-            self._spec,
-            store=self._store,
-            executor=self._executor,
+            self.spec,
+            store=self.store,
+            executor=self.backend.executor,
             journal=journal,
-            display=self._display,
-            folder=self._folder,
-            stop=self._stop,
-            tracking_status=lambda: f"MLflow {self._mirror.status}",
-            checkpoint_interval_s=checkpoint_interval_s,
+            display=self.display,
+            folder=self.folder,
+            identities=Identities(self.backend.linears),
+            stop=self.stop,
+            tracking_status=lambda: f"MLflow {self.mirror.status}",
         )
         try:
             complete = coordinator.run()
         except BaseException:
             journal.append(StudyEnded(state="failed"))
-            self._mirror.close(timeout_s=5)
+            self.mirror.close(timeout_s=5)
             raise
-        self._display.stop()
+        self.display.tell(SessionOver())
         if not complete:
             journal.append(StudyEnded(state="interrupted"))
-            return Outcome(complete=False, ran=True, results=None, tracking_note=self._mirror.close(timeout_s=10))
-        results = read_results(self._spec, self._store, self._folder)
-        write_results(results, self._folder, self._command, device)
-        self._store.mark_complete()
-        journal.append(*_attachments(results, self._folder), _ended(results))
-        return Outcome(complete=True, ran=True, results=results, tracking_note=self._mirror.close(timeout_s=120))
+            return SessionEnd(complete=False, ran=True, results=None, tracking_note=self.mirror.close(timeout_s=10))
+        results = read_results(self.spec, self.store, self.folder)
+        write_results(results, self.folder, self.command, device)
+        self.store.mark_complete()
+        journal.append(*_attachments(results, self.folder), _ended(results))
+        return SessionEnd(complete=True, ran=True, results=results, tracking_note=self.mirror.close(timeout_s=120))
 
 
 def _check_base_loss(key: str, loss: float | None) -> None:

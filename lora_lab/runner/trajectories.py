@@ -5,6 +5,16 @@ Five words. A *trajectory* is a long run that contains runs of fewer epochs. Eac
 there is *read off*: it has the figures and the adapter of that step. One that parts from there, since its rate decays
 earlier, is a *branch*: it goes on by itself from the trajectory's checkpoint of that step. A trial whose
 configuration is equivalent to another's (the same modules, named in another way) has the whole outcome of that one.
+
+A kill between any two writes loses nothing and doubles nothing, because of their order:
+
+- A trial that was asked for gets its files first, and is told then. Killed between the two, it is a running trial
+  that starts anew, and whoever writes its files replaces them.
+- A trial that is added at a milestone is stored whole in one transaction, and gets its files then. Killed between
+  the two, it finds them in the trajectory's folder when the study is taken up (`take_up`).
+- What a milestone has to give is removed last, and a trajectory that is taken up from a checkpoint before the
+  milestone comes to it again; what was given by then is known from the storage, and is not given twice.
+- Who waits is kept in memory only: a follower is a running trial in the storage, and finds its origin anew.
 """
 
 from __future__ import annotations
@@ -51,6 +61,23 @@ class Trajectory:
     ended: bool = False
 
 
+def trajectory_of(trial: Asked | TrialResult, spec: StudySpec, identities: Identities) -> Trajectory | None:
+    """The trajectory that a trial trains, with all its milestones ahead; None where it contains no shorter run.
+
+    Raises:
+        InputError: its targets match no module of the base.
+    """
+    identity = identities.of_trajectory(trial.config)
+    if identity is None:
+        return None
+    ahead = {}
+    for choice in shorter_choices(spec, trial.params):
+        shorter = spec.trial_config(choice)
+        training = identities.of_training(shorter)
+        ahead[shorter.training.num_train_epochs] = ShorterRun(choice, shorter, training)
+    return Trajectory(trial.number, identity, ahead) if ahead else None
+
+
 class Follower(NamedTuple):
     """A trial that waits for the outcome of another."""
 
@@ -63,16 +90,6 @@ class Follower(NamedTuple):
 
 class Trajectories:
     """Knows who trains what and who waits for whom, and gives trials what another trained: outcome, files, checkpoint.
-
-    A kill between any two writes loses nothing and doubles nothing, because of their order:
-
-    - A trial that was asked for gets its files first, and is told then. Killed between the two, it is a running trial
-      that starts anew, and whoever writes its files replaces them.
-    - A trial that is added at a milestone is stored whole in one transaction, and gets its files then. Killed between
-      the two, it finds them in the trajectory's folder when the study is taken up (`take_up`).
-    - What a milestone has to give is removed last, and a trajectory that is taken up from a checkpoint before the
-      milestone comes to it again; what was given by then is known from the storage, and is not given twice.
-    - Who waits is kept in memory only: a follower is a running trial in the storage, and finds its origin anew.
 
     Args:
         spec: The study.
@@ -159,10 +176,12 @@ class Trajectories:
         if trajectory is not None:
             self._follow(Follower(asked, trajectory.number, asked.config.training.num_train_epochs))
             return None
-        if asked.branched_from is None and not asked.replicate:
-            self._note_trajectory(asked.number, asked.params, asked.config)
-        own = self._trajectories.get(asked.number)
-        return [] if own is None else [shorter.config for shorter in own.ahead.values()]
+        apart = asked.branched_from is not None or asked.replicate
+        own = None if apart else trajectory_of(asked, self._spec, self._identities)
+        if own is None:
+            return []
+        self._trajectories[asked.number] = own
+        return [shorter.config for shorter in own.ahead.values()]
 
     def reached(self, event: Milestone, training: Collection[int]) -> None:
         """Give the shorter run of a milestone to the trial that waits for it, or to a new one.
@@ -200,23 +219,12 @@ class Trajectories:
         self._trainers.setdefault(self._identities.of_training(result.config), result.number)
         if result.state == "running" or result.has_value or result.source is not None or result.replicate:
             return
-        self._note_trajectory(result.number, result.params, result.config)
-        if (trajectory := self._trajectories.get(result.number)) is not None:
+        trajectory = trajectory_of(result, self._spec, self._identities)
+        if trajectory is not None:
             reached = max(result.curve, default=0)
             trajectory.ended = True
             trajectory.ahead = {epochs: one for epochs, one in trajectory.ahead.items() if epochs > reached}
-
-    def _note_trajectory(self, number: int, params: Mapping[str, Value], config: TrialConfig) -> None:
-        identity = self._identities.of_trajectory(config)
-        if identity is None:
-            return
-        ahead = {}
-        for choice in shorter_choices(self._spec, params):
-            shorter = self._spec.trial_config(choice)
-            training = self._identities.of_training(shorter)
-            ahead[shorter.training.num_train_epochs] = ShorterRun(choice, shorter, training)
-        if ahead:
-            self._trajectories[number] = Trajectory(number, identity, ahead)
+            self._trajectories[result.number] = trajectory
 
     def _containing(self, asked: Asked) -> Trajectory | None:
         """The trajectory of another trial with this one's milestone ahead: one in training before one that ended."""

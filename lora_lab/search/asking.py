@@ -96,7 +96,7 @@ class Asking:
             if records.SEED in attributes:
                 config = config.changed(training={"seed": attributes[records.SEED]})
         except ValidationError as error:
-            reason = records.one_line(error)
+            reason = records.validation_text(error)
             self._ledger.conclude(trial.number, Outcome(state="failed", reason=reason))
             return reason
         asked = Asked(

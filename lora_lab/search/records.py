@@ -89,7 +89,7 @@ def asked_of(trial: FrozenTrial) -> Asked | None:
         config = TrialConfig.model_validate_json(json.dumps(record["config"]))
     except ValidationError as error:
         raise StorageError(
-            f"trial {trial.number}: its stored configuration cannot be read ({one_line(error)}); it is of "
+            f"trial {trial.number}: its stored configuration cannot be read ({validation_text(error)}); it is of "
             "another version of lora_lab: use that version, or start over with --fresh"
         ) from error
     return Asked(
@@ -145,7 +145,7 @@ def is_replicate(trial: FrozenTrial) -> bool:
     return REPLICATE in trial.user_attrs
 
 
-def one_line(error: ValidationError) -> str:
+def validation_text(error: ValidationError) -> str:
     """What pydantic found, in one line."""
     found = error.errors(include_url=False, include_input=False)
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)

@@ -313,16 +313,25 @@ class StudyStore:
         assert asked is not None, f"trial {number} has no configuration"
         return asked
 
-    def enqueue_replicate(self, source_number: int, seed: int, replicate: int) -> None:
-        """Ask next for the trial `source_number` again, with `training.seed` = `seed`.
+    def unfinished_replicates(self) -> list[int]:
+        """For each replicate that was enqueued and has not ended, the number of the trial that it repeats."""
+        return [
+            trial.user_attrs[records.CONFIRMS]
+            for trial in self._ledger.trials()
+            if is_replicate(trial) and not trial.state.is_finished()
+        ]
 
-        Once for each source and replicate (1, 2, ...), however often it is called. Not part of the budget.
+    def enqueue_replicate(self, source_number: int, seed: int, replicate: int) -> bool:
+        """Ask next for the trial `source_number` again, with `training.seed` = `seed`; not part of the budget.
+
+        Once for each source and replicate (1, 2, ...), however often it is called: False where it was asked before.
         """
         attributes = {records.CONFIRMS: source_number, records.REPLICATE: replicate}
         if any(attributes.items() <= trial.user_attrs.items() for trial in self._ledger.trials()):
-            return
+            return False
         params = self._ledger.trial(source_number).params
         self._study.enqueue_trial(params, user_attrs={**attributes, records.SEED: seed})
+        return True
 
     def results(self) -> list[TrialResult]:
         """All trials that have a configuration, by number, from the storage alone.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+
+    from lora_lab.study.engines import EngineName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,15 @@ class TrialEvent:
     number: int
     step: int
     epoch: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(TrialEvent):
+    """The trial has a place on a device; `step` is 0, also where it goes on from a checkpoint."""
+
+    engine: EngineName
+    reason: str
+    """Why this engine trains it, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +75,10 @@ class Milestone(TrialEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished(TrialEvent):
-    """The trial reached its last step; its adapter lies in `adapter_folder`."""
+    """The trial reached its last step, and its adapter lies in its folder."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Final figures by their MLflow names (eval_loss, trainable_params, peak_memory_bytes, ...)."""
-    adapter_folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +100,7 @@ class Failed(TrialEvent):
     """The trial raised an error that is its own."""
 
     reason: str
+
+
+ENDINGS = (Finished, Diverged, OutOfMemory, Failed)
+"""The events after which a trial is over."""

@@ -267,6 +267,11 @@ class SweepSettings(Settings):
     pack_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Trials that train at the same time; a number makes the whole study reproducible."""
 
+    @property
+    def fixed_pack_size(self) -> int | None:
+        """The pack size that the study sets, None where it is found by measuring."""
+        return None if self.pack_size == "auto" else self.pack_size
+
     @field_validator("parameters")
     @classmethod
     def _numbers_of_the_field(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json as json_format
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -10,25 +10,31 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_lab.analysis.verdict_words import sentences
-from lora_lab.terminal.display import JsonDisplay
 from lora_lab.terminal.end_table import end_table
-from lora_lab.tracking.address import resolve_tracking_uri, shown
+from lora_lab.tracking.address import shown_uri
 
 if TYPE_CHECKING:
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import Results
-    from lora_lab.terminal.display import Display
 
 
-def say_results(results: Results, folder: RunFolder, display: Display, tracking_uri: str | None, *, ran: bool) -> None:
-    """Print the results of a complete study in the way that `display` speaks: for people or for programs."""
-    if isinstance(display, JsonDisplay):
+def say_results(results: Results, folder: RunFolder, tracking_uri: str, *, json: bool, ran: bool) -> None:
+    """Print the results of a complete study, as text for people or as one line of JSON for programs.
+
+    Args:
+        results: What the study found.
+        folder: Where its files are.
+        tracking_uri: The MLflow store, resolved.
+        json: Whether a program reads.
+        ran: Whether something was trained; otherwise the study had been complete before.
+    """
+    if json:
         _as_json(results, folder, tracking_uri)
     else:
         _as_text(results, folder, tracking_uri, ran=ran)
 
 
-def _as_text(results: Results, folder: RunFolder, tracking_uri: str | None, *, ran: bool) -> None:
+def _as_text(results: Results, folder: RunFolder, tracking_uri: str, *, ran: bool) -> None:
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     if not ran:
         console.print(
@@ -48,7 +54,7 @@ def _as_text(results: Results, folder: RunFolder, tracking_uri: str | None, *, r
         console.print(f"{label:<12} {place}", markup=False)
 
 
-def _places(results: Results, folder: RunFolder, tracking_uri: str | None) -> dict[str, str]:
+def _places(results: Results, folder: RunFolder, tracking_uri: str) -> dict[str, str]:
     places = {"report": str(folder.report)}
     if folder.best.exists():
         places["best"] = f"{folder.best}/ (adapter/, adapter_config.json, config.yaml)"
@@ -56,14 +62,13 @@ def _places(results: Results, folder: RunFolder, tracking_uri: str | None) -> di
     if cheapest and best and cheapest.number != best.number:
         kept = "" if (folder.recommended / "adapter").exists() else "; only config.yaml: its adapter was dropped"
         places["recommended"] = f"{folder.recommended}/ (trial {cheapest.number}, the cheapest within the margin{kept})"
-    uri = resolve_tracking_uri(tracking_uri)
-    if uri.startswith(("http://", "https://")):
-        return places | {"MLflow": shown(uri)}
-    command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000"]
+    if tracking_uri.startswith(("http://", "https://")):
+        return places | {"MLflow": shown_uri(tracking_uri)}
+    command = ["mlflow", "ui", "--backend-store-uri", tracking_uri, "--host", "127.0.0.1", "--port", "5000"]
     return places | {"MLflow": f"{shlex.join(command)}   then open http://127.0.0.1:5000"}
 
 
-def _as_json(results: Results, folder: RunFolder, tracking_uri: str | None) -> None:
+def _as_json(results: Results, folder: RunFolder, tracking_uri: str) -> None:
     best, cheapest = results.findings.best, results.findings.cheapest
     line = {
         "kind": "verdict",
@@ -77,7 +82,7 @@ def _as_json(results: Results, folder: RunFolder, tracking_uri: str | None) -> N
         "sentences": sentences(results.findings),
         "report": str(folder.report),
         "run_folder": str(folder.root),
-        "tracking_uri": shown(resolve_tracking_uri(tracking_uri)),
+        "tracking_uri": shown_uri(tracking_uri),
     }
-    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.write(json_format.dumps(line) + "\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Where a running study stands: slots, counts, the best so far, and the time that is left."""
+"""Where a running study stands: trials in training, counts, the best so far, and the time that is left."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict_words import STATE_WORDS
 from lora_lab.analysis.wording import config_label, duration_text, nats, one_line, plural
-from lora_lab.study.events import Evaluated, Logged
+from lora_lab.study.events import Evaluated, Logged, TrialEvent
 from lora_lab.study.results import FINISHED_WITH_VALUE
+from lora_lab.terminal.messages import RetrainingsPlanned, StudyBegan, Tick, TrialBegan, TrialOver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from lora_lab.study.events import TrialEvent
     from lora_lab.study.results import TrialState
     from lora_lab.study.settings import TrialConfig
+    from lora_lab.terminal.messages import Message
 
 
 @dataclass(slots=True)
-class Slot:
-    """A running trial."""
+class RunningTrial:
+    """A trial in training, as far as it has come."""
 
     number: int
     config: TrialConfig
+    is_retraining: bool = False
     step: int = 0
     epoch: float = 0.0
     loss: float | None = None
@@ -43,8 +45,8 @@ class Slot:
 
 
 @dataclass(slots=True)
-class Progress:
-    """Where the study stands; what all displays show parts of."""
+class StudyProgress:
+    """Where the study stands; every view shows parts of it."""
 
     clock: Callable[[], float] = time.monotonic
     study_name: str = ""
@@ -55,50 +57,55 @@ class Progress:
     began: float = 0.0
     tokens_per_second: float = 0.0
     tracking: str = ""
-    slots: dict[int, Slot] = field(default_factory=dict)
+    running: dict[int, RunningTrial] = field(default_factory=dict)
     states: Counter[TrialState] = field(default_factory=Counter)
     best: tuple[float, int, str] | None = None
     """eval_loss, number and configuration."""
     rungs: dict[int, float] = field(default_factory=dict)
     """Best eval_loss by evaluation."""
-    searching: bool = True
-    """False while the best trials are trained again."""
 
-    def start(self, study_name: str, total_trials: int, pack_size: int | None, done: int) -> None:
-        """Begin to count."""
-        self.study_name, self.total, self.pack_size, self.earlier = study_name, total_trials, pack_size, done
-        self.began = self.clock()
+    def take(self, message: Message) -> None:
+        """Take in one message; what is shown only once changes nothing here."""
+        match message:
+            case StudyBegan():
+                self.study_name, self.total, self.earlier = message.study_name, message.total_trials, message.done
+                self.pack_size, self.began = message.pack_size, self.clock()
+            case TrialBegan(number, config, is_retraining):
+                self.running[number] = RunningTrial(number, config, is_retraining)
+            case RetrainingsPlanned():
+                self.total += message.count
+            case Tick():
+                self.tokens_per_second, self.tracking = message.tokens_per_second, message.tracking
+            case TrialOver():
+                self._take_ending(message)
+            case TrialEvent():
+                self._take_event(message)
 
-    def retraining(self, count: int) -> None:
-        """Count on with trials that train the best again, of which none is the best of the search."""
-        self.total += count
-        self.searching = False
-
-    def update(self, event: TrialEvent) -> None:
-        """Take in one event of a running trial."""
-        slot = self.slots.get(event.number)
-        if slot is None:
+    def _take_event(self, event: TrialEvent) -> None:
+        trial = self.running.get(event.number)
+        if trial is None:
             return
-        slot.step, slot.epoch = event.step, event.epoch
+        trial.step, trial.epoch = event.step, event.epoch
         if isinstance(event, Logged):
-            slot.loss = event.loss
+            trial.loss = event.loss
         elif isinstance(event, Evaluated):
-            slot.eval_loss, slot.evaluation = event.eval_loss, event.evaluation
+            trial.eval_loss, trial.evaluation = event.eval_loss, event.evaluation
             self.rungs[event.evaluation] = min(event.eval_loss, self.rungs.get(event.evaluation, math.inf))
 
-    def ended(self, number: int, state: TrialState, eval_loss: float | None, reason: str = "") -> None:
-        """Free the trial's slot and count it; of one that had no slot, the reason says what it is."""
-        slot = self.slots.pop(number, None)
-        self.states[state] += 1
-        has_value = state in FINISHED_WITH_VALUE and eval_loss is not None and math.isfinite(eval_loss)
-        if eval_loss is None or not has_value or not self.searching:
+    def _take_ending(self, over: TrialOver) -> None:
+        """Count the trial; of one that did not train, the reason says what it is."""
+        trial, loss = self.running.pop(over.number, None), over.eval_loss
+        self.states[over.state] += 1
+        if over.state not in FINISHED_WITH_VALUE or loss is None or not math.isfinite(loss):
             return
-        if self.best is None or eval_loss < self.best[0]:
-            self.best = (eval_loss, number, config_label(slot.config) if slot else reason)
+        if trial is not None and trial.is_retraining:
+            return  # none of these is the best of the search
+        if self.best is None or loss < self.best[0]:
+            self.best = (loss, over.number, config_label(trial.config) if trial else over.reason)
 
-    def behind(self, slot: Slot) -> float | None:
-        """Nats by which a slot's last evaluation is above the best one that any trial had at that rung."""
-        return None if slot.eval_loss is None else slot.eval_loss - self.rungs[slot.evaluation]
+    def behind(self, trial: RunningTrial) -> float | None:
+        """Nats by which a trial's last evaluation is above the best one that any trial had at that rung."""
+        return None if trial.eval_loss is None else trial.eval_loss - self.rungs[trial.evaluation]
 
     @property
     def done(self) -> int:
@@ -115,7 +122,7 @@ class Progress:
         """Estimated seconds to the end, from the trials this run finished; None before the first."""
         if not self.states.total():
             return None
-        worked = self.states.total() + sum(slot.share for slot in tuple(self.slots.values()))
+        worked = self.states.total() + sum(trial.share for trial in tuple(self.running.values()))
         return self.elapsed_s * max(0.0, self.total - self.earlier - worked) / worked
 
     def summary(self) -> str:
@@ -127,13 +134,17 @@ class Progress:
         return "; ".join([*parts, duration_text(self.elapsed_s)])
 
 
-def retraining_text(numbers: Sequence[int], count: int) -> str:
-    """What happens after the search, on one line."""
+def retrainings_text(planned: RetrainingsPlanned, progress: StudyProgress) -> str:
+    """Which trials are trained again, on one line."""
+    numbers = planned.numbers
     chosen = f"{'trial' if len(numbers) == 1 else 'trials'} {', '.join(map(str, numbers))}"
-    return f"search done; {plural(count, 'retraining')} of {chosen} with fresh seeds"
+    before = "search done; " if progress.done + planned.count >= progress.total else ""
+    return f"{before}{plural(planned.count, 'retraining')} of {chosen} with fresh seeds"
 
 
-def ending_text(number: int, state: TrialState, eval_loss: float | None, reason: str) -> str:
+def ending_text(over: TrialOver) -> str:
     """How a trial ended, on one line."""
-    loss = "" if eval_loss is None else f", eval_loss {nats(eval_loss)}"
-    return f"trial {number} {STATE_WORDS[state]}{loss}" + (f": {one_line(reason)}" if reason else "")
+    loss = "" if over.eval_loss is None else f", eval_loss {nats(over.eval_loss)}"
+    return f"trial {over.number} {STATE_WORDS[over.state]}{loss}" + (
+        f": {one_line(over.reason)}" if over.reason else ""
+    )

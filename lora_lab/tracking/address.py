@@ -31,7 +31,7 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     return Path(tracking_uri.removeprefix(SQLITE)).absolute()
 
 
-def shown(tracking_uri: str) -> str:
+def shown_uri(tracking_uri: str) -> str:
     """The address without user, password and query."""
     return redact(tracking_uri.partition("?")[0])
 
@@ -44,7 +44,7 @@ def ui_command(tracking_uri: str, port: int = 5000) -> list[str]:
 
     """
     if tracking_uri.startswith(("http://", "https://")):
-        raise InputError(f"{shown(tracking_uri)} is an MLflow server and has its own pages; open it in a browser")
+        raise InputError(f"{shown_uri(tracking_uri)} is an MLflow server and has its own pages; open it in a browser")
     return [
         *(sys.executable, "-m", "mlflow", "ui"),
         *("--backend-store-uri", tracking_uri),

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 JOURNAL_NAME = "events.jsonl"
 HEADER = "Journal"
 
+FORMER_FIELDS = {"Finished": ("adapter_folder",)}
+"""Fields that journals of earlier versions have and that say nothing which is not known otherwise."""
 FIELD_NAMES = {kind: tuple(item.name for item in fields(kind)) for kind in KINDS.values()}
 
 
@@ -79,6 +81,8 @@ def _decode(line: bytes, folder: Path) -> Entry | None:
     for name in ("path", "adapter_folder"):
         if values.get(name) is not None:
             values[name] = folder / values[name]
+    for name in FORMER_FIELDS.get(kind, ()):
+        values.pop(name, None)
     if "params" in values:
         values["params"] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values["params"].items()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from lora_lab.tracking.address import resolve_tracking_uri, shown
+from lora_lab.tracking.address import shown_uri
 from lora_lab.tracking.journal import JOURNAL_NAME, journal_id, read
 from lora_lab.tracking.redaction import redact
 
@@ -48,11 +48,15 @@ class MlflowMirror:
     """Follows the journal in `folder` (whose name is the experiment's) into an MLflow store.
 
     Only one process sends for a study; a second one waits for its turn.
+
+    Args:
+        folder: The study's.
+        tracking_uri: The store, as `resolve_tracking_uri` gives it.
     """
 
-    def __init__(self, folder: Path, tracking_uri: str | None = None) -> None:
+    def __init__(self, folder: Path, tracking_uri: str) -> None:
         self._folder = folder
-        self._tracking_uri = resolve_tracking_uri(tracking_uri)
+        self._tracking_uri = tracking_uri
         self._lock = FileLock(folder / LOCK_NAME, blocking=False, thread_local=False)
         self._stop = threading.Event()
         self._deadline = math.inf
@@ -79,7 +83,7 @@ class MlflowMirror:
         if not pending:
             return None
         return (
-            f"MLflow at {shown(self._tracking_uri)} lacks {pending} events "
+            f"MLflow at {shown_uri(self._tracking_uri)} lacks {pending} events "
             f"({self._problem or 'there was not enough time'}); they are kept "
             f"in {self._folder / JOURNAL_NAME}, and the next sweep or ui command of this study sends them"
         )
@@ -138,13 +142,13 @@ class MlflowMirror:
             offset = int(cursor["offset"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0
-        is_same = cursor.get("tracking_uri") == shown(self._tracking_uri)
+        is_same = cursor.get("tracking_uri") == shown_uri(self._tracking_uri)
         return offset if is_same and offset <= (self._folder / JOURNAL_NAME).stat().st_size else 0
 
     def _save_cursor(self) -> None:
         path = self._folder / CURSOR_NAME
         draft = path.with_name(f"{CURSOR_NAME}.draft")
-        draft.write_text(json.dumps({"tracking_uri": shown(self._tracking_uri), "offset": self._offset}))
+        draft.write_text(json.dumps({"tracking_uri": shown_uri(self._tracking_uri), "offset": self._offset}))
         draft.replace(path)
 
     def _pending(self) -> int:
@@ -159,7 +163,7 @@ class MlflowMirror:
         return lines - has_header
 
 
-def catch_up(folder: Path, tracking_uri: str | None = None, timeout_s: float = 60.0) -> str | None:
+def catch_up(folder: Path, tracking_uri: str, timeout_s: float = 60.0) -> str | None:
     """Send what earlier commands could not; one line to show where something remains to be sent."""
     mirror = MlflowMirror(folder, tracking_uri)
     mirror.start()

@@ -141,9 +141,8 @@ class Assessor(Generic[S]):
         events += [self._read_off(slot, milestone, evaluated) for milestone in ending]
         if slot.finished:
             metrics = self._final_metrics(slot, evaluated, forgetting)
-            events.append(
-                Finished(**where, epoch=epoch, metrics=metrics, adapter_folder=self._save_adapter(slot, folder))
-            )
+            self._write_adapter(slot, folder / "adapter")
+            events.append(Finished(**where, epoch=epoch, metrics=metrics))
         slot.progress.last_evaluation = number  # at the end: until here, memory may run out, and it comes again
         return events
 
@@ -156,17 +155,12 @@ class Assessor(Generic[S]):
         _save_losses(folder / EVALUATIONS / "forgetting.safetensors", general)
         return general.mean
 
-    def _save_adapter(self, slot: S, folder: Path) -> Path:
-        """Write the adapter as it is now into `folder`; where it lies."""
-        self._write_adapter(slot, folder / "adapter")
-        return folder / "adapter"
-
     def _read_off(self, slot: S, milestone: PlannedMilestone, evaluated: Evaluated) -> Milestone:
         """What the shorter run would end with, which is this trial as it is now."""
         number = evaluated.evaluation
         folder = begin_folder(self._trial_folder(slot), milestone.epochs, number)
         metrics = self._final_metrics(slot, evaluated, self._forgetting(slot, folder))
-        self._save_adapter(slot, folder)
+        self._write_adapter(slot, folder / "adapter")
         return self._milestone(slot, milestone, number, metrics)
 
     def branch_off(self, slot: S) -> Iterator[Milestone]:

@@ -131,7 +131,7 @@ class Lab:
         return [
             Run(
                 [losses[number][step] for step in sorted(losses[number])],
-                read_adapter(final[number].adapter_folder) if number in final else {},
+                read_adapter(engine.trial_folder(number) / "adapter") if number in final else {},
                 final[number].metrics["eval_loss"] if number in final else None,
             )
             for number in range(count)

@@ -8,7 +8,7 @@ from lora_lab.common.errors import InputError
 from lora_lab.planning.devices import DEVICES, device_named
 from lora_lab.training.memory.predictor import MemoryPrediction
 from lora_lab.training.memory.probe import does_not_fit
-from lora_lab.training.memory.room import Need, Room, machine_bytes, memory_limit, pack_bytes
+from lora_lab.training.memory.room import MemoryLimit, Need, Room, machine_bytes, pack_bytes
 
 BASE = 1000
 
@@ -18,17 +18,17 @@ def need(fixed=10, by_length=100, length=64, shared=BASE) -> Need:
 
 
 def test_the_limit_is_a_share_of_what_is_free_on_a_gpu_and_none_on_a_cpu():
-    assert memory_limit(None, 1000) == 920
-    assert memory_limit(None, None) is None
-    assert memory_limit("50%", 1000) == 500
-    assert memory_limit("50%", None) == machine_bytes() // 2
-    assert memory_limit("600B", 1000) == 600
+    assert MemoryLimit.parse(None).bytes_of(1000) == 920
+    assert MemoryLimit.parse(None).bytes_of(None) is None
+    assert MemoryLimit.parse("50%").bytes_of(1000) == 500
+    assert MemoryLimit.parse("50%").bytes_of(None) == machine_bytes() // 2
+    assert MemoryLimit.parse("600B").bytes_of(1000) == 600
 
 
 @pytest.mark.parametrize("text", ["0%", "101%", "half", "12 parsecs"])
 def test_a_limit_that_cannot_be_right_is_refused(text):
     with pytest.raises(InputError, match="--memory-limit"):
-        memory_limit(text, 1000)
+        MemoryLimit.parse(text)
 
 
 def test_devices_are_known_by_name_or_by_bytes():

@@ -15,6 +15,7 @@ from lora_lab.planning.planner import make_plan
 from lora_lab.results.folder import RunFolder
 from lora_lab.study.spec import StudySpec
 from lora_lab.terminal.plan_text import print_plan
+from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit
 
 CPU = Device("a CPU", None, is_cuda=False)
 SMALL = {
@@ -51,7 +52,7 @@ def study(base, *, parameters, data=None, training=None, **sweep) -> StudySpec:
     )
 
 
-def plan(spec, tmp_path, *, device=CPU, limit=None):
+def plan(spec, tmp_path, *, device=CPU, limit=DEFAULT_LIMIT):
     return make_plan(spec, RunFolder(tmp_path / "runs" / spec.study_name), device=device, limit=limit)
 
 
@@ -108,7 +109,7 @@ def test_what_does_not_fit_is_named_with_what_was_tried(base, tmp_path):
     free = plan(spec, tmp_path, device=CPU)
     assert all(row.fits is None and row.at_once is None for row in free.memory)
     small, large = sorted(row.predicted_bytes for row in free.memory)
-    made = plan(spec, tmp_path, device=CPU, limit=str((small + large) // 2))
+    made = plan(spec, tmp_path, device=CPU, limit=MemoryLimit((small + large) // 2))
     by_rank = {row.r: row for row in made.memory}
     assert by_rank[4].fits
     assert by_rank[4].at_once >= 1

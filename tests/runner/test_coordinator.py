@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 
 import pytest
-from runner.scripted import (
-    Countdown,
-    Killed,
-    ScriptedExecutor,
-    journaled_ends,
-    loss,
-    results,
-    run,
-    spec,
-    store_in_memory,
-)
+from runner.scripted import Countdown, Killed, executor_for, journaled_ends, loss, results, run, spec
 
 from lora_lab.results.folder import RunFolder
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search import records
+from lora_lab.search.store import open_store
 
 
 @pytest.fixture
@@ -31,6 +23,10 @@ def folder(tmp_path):
 @pytest.fixture
 def told():
     return io.StringIO()
+
+
+def checkpoints(folder):
+    return list(folder.root.rglob("checkpoint/manifest.json"))
 
 
 def check_books(folder, study):
@@ -50,6 +46,16 @@ def test_a_grid_trains_every_cell_once(folder, told):
     assert len({tuple(one.params.items()) for one in found.values()}) == 6
     assert all(one.eval_loss == loss(one.config, 3) for one in found.values())
     assert sorted(executor.trained_epochs) == [(number, epoch) for number in range(6) for epoch in (1, 2, 3)]
+
+
+def test_sqlite_keeps_what_memory_keeps(folder, told):
+    """Most studies here are kept in memory."""
+    study = spec(pruner="asha", parameters={"r": {"values": [2, 4, 8]}}, confirm={"top": 1, "seeds": 1})
+    run(folder, study, told)
+    database = f"sqlite:///{folder.database}"
+    run(RunFolder(folder.root / "again"), study, told, opened=open_store(study, database))
+    with open_store(study, database, create=False) as store:
+        assert {one.number: one for one in store.results()} == results(folder, study)
 
 
 def test_a_freed_slot_is_filled_at_once(folder, told):
@@ -128,6 +134,33 @@ def test_the_best_are_confirmed_with_fresh_seeds_once(folder, told):
     assert results(folder, study) == found
 
 
+def test_retrainings_found_running_are_counted_as_retrainings(folder, told):
+    """Stopped while the last of 3 trains, and resumed: it is counted on, and is not the best of the search."""
+    study = spec(parameters={"r": {"values": [2, 4]}}, confirm={"top": 1, "seeds": 3})
+    stop, trainer = StopRequest(), executor_for(folder)
+    start = trainer.start
+
+    def stopping_start(work):
+        start(work)
+        if work.number == 4:
+            stop.signal = signal.SIGINT
+
+    trainer.start = stopping_start
+    assert not run(folder, study, told, stop=stop, trainer=trainer)[0]
+    assert "search done; 3 retrainings of trial 0 with fresh seeds" in told.getvalue()
+    running = [one for one in results(folder, study).values() if one.state == "running"]
+    assert [(one.number, one.confirms) for one in running] == [(4, 0)]
+    resumed = io.StringIO()
+    assert run(folder, study, resumed)[0]
+    lines = resumed.getvalue().splitlines()
+    assert lines[:2] == [
+        "scripted: 2 trials, 2 done before, as many at a time as pay",
+        "search done; 1 retraining of trial 0 with fresh seeds",
+    ]
+    assert [line.split()[0] for line in lines if line.startswith("[")] == ["[3/3]"]
+    assert lines.count(lines[1]) == 1
+
+
 def adapters(folder):
     return {int(path.parent.name) for path in folder.trials.glob("*/adapter")}
 
@@ -156,7 +189,7 @@ def test_a_long_study_reads_each_configuration_back_a_few_times(folder, told, mo
         {"learning_rate": 1e-3},
         parameters={"num_train_epochs": {"values": [1, 2]}, "learning_rate": rates},
     )
-    _, executor = run(folder, study, told, pack_size=4, opened=store_in_memory(study))
+    _, executor = run(folder, study, told, pack_size=4)
     assert len(executor.trained_epochs) == 200
     assert len(adapters(folder)) == 100
     assert len(read) <= 7 * 200
@@ -212,7 +245,7 @@ def test_a_kill_repeats_at_most_one_checkpoint_interval(folder, told, calls):
     study = spec(parameters={"r": {"values": [2, 4]}})
     with pytest.raises(Killed):
         run(folder, study, told, Countdown(calls))
-    saved = {int(path.parts[-3]): int(path.read_text()) for path in folder.root.rglob("epoch")}
+    saved = {int(path.parts[-3]): json.loads(path.read_text())["epoch"] for path in checkpoints(folder)}
     ended = {number for number, one in results(folder, study).items() if one.state != "running"}
     _, executor = run(folder, study, told)
     assert sorted(executor.trained_epochs) == [
@@ -227,11 +260,16 @@ def test_asked_to_stop_it_keeps_a_checkpoint_of_every_trial(folder, told):
     assert not run(folder, study, told, stop=stop)[0]
     assert results(folder, study) == {}
 
-    trainer = ScriptedExecutor(folder)
-    stop.signal = None
-    trainer.on_poll = lambda: setattr(stop, "signal", signal.SIGINT)
+    trainer = executor_for(folder)
+    stop.signal, wait = None, trainer.wait
+
+    def stopping_wait(timeout_s):
+        stop.signal = signal.SIGINT if timeout_s else None
+        return wait(timeout_s)
+
+    trainer.wait = stopping_wait
     assert not run(folder, study, told, stop=stop, trainer=trainer)[0]
-    assert [int(path.read_text()) for path in folder.root.rglob("epoch")] == [1, 1]
+    assert [json.loads(path.read_text())["epoch"] for path in checkpoints(folder)] == [1, 1]
     assert {one.state for one in results(folder, study).values()} == {"running"}
     assert run(folder, study, told)[0]
     check_books(folder, study)

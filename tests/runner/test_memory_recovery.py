@@ -10,11 +10,13 @@ import torch
 
 from lora_lab.results.folder import RunFolder
 from lora_lab.results.storage import storage_url
+from lora_lab.runner.options import RunOptions
 from lora_lab.runner.session import run_study
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search.store import open_store
 from lora_lab.study.spec import StudySpec
-from lora_lab.terminal.display import PlainDisplay
+from lora_lab.terminal.display import Display, PlainView
+from lora_lab.training.memory.room import DEFAULT_LIMIT
 from lora_lab.training.packed.model import PackedModel
 
 CODE = {"path": "builtin/stdlib-code"}
@@ -59,17 +61,15 @@ class TightDevice:
 
 def results(folder: RunFolder) -> dict:
     """What every trial came to, by its configuration."""
-    study = folder.root.parent / "study.yaml"
-    study.write_text("study_name: tight\n")
-    outcome = run_study(
+    end = run_study(
         STUDY,
         folder,
         "test",
-        display=PlainDisplay(io.StringIO()),
+        RunOptions(memory_limit=DEFAULT_LIMIT, tracking_uri=f"sqlite:///{folder.root.parent / 'mlflow.db'}"),
+        display=Display(PlainView(io.StringIO())),
         stop=StopRequest(),
-        tracking_uri=f"sqlite:///{folder.root.parent / 'mlflow.db'}",
     )
-    assert outcome.complete
+    assert end.complete
     with open_store(STUDY, storage_url(STUDY, folder), create=False) as store:
         return {(one.config.lora.r, one.config.training.learning_rate): one for one in store.results()}
 

@@ -17,28 +17,33 @@ from lora_lab.common.errors import InputError, TrainingError
 from lora_lab.results.folder import RunFolder
 from lora_lab.results.results import check_finished
 from lora_lab.results.storage import storage_url
-from lora_lab.runner.session import Outcome, run_study
+from lora_lab.runner.options import RunOptions
+from lora_lab.runner.session import SessionEnd, run_study
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search.store import open_store
 from lora_lab.study.spec import StudySpec
-from lora_lab.terminal.display import PlainDisplay
+from lora_lab.terminal.display import Display, PlainView
+from lora_lab.terminal.messages import TrialOver
+from lora_lab.training.memory.room import MemoryLimit
 
 if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
+    from lora_lab.terminal.messages import Message
+    from lora_lab.terminal.progress import StudyProgress
 
 MODEL = Path(lora_lab.builtin.__file__).parent / "tiny-llama"
 NO_SERVER = "http://127.0.0.1:9"
 
 
-class StopAfterATrial(PlainDisplay):
-    """Asks the sweep to end as soon as its first trial has: no report is made."""
+class StopAfterATrial:
+    """A view that asks the sweep to end as soon as its first trial has: no report is made."""
 
     def __init__(self, stop: StopRequest) -> None:
-        super().__init__(io.StringIO())
         self.request = stop
 
-    def trial_ended(self, *_: Any, **__: Any) -> None:
-        self.request.signal = signal.SIGINT
+    def show(self, message: Message, progress: StudyProgress) -> None:
+        if isinstance(message, TrialOver):
+            self.request.signal = signal.SIGINT
 
 
 class Study:
@@ -68,16 +73,17 @@ class Study:
             parts[section] = {**parts[section], **values}
         return StudySpec.model_validate(parts)
 
-    def run(self, changes: dict[str, Any] | None = None, *, whole: bool = False, memory: str | None = None) -> Outcome:
+    def run(
+        self, changes: dict[str, Any] | None = None, *, whole: bool = False, memory: str | None = None
+    ) -> SessionEnd:
         spec, stop = self.spec(changes or {}), StopRequest()
         return run_study(
             spec,
             self.run_folder,
             "",
-            display=PlainDisplay(io.StringIO()) if whole else StopAfterATrial(stop),
+            RunOptions(memory_limit=MemoryLimit.parse(memory), tracking_uri=NO_SERVER),
+            display=Display(PlainView(io.StringIO()) if whole else StopAfterATrial(stop)),
             stop=stop,
-            memory_limit=memory,
-            tracking_uri=NO_SERVER,
         )
 
     def results(self) -> list[TrialResult]:

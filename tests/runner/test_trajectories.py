@@ -7,12 +7,15 @@ import json
 from collections import Counter
 
 import pytest
-from runner.scripted import BASE_LOSS, STEPS_PER_EPOCH, Countdown, Killed, journaled_ends, loss, results, run, spec
+from runner.scripted import BASE_LOSS, Countdown, Killed, journaled_ends, loss, results, run, spec
 
 from lora_lab.results.folder import RunFolder
-from lora_lab.runner.finalists import Choosable, finalists
+from lora_lab.runner.choosable import Choosable
+from lora_lab.runner.finalists import finalists
+from lora_lab.runner.scripted import STEPS_PER_EPOCH
 from lora_lab.study.events import Evaluated
-from lora_lab.terminal.progress import Progress
+from lora_lab.terminal.messages import StudyBegan, TrialOver
+from lora_lab.terminal.progress import StudyProgress
 from lora_lab.tracking.journal import read
 from lora_lab.tracking.records import TrialStarted
 
@@ -42,8 +45,11 @@ def grid(training=None, **sweep):
 
 def adapter_of(folder, result):
     """What the adapter that would be chosen for a trial says it is of; None where it was dropped."""
-    path = folder.adapter_of(result) / "of"
-    return tuple(map(int, path.read_text().split())) if path.is_file() else None
+    path = folder.adapter_of(result) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    of = json.loads(path.read_text())
+    return of["r"], of["num_train_epochs"]
 
 
 def check(folder, study):
@@ -95,9 +101,9 @@ def test_both_engines_give_what_they_contain(folder, told):
 
 
 def test_the_best_so_far_may_be_one_that_was_read_off():
-    progress = Progress()
-    progress.start("x", 2, None, 0)
-    progress.ended(1, "shared", 2.0, "trial 0 after 1 epoch")
+    progress = StudyProgress()
+    progress.take(StudyBegan("x", 2, None))
+    progress.take(TrialOver(1, "shared", 2.0, "trial 0 after 1 epoch"))
     assert progress.best == (2.0, 1, "trial 0 after 1 epoch")
 
 
@@ -292,12 +298,12 @@ def test_adapters_of_read_off_trials_are_kept_while_they_may_be_chosen(folder, t
 
 def test_the_json_display_tells_milestones():
     from lora_lab.study.events import Milestone
-    from lora_lab.terminal.display import JsonDisplay
+    from lora_lab.terminal.display import Display, JsonView
 
     stream = io.StringIO()
-    display = JsonDisplay(stream)
-    display.start("x", 1, None)
-    display.event(Milestone(number=0, step=4, epoch=1.0, epochs=1, evaluation=1, metrics={"eval_loss": 2.0}))
+    display = Display(JsonView(stream))
+    display.tell(StudyBegan("x", 1, None))
+    display.tell(Milestone(number=0, step=4, epoch=1.0, epochs=1, evaluation=1, metrics={"eval_loss": 2.0}))
     assert json.loads(stream.getvalue().splitlines()[1])["event"] == "milestone"
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from pathlib import Path
 
 import pytest
 from analysis.simulated import BASE_LOSS, results, trial
@@ -11,10 +10,11 @@ from rich.console import Console
 
 from lora_lab.analysis.verdict import decide
 from lora_lab.study.events import Evaluated, Finished, Logged
-from lora_lab.terminal.display import Display, JsonDisplay, PlainDisplay, choose_display
+from lora_lab.terminal.display import Display, JsonView, PlainView, choose_display
 from lora_lab.terminal.end_table import end_table
-from lora_lab.terminal.live import LiveDisplay, live_view
-from lora_lab.terminal.progress import Progress, Slot
+from lora_lab.terminal.live import LiveView, live_view
+from lora_lab.terminal.messages import Note, RetrainingsPlanned, SessionOver, StudyBegan, Tick, TrialBegan, TrialOver
+from lora_lab.terminal.progress import RunningTrial, StudyProgress
 
 
 class Clock:
@@ -45,19 +45,19 @@ def evaluated(number: int, loss: float, evaluation: int = 1) -> Evaluated:
 
 def play(display: Display) -> None:
     """A small study: one trial completes, one diverges."""
-    display.start("rank_alpha", 2, 2)
-    display.trial_started(0, CONFIG)
-    display.trial_started(1, CONFIG)
+    display.tell(StudyBegan("rank_alpha", 2, 2))
+    display.tell(TrialBegan(0, CONFIG))
+    display.tell(TrialBegan(1, CONFIG))
     for step in range(1, 51):
-        display.event(logged(0, step))
-    display.tick(5200.0, "MLflow: ok")
-    display.event(evaluated(0, 4.05))
-    display.event(Finished(number=0, step=64, epoch=1.0, metrics={"eval_loss": 4.05}, adapter_folder=Path("a")))
-    display.trial_ended(0, "complete", 4.05)
-    display.trial_ended(1, "diverged", None, "loss is nan\nat step 3\x1b[31m")
-    display.note("write the report with: lora-lab report x.yaml")
-    display.stop()
-    display.stop()
+        display.tell(logged(0, step))
+    display.tell(Tick(5200.0, "MLflow: ok"))
+    display.tell(evaluated(0, 4.05))
+    display.tell(Finished(number=0, step=64, epoch=1.0, metrics={"eval_loss": 4.05}))
+    display.tell(TrialOver(0, "complete", 4.05))
+    display.tell(TrialOver(1, "diverged", None, "loss is nan\nat step 3\x1b[31m"))
+    display.tell(Note("write the report with: lora-lab report x.yaml"))
+    display.tell(SessionOver())
+    display.tell(SessionOver())
 
 
 def text_of(renderable: object, width: int = 80) -> str:
@@ -68,7 +68,7 @@ def text_of(renderable: object, width: int = 80) -> str:
 
 def test_plain_lines_have_no_noise_per_step() -> None:
     stream = io.StringIO()
-    play(PlainDisplay(stream, clock=Clock()))
+    play(Display(PlainView(stream), Clock()))
 
     assert stream.getvalue().splitlines() == [
         "rank_alpha: 2 trials, 2 at a time",
@@ -85,19 +85,19 @@ def test_plain_lines_have_no_noise_per_step() -> None:
 def test_retrainings_are_counted_on_and_are_not_the_best_of_the_search() -> None:
     plain, lines, live = io.StringIO(), io.StringIO(), Terminal()
     displays = [
-        PlainDisplay(plain, clock=Clock()),
-        JsonDisplay(lines, clock=Clock()),
-        LiveDisplay(Console(file=live, force_terminal=True, width=80, height=30)),
+        Display(PlainView(plain), Clock()),
+        Display(JsonView(lines), Clock()),
+        Display(LiveView(Console(file=live, force_terminal=True, width=80, height=30))),
     ]
     for display in displays:
-        display.start("rank_alpha", 1, 2)
-        display.trial_started(0, CONFIG)
-        display.trial_ended(0, "complete", 4.05)
-        display.retraining([0], 2)
+        display.tell(StudyBegan("rank_alpha", 1, 2))
+        display.tell(TrialBegan(0, CONFIG))
+        display.tell(TrialOver(0, "complete", 4.05))
+        display.tell(RetrainingsPlanned((0,), 2))
         for number in (1, 2):
-            display.trial_started(number, CONFIG)
-            display.trial_ended(number, "complete", 4.0)
-        display.stop()
+            display.tell(TrialBegan(number, CONFIG, is_retraining=True))
+            display.tell(TrialOver(number, "complete", 4.0))
+        display.tell(SessionOver())
 
     said = plain.getvalue().splitlines()
     assert said[3] == "search done; 2 retrainings of trial 0 with fresh seeds"
@@ -112,8 +112,8 @@ def test_retrainings_are_counted_on_and_are_not_the_best_of_the_search() -> None
 
 def test_quiet_prints_nothing_but_the_end() -> None:
     plain, lines = io.StringIO(), io.StringIO()
-    play(PlainDisplay(plain, quiet=True, clock=Clock()))
-    play(JsonDisplay(lines, quiet=True, clock=Clock()))
+    play(Display(PlainView(plain, quiet=True), Clock()))
+    play(Display(JsonView(lines, quiet=True), Clock()))
 
     assert plain.getvalue().count("\n") == 1
     assert plain.getvalue().startswith("rank_alpha: 2/2 trials")
@@ -122,7 +122,7 @@ def test_quiet_prints_nothing_but_the_end() -> None:
 
 def test_every_json_line_is_an_object_of_strict_json() -> None:
     stream = io.StringIO()
-    display = JsonDisplay(stream, clock=Clock())
+    display = Display(JsonView(stream), Clock())
     play(display)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
 
@@ -131,14 +131,13 @@ def test_every_json_line_is_an_object_of_strict_json() -> None:
     assert lines[1]["config"]["lora"]["r"] == 16
     (finished,) = [line for line in lines if line["event"] == "finished"]
     assert finished["metrics"] == {"eval_loss": 4.05}
-    assert finished["adapter_folder"] == "a"
     assert lines[-1]["states"] == {"complete": 1, "diverged": 1}
     assert lines[-1]["best_trial"] == 0
 
 
 def test_a_loss_that_is_not_finite_is_null_in_json() -> None:
     stream = io.StringIO()
-    JsonDisplay(stream).event(evaluated(3, math.nan))
+    Display(JsonView(stream)).tell(evaluated(3, math.nan))
 
     assert json.loads(stream.getvalue())["eval_loss"] is None
 
@@ -148,23 +147,23 @@ def test_a_reader_that_went_away_does_not_stop_the_study() -> None:
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    play(PlainDisplay(Closed()))
-    play(JsonDisplay(Closed()))
+    play(Display(PlainView(Closed())))
+    play(Display(JsonView(Closed())))
 
 
 def test_characters_that_the_stream_lacks_are_replaced() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    PlainDisplay(stream).note("5.0 ± 0.1")
+    Display(PlainView(stream)).tell(Note("5.0 ± 0.1"))
 
     assert raw.getvalue() == b"5.0 ? 0.1\n"
 
 
 def test_resuming_counts_what_was_done_before() -> None:
     stream = io.StringIO()
-    display = PlainDisplay(stream, clock=Clock())
-    display.start("rank_alpha", 10, 2, done=4)
-    display.trial_ended(4, "pruned", 4.5, "rung 1")
+    display = Display(PlainView(stream), Clock())
+    display.tell(StudyBegan("rank_alpha", 10, 2, done=4))
+    display.tell(TrialOver(4, "pruned", 4.5, "rung 1"))
 
     assert stream.getvalue().splitlines() == [
         "rank_alpha: 10 trials, 4 done before, 2 at a time",
@@ -177,17 +176,17 @@ def test_the_display_fits_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
 
-    assert isinstance(choose_display(quiet=False, json=False, stream=Terminal()), LiveDisplay)
-    assert isinstance(choose_display(quiet=False, json=False, stream=io.StringIO()), PlainDisplay)
-    assert isinstance(choose_display(quiet=True, json=False, stream=Terminal()), PlainDisplay)
-    assert isinstance(choose_display(quiet=False, json=True, stream=Terminal()), JsonDisplay)
+    assert isinstance(choose_display(quiet=False, json=False, stream=Terminal())._view, LiveView)
+    assert isinstance(choose_display(quiet=False, json=False, stream=io.StringIO())._view, PlainView)
+    assert isinstance(choose_display(quiet=True, json=False, stream=Terminal())._view, PlainView)
+    assert isinstance(choose_display(quiet=False, json=True, stream=Terminal())._view, JsonView)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(choose_display(quiet=False, json=False, stream=Terminal()), PlainDisplay)
+    assert isinstance(choose_display(quiet=False, json=False, stream=Terminal())._view, PlainView)
 
 
 def test_the_live_display_draws_and_leaves_lost_trials_above_the_view() -> None:
     stream = Terminal()
-    play(LiveDisplay(Console(file=stream, force_terminal=True, width=80, height=30)))
+    play(Display(LiveView(Console(file=stream, force_terminal=True, width=80, height=30))))
 
     drawn = stream.getvalue()
     assert "trial 1 diverged: loss is nan at step 3 [31m" in drawn
@@ -198,13 +197,13 @@ def test_the_live_display_draws_and_leaves_lost_trials_above_the_view() -> None:
 
 
 def test_the_live_view_fits_80_columns_and_shows_every_slot() -> None:
-    progress = Progress(Clock())
-    progress.start("rank_alpha", 32, 8, done=0)
+    progress = StudyProgress(Clock())
+    progress.take(StudyBegan("rank_alpha", 32, 8, done=0))
     for result in results()[:8]:
-        progress.slots[result.number] = Slot(result.number, result.config)
-        progress.update(logged(result.number, 40, 1.5))
-        progress.update(evaluated(result.number, 4.0 + result.number / 100))
-    progress.tokens_per_second, progress.tracking = 5233.0, "MLflow: behind: 12 events"
+        progress.take(TrialBegan(result.number, result.config))
+        progress.take(logged(result.number, 40, 1.5))
+        progress.take(evaluated(result.number, 4.0 + result.number / 100))
+    progress.take(Tick(5233.0, "MLflow: behind: 12 events"))
     lines = text_of(live_view(progress)).splitlines()
 
     assert max(map(len, lines)) <= 80
@@ -217,10 +216,10 @@ def test_the_live_view_fits_80_columns_and_shows_every_slot() -> None:
 
 
 def test_slots_beyond_the_terminal_are_counted() -> None:
-    progress = Progress(Clock())
-    progress.start("rank_alpha", 64, 64, done=0)
+    progress = StudyProgress(Clock())
+    progress.take(StudyBegan("rank_alpha", 64, 64, done=0))
     for number in range(64):
-        progress.slots[number] = Slot(number, CONFIG)
+        progress.take(TrialBegan(number, CONFIG))
 
     lines = text_of(live_view(progress, height=20)).splitlines()
 
@@ -229,49 +228,49 @@ def test_slots_beyond_the_terminal_are_counted() -> None:
 
 
 def test_hostile_names_are_no_markup_in_the_terminal() -> None:
-    progress = Progress(Clock())
-    progress.start("rank_alpha", 1, 1, done=0)
-    progress.slots[0] = Slot(0, trial(0, 4.0, target_modules="[red]x[/red]").config)
+    progress = StudyProgress(Clock())
+    progress.take(StudyBegan("rank_alpha", 1, 1, done=0))
+    progress.take(TrialBegan(0, trial(0, 4.0, target_modules="[red]x[/red]").config))
 
     assert "[red]x" in text_of(live_view(progress))
 
 
 def test_the_time_left_comes_from_finished_work() -> None:
     clock = Clock()
-    progress = Progress(clock)
-    progress.start("rank_alpha", 14, 2, done=4)
+    progress = StudyProgress(clock)
+    progress.take(StudyBegan("rank_alpha", 14, 2, done=4))
     clock.now_s += 60
     assert progress.left_s is None
-    progress.slots[0] = Slot(0, CONFIG)
-    progress.ended(0, "complete", 4.0)
-    progress.slots[1] = Slot(1, CONFIG)
-    progress.update(logged(1, 96, epoch=1.5))
+    progress.take(TrialBegan(0, CONFIG))
+    progress.take(TrialOver(0, "complete", 4.0))
+    progress.take(TrialBegan(1, CONFIG))
+    progress.take(logged(1, 96, epoch=1.5))
 
     # One and a half of ten trials took 60 s.
     assert progress.left_s == pytest.approx(60 / 1.5 * 8.5)
 
 
 def test_max_steps_measures_a_trial_by_its_steps() -> None:
-    slot = Slot(0, trial(0, 4.0, max_steps=100).config, step=25, epoch=2.9)
+    running = RunningTrial(0, trial(0, 4.0, max_steps=100).config, step=25, epoch=2.9)
 
-    assert slot.share == 0.25
+    assert running.share == 0.25
 
 
 def test_only_trials_that_reached_their_end_can_be_the_best() -> None:
-    progress = Progress(Clock())
-    progress.slots[0] = Slot(0, CONFIG)
-    progress.ended(0, "pruned", 3.0)
-    progress.ended(1, "complete", math.nan)
+    progress = StudyProgress(Clock())
+    progress.take(TrialBegan(0, CONFIG))
+    progress.take(TrialOver(0, "pruned", 3.0))
+    progress.take(TrialOver(1, "complete", math.nan))
     assert progress.best is None
-    progress.ended(2, "shared", 4.0)
+    progress.take(TrialOver(2, "shared", 4.0))
     assert progress.best == (4.0, 2, "")
 
 
 def test_events_of_trials_without_a_slot_are_ignored() -> None:
-    progress = Progress(Clock())
-    progress.update(evaluated(99, 4.0))
+    progress = StudyProgress(Clock())
+    progress.take(evaluated(99, 4.0))
 
-    assert progress.slots == {}
+    assert progress.running == {}
     assert progress.rungs == {}
 
 

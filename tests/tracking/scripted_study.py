@@ -82,7 +82,7 @@ def write_second_half(journal: Journal) -> None:
     adapter.mkdir(parents=True, exist_ok=True)
     (adapter / "adapter_config.json").write_text("{}")
     journal.append(evaluated(0, STEPS))
-    journal.append(Finished(number=0, step=STEPS, epoch=3.0, metrics=final, adapter_folder=adapter))
+    journal.append(Finished(number=0, step=STEPS, epoch=3.0, metrics=final))
     journal.append(TrialEnded(number=0, state="complete", step=STEPS, metrics=final, adapter_folder=adapter))
     journal.append(Attached(number=0, path=adapter, artifact_path="adapter"))
     journal.append(Failed(number=3, step=STEPS, epoch=3.0, reason="ValueError: its own"))

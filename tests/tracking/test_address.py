@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lora_lab.common.errors import InputError
-from lora_lab.tracking.address import resolve_tracking_uri, shown, ui_command
+from lora_lab.tracking.address import resolve_tracking_uri, shown_uri, ui_command
 
 
 def test_the_default_store_lies_in_the_working_directory(tmp_path, monkeypatch):
@@ -19,7 +19,7 @@ def test_the_argument_wins_over_the_environment(monkeypatch):
 
 
 def test_a_shown_address_has_no_secrets():
-    assert shown("postgresql://me:pw@host/db?sslpassword=x") == "postgresql://***@host/db"
+    assert shown_uri("postgresql://me:pw@host/db?sslpassword=x") == "postgresql://***@host/db"
 
 
 def test_the_browser_command_binds_to_this_machine_only():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -11,8 +12,8 @@ import pytest
 from scripted_study import evaluated, logged, started, study_started, write_study
 
 from lora_lab.common.errors import StorageError
-from lora_lab.study.events import Evaluated, Logged
-from lora_lab.tracking.journal import Journal, journal_id, read
+from lora_lab.study.events import Evaluated, Finished, Logged
+from lora_lab.tracking.journal import JOURNAL_NAME, Journal, journal_id, read
 from lora_lab.tracking.records import Attached, TrialEnded
 
 
@@ -32,6 +33,16 @@ def test_what_is_appended_is_read_back_equal(folder):
     with Journal(folder) as journal:
         journal.append(*written)
     assert records(folder) == written
+
+
+def test_a_journal_of_an_earlier_version_is_read(folder):
+    """The end of a trial used to name its adapter's folder."""
+    with Journal(folder) as journal:
+        journal.append(started(0))
+    line = {"kind": "Finished", "at_ms": 1, "number": 0, "step": 1, "epoch": 1.0, "metrics": {"eval_loss": 0.5}}
+    with (folder / JOURNAL_NAME).open("a") as file:
+        file.write(json.dumps({**line, "adapter_folder": "trials/0000/adapter"}) + "\n")
+    assert records(folder) == [started(0), Finished(number=0, step=1, epoch=1.0, metrics={"eval_loss": 0.5})]
 
 
 def test_offsets_continue_where_reading_stopped(folder):

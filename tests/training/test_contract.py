@@ -365,7 +365,7 @@ def test_plain_peft_loads_the_adapter_and_gives_the_eval_loss(bench, engine, tar
     engine.admit(0, config)
     final = drain(engine)[-1]
     base = AutoModelForCausalLM.from_pretrained(bench.base_folder, dtype=torch.float64)
-    model = PeftModel.from_pretrained(base, final.adapter_folder).eval()
+    model = PeftModel.from_pretrained(base, engine.trial_folder(final.number) / "adapter").eval()
     held_out = engine._data.splits(config.data).eval
     sums, labels = 0.0, 0
     for ids, wanted in zip(held_out.input_ids, held_out.labels, strict=True):
@@ -386,7 +386,7 @@ def test_shorter_runs_are_read_off(bench, engine):
     }
     files = folder_of_shorter_run(engine.trial_folder(milestone.number), milestone.epochs)
     assert (files / "adapter/adapter_model.safetensors").read_bytes() == (
-        alone.adapter_folder / "adapter_model.safetensors"
+        engine.trial_folder(alone.number) / "adapter/adapter_model.safetensors"
     ).read_bytes()
 
 

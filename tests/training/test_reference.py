@@ -138,7 +138,7 @@ def test_it_trains_counts_saves_and_leaves_the_base_alone(biased, case):
     assert final.metrics["eval_loss"] < bare
     assert final.metrics["trainable_params"] == counted == trainable_parameters(base.linears, config.lora)
     held_out = engine._data.splits(config.data).eval
-    plain, model = loaded_again(config, final.adapter_folder)
+    plain, model = loaded_again(config, engine.trial_folder(final.number) / "adapter")
     measured = losses(plain, model, held_out)
     assert measured.mean == pytest.approx(final.metrics["eval_loss"], abs=1e-12 if case in EXACT else 2e-6)
     kept = load_file(engine.trial_folder(0) / "evaluations" / "eval-0002.safetensors")
@@ -352,7 +352,7 @@ def test_olora_is_refused_on_conv1d_where_peft_would_take_the_wrong_sides(bench,
     pissa = bench.trial(dtype="float32", lora={"init_lora_weights": "pissa", "use_dora": True}, learning_rate=5e-3)
     engine.admit(1, pissa)
     [final] = only(drain(engine), Finished)
-    plain, model = loaded_again(pissa, final.adapter_folder)
+    plain, model = loaded_again(pissa, engine.trial_folder(final.number) / "adapter")
     measured = losses(plain, model, engine._data.splits(pissa.data).eval)
     assert measured.mean == pytest.approx(final.metrics["eval_loss"], abs=2e-6)
 
@@ -380,7 +380,7 @@ def test_quantized_bases_train_what_peft_supports_on_them(bench, quantization, l
         engine.admit(number, config)
         [final] = only(drain(engine), Finished)
         assert final.metrics["eval_loss"] < bare
-        plain, model = loaded_again(config, final.adapter_folder)
+        plain, model = loaded_again(config, engine.trial_folder(final.number) / "adapter")
         measured = losses(plain, model, engine._data.splits(config.data).eval)
         assert measured.mean == pytest.approx(final.metrics["eval_loss"], abs=1e-6)
     assert losses(base, base.model, engine._data.splits(config.data).eval).mean == pytest.approx(bare, abs=1e-9)

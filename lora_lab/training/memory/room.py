@@ -19,32 +19,57 @@ DEFAULT_SHARE = 0.92
 """Of what is free on a CUDA device; the rest is for fragmentation and what is not predicted."""
 
 
-def memory_limit(text: str | None, free_bytes: int | None) -> int | None:
-    """The bytes that the base and the trials of a pack may take together.
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """What the base and the trials of a pack may take together: so many bytes, or a share of what is free."""
 
-    Args:
-        text: `--memory-limit`: bytes, or a share of what is free such as `92%`; None for the default.
-        free_bytes: What is free on the device, without CUDA's context; None on a CPU, where a share is one of the
-            machine's whole memory.
+    size_bytes: int | None = None
+    percent: float | None = None
+    """With neither, the default: 92% on a CUDA device, no limit on a CPU."""
 
-    Returns:
-        None for no limit, the default on a CPU.
+    @classmethod
+    def parse(cls, text: str | None) -> MemoryLimit:
+        """What `--memory-limit` says: a size such as `20GB`, or a share such as `92%`; None for the default.
 
-    Raises:
-        InputError: `text` is neither.
-    """
-    if text is None:
+        Raises:
+            InputError: `text` is neither.
+        """
+        if text is None:
+            return cls()
+        match = SIZE.fullmatch(text.strip())
+        if match and match[2] == "%":
+            percent = float(match[1])
+            if not 0 < percent <= 100:
+                raise InputError(f"--memory-limit: a share lies above 0% and up to 100%, but got {text}")
+            return cls(percent=percent)
+        try:
+            return cls(size_bytes=parse_size(text))
+        except InputError as error:
+            raise InputError(f"--memory-limit: {error}, or a share such as 92%") from None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing was said."""
+        return self.size_bytes is None and self.percent is None
+
+    def bytes_of(self, free_bytes: int | None) -> int | None:
+        """The limit on a device, None for no limit.
+
+        Args:
+            free_bytes: What is free on the device, without CUDA's context; None on a CPU, where a share is one of the
+                machine's whole memory.
+        """
+        if self.size_bytes is not None:
+            return self.size_bytes
+        if self.percent is not None:
+            return int(self.percent / 100 * (machine_bytes() if free_bytes is None else free_bytes))
         return None if free_bytes is None else int(DEFAULT_SHARE * free_bytes)
-    match = SIZE.fullmatch(text.strip())
-    if match and match[2] == "%":
-        share = float(match[1])
-        if not 0 < share <= 100:
-            raise InputError(f"--memory-limit: a share lies above 0% and up to 100%, but got {text}")
-        return int(share / 100 * (machine_bytes() if free_bytes is None else free_bytes))
-    try:
-        return parse_size(text)
-    except InputError as error:
-        raise InputError(f"--memory-limit: {error}, or a share such as 92%") from None
+
+
+DEFAULT_LIMIT = MemoryLimit()
+
+
+DEFAULT_LIMIT = MemoryLimit()
 
 
 def machine_bytes() -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lora_lab.runner.executor import Work
 from lora_lab.runner.in_process import InProcessExecutor
 from lora_lab.study.events import Failed, Finished, Logged, OutOfMemory
 from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import load_base
-from lora_lab.training.memory.room import pack_bytes
+from lora_lab.training.memory.room import MemoryLimit, pack_bytes
 
 MODEL = ModelSettings(model_name_or_path="builtin/tiny-llama")
 DATA = DataSettings(
@@ -32,8 +33,8 @@ def run(executor: InProcessExecutor, configs: dict[int, TrialConfig]) -> tuple[d
             number = next(iter(waiting))
             if not executor.accepts(waiting[number]):
                 break
-            executor.submit(number, waiting.pop(number))
-        for event in executor.poll():
+            executor.start(Work(number, waiting.pop(number)))
+        for event in executor.wait(1.0):
             if isinstance(event, Logged):
                 losses.setdefault(event.number, {}).setdefault(event.step, event.loss)
             if isinstance(event, (Finished, OutOfMemory)):
@@ -44,7 +45,7 @@ def run(executor: InProcessExecutor, configs: dict[int, TrialConfig]) -> tuple[d
 def limit_memory(executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch, *, rows: int, calls: int = 0) -> None:
     """Let forward passes of more than `rows` rows fail as on a full device, after `calls` calls that do not."""
     executor.prepare(trial(4))
-    model = executor._engine._model
+    model = executor._bench.packed._model
     real, seen = model.nll, []
 
     def nll(layout):
@@ -94,7 +95,7 @@ def test_a_pack_keeps_its_activations_or_computes_them_again(tmp_path):
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 3)
     keeping, recomputing = trial(4), trial(4, gradient_checkpointing=True)
     assert executor.accepts(recomputing)
-    executor.submit(0, keeping)
+    executor.start(Work(0, keeping))
     assert executor.accepts(trial(8))
     assert not executor.accepts(recomputing)
     executor.stop(0)
@@ -115,16 +116,16 @@ def test_peak_memory_grows_with_rank_and_is_the_trials_own(tmp_path):
 def test_a_memory_limit_fills_packs_only_so_far_and_changes_no_result(tmp_path, undisturbed):
     unlimited = InProcessExecutor(tmp_path / "a", tmp_path / "data", 5)
     unlimited.prepare(CONFIGS[0])
-    needs = {number: unlimited._need(config) for number, config in CONFIGS.items()}
+    needs = {number: unlimited._memory.need(config, unlimited._bench.packed) for number, config in CONFIGS.items()}
     limit = pack_bytes([needs[0], needs[1]]) + 1000
-    executor = InProcessExecutor(tmp_path / "b", tmp_path / "data", 5, str(limit))
-    together, poll = [], executor.poll
+    executor = InProcessExecutor(tmp_path / "b", tmp_path / "data", 5, MemoryLimit(limit))
+    together, wait = [], executor.wait
 
-    def watched():
-        together.append(executor._engine.active)
-        return poll()
+    def watched(timeout_s):
+        together.append(executor._bench.packed.active)
+        return wait(timeout_s)
 
-    executor.poll = watched
+    executor.wait = watched
     _, ended = run(executor, CONFIGS)
     assert max(map(len, together)) == 2
     assert all(pack_bytes([needs[number] for number in active]) <= limit for active in together)
@@ -137,8 +138,8 @@ def test_a_trial_above_the_limit_ends_at_once_and_its_neighbor_goes_on(tmp_path)
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 5)
     executor.prepare(CONFIGS[0])
     small, large = trial(4), trial(256)
-    limit = pack_bytes([executor._need(small)]) * 11 // 10
-    limited = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 5, str(limit))
+    limit = pack_bytes([executor._memory.need(small, executor._bench.packed)]) * 11 // 10
+    limited = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 5, MemoryLimit(limit))
     _, ended = run(limited, {0: large, 1: small})
     assert isinstance(ended[0], OutOfMemory)
     assert f"{limit:,} bytes" in ended[0].reason
@@ -149,10 +150,10 @@ def test_a_trial_above_the_limit_ends_at_once_and_its_neighbor_goes_on(tmp_path)
 def test_after_memory_ran_out_packs_take_no_more_than_what_fitted(tmp_path, monkeypatch):
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 5)
     limit_memory(executor, monkeypatch, rows=8)
-    assert executor._room.pack_limit_bytes is None
+    assert executor._memory.room.pack_limit_bytes is None
     run(executor, CONFIGS)
-    needs = sorted(pack_bytes([executor._need(config)]) for config in CONFIGS.values())
-    assert needs[0] < executor._room.pack_limit_bytes < sum(needs)
+    needs = sorted(pack_bytes([executor._memory.need(config, executor._bench.packed)]) for config in CONFIGS.values())
+    assert needs[0] < executor._memory.room.pack_limit_bytes < sum(needs)
 
 
 # Two engines
@@ -165,23 +166,23 @@ def dora(r: int = 4, **training: object) -> TrialConfig:
 
 def test_a_trial_of_the_reference_engine_trains_alone_between_packs(tmp_path):
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 4)
-    executor.submit(0, trial(4))
+    executor.start(Work(0, trial(4)))
     assert executor.accepts(trial(8))
     assert not executor.accepts(dora())
     together = []
-    executor.submit(1, trial(8))
+    executor.start(Work(1, trial(8)))
     while executor.active:
         together.append(executor.active)
-        executor.poll()
+        executor.wait(1.0)
     assert executor.accepts(dora())
-    executor.submit(2, dora())
+    executor.start(Work(2, dora()))
     assert executor.active == (2,)
     assert not executor.has_room
     assert not executor.accepts(trial(8))
     assert not executor.accepts(dora(8))
     while executor.active:
         assert executor.active == (2,)
-        executor.poll()
+        executor.wait(1.0)
     assert together[0] == (0, 1)
     assert executor.accepts(trial(8))
 
@@ -199,11 +200,11 @@ def test_what_trained_between_packs_changes_no_result(tmp_path, undisturbed):
 def test_a_trial_of_the_reference_engine_is_stopped_and_taken_up(tmp_path):
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1)
     whole, ended = run(executor, {0: dora()})
-    executor.submit(1, dora())
+    executor.start(Work(1, dora()))
+    executor.wait(0.0)
     for _ in range(3):
-        executor.poll()
-    executor.save_checkpoints()
-    executor.stop(1)
+        executor.wait(1.0)
+    executor.close(save=True)
     assert executor.active == ()
     rest, again = run(InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1), {1: dora()})
     assert rest[1] == {step: loss for step, loss in whole[0].items() if step > 3}
@@ -212,7 +213,7 @@ def test_a_trial_of_the_reference_engine_is_stopped_and_taken_up(tmp_path):
 
 def test_the_memory_limit_holds_on_the_reference_engine_too(tmp_path):
     _, free = run(InProcessExecutor(tmp_path / "a", tmp_path / "data", 1), {0: dora()})
-    limit = str(int(free[0].metrics["peak_memory_bytes"]) - 1)
+    limit = MemoryLimit(int(free[0].metrics["peak_memory_bytes"]) - 1)
     _, ended = run(InProcessExecutor(tmp_path / "b", tmp_path / "data", 1, limit), {0: dora()})
     assert isinstance(ended[0], OutOfMemory)
     assert "does not fit even alone" in ended[0].reason
@@ -235,14 +236,14 @@ def unpackable_base(monkeypatch):
 def test_a_base_that_cannot_be_packed_is_trained_on_by_the_reference_engine(tmp_path, unpackable_base):
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 2)
     attention = trial(4).model_copy(update={"lora": LoraSettings(r=4, target_modules="attention")})
-    executor.submit(0, attention)
-    executor.submit(1, trial(4))
+    executor.start(Work(0, attention))
+    executor.start(Work(1, trial(4)))
     assert executor.active == (0, 1)
     assert not executor.has_room
-    assert executor.engine_of(0, attention).name == "packed"
-    choice = executor.engine_of(1, trial(4))
-    assert choice.name == "reference"
-    assert "up_proj" in choice.reason
+    packed, reference = executor.wait(0.0)
+    assert (packed.number, packed.engine) == (0, "packed")
+    assert (reference.number, reference.engine) == (1, "reference")
+    assert "up_proj" in reference.reason
     _, ended = run(executor, {2: trial(8)})
     assert {type(event) for event in ended.values()} == {Finished}
     assert sorted(ended) == [0, 1, 2]
@@ -250,8 +251,8 @@ def test_a_base_that_cannot_be_packed_is_trained_on_by_the_reference_engine(tmp_
 
 def test_a_trial_that_waits_for_the_end_of_the_pack_can_be_stopped(tmp_path, unpackable_base):
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 2)
-    executor.submit(0, trial(4).model_copy(update={"lora": LoraSettings(r=4, target_modules="attention")}))
-    executor.submit(1, trial(4))
+    executor.start(Work(0, trial(4).model_copy(update={"lora": LoraSettings(r=4, target_modules="attention")})))
+    executor.start(Work(1, trial(4)))
     executor.stop(1)
     assert executor.active == (0,)
     assert executor.has_room
@@ -259,12 +260,13 @@ def test_a_trial_that_waits_for_the_end_of_the_pack_can_be_stopped(tmp_path, unp
 
 def test_what_is_wrong_with_a_trial_that_waited_is_told_as_its_failure(tmp_path, unpackable_base):
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 2)
-    executor.submit(0, trial(4).model_copy(update={"lora": LoraSettings(r=4, target_modules="attention")}))
-    executor.submit(1, trial(4))
+    executor.start(Work(0, trial(4).model_copy(update={"lora": LoraSettings(r=4, target_modules="attention")})))
+    executor.start(Work(1, trial(4)))
     (tmp_path / "trials/0001/checkpoint").mkdir(parents=True)
     (tmp_path / "trials/0001/checkpoint/manifest.json").write_text("{}")
+    executor.wait(0.0)
     executor.stop(0)
-    [failed] = executor.poll()
+    [failed] = executor.wait(1.0)
     assert isinstance(failed, Failed)
     assert "manifest" in failed.reason
     assert executor.active == ()

@@ -1,0 +1,76 @@
+"""What a running study tells the terminal: these messages and the events of trials, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from lora_lab.study.events import TrialEvent
+
+if TYPE_CHECKING:
+    from lora_lab.study.results import TrialState
+    from lora_lab.study.settings import TrialConfig
+
+
+@dataclass(frozen=True, slots=True)
+class StudyBegan:
+    """A session of the study begins; it comes before all other messages but notes."""
+
+    study_name: str
+    total_trials: int
+    pack_size: int | None
+    """How many trials train at once; None where that is found by measuring."""
+    done: int = 0
+    """Trials that earlier sessions finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialBegan:
+    """A trial trains from now on."""
+
+    number: int
+    config: TrialConfig
+    is_retraining: bool = False
+    """Whether it repeats a finalist with a fresh seed, and so is no trial of the search."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainingsPlanned:
+    """So many more trials train the finalists again with fresh seeds."""
+
+    numbers: tuple[int, ...]
+    """The finalists."""
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrialOver:
+    """A trial needs no more work: it trained to an end, or was told what another one trained."""
+
+    number: int
+    state: TrialState
+    eval_loss: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """About once a second: the speed of all trials together, and the state of the tracker in words."""
+
+    tokens_per_second: float
+    tracking: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that the user should read."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOver:
+    """The study ended or was interrupted; it comes last."""
+
+
+Message: TypeAlias = StudyBegan | TrialBegan | RetrainingsPlanned | TrialOver | Tick | Note | SessionOver | TrialEvent
