@@ -180,7 +180,7 @@ class Bench:
     def cell(self, rows: int, length: int, steps: int, packs: Sequence[int]) -> dict[str, Any]:
         """Everything about one number of rows and length."""
         found: dict[str, Any] = {"rows": rows, "length": length, "steps": steps, "packs": {}}
-        known = len(self._engine._memory)
+        known = len(self._engine.measured_memory)
         self._sequential(rows, length, 2, 1)
         alone = found["sequential_ms"] = round(self._sequential(rows, length, steps, len(RANKS)), 2)
         for pack in packs:
@@ -198,7 +198,7 @@ class Bench:
                 gc.collect()
                 free_cached_memory()
         # The engine measures every shape once, when it is admitted, which the trials are in the order of their ranks.
-        measured = list(self._engine._memory.values())[known:]
+        measured = self._engine.measured_memory[known:]
         found["memory"] = [{"r": r} | one.metrics for r, one in zip(RANKS, measured, strict=False)]
         return found
 

@@ -18,8 +18,8 @@ from lora_lab.training.base.contents import base_contents
 from lora_lab.training.base.loading import architecture, default_device, device_name, load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.device import device_bytes
-from lora_lab.training.memory.probe import does_not_fit
 from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit, Need, Room
+from lora_lab.training.memory.trial_memory import does_not_fit
 from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lora_lab.study.spec import StudySpec
     from lora_lab.training.base.loading import Base
     from lora_lab.training.datasets import TokenizedSplits
+    from lora_lab.training.engine import Engine
 
 SPEED_SMOOTHING = 0.1
 
@@ -53,7 +54,7 @@ class Workbench:
     reference: ReferenceEngine
 
     @property
-    def engines(self) -> tuple[PackedEngine | ReferenceEngine, ...]:
+    def engines(self) -> tuple[Engine, ...]:
         """Both engines, of which one trains at a time."""
         return self.packed, self.reference
 
@@ -108,7 +109,7 @@ class DeviceMemory:
         self.room.keep(staying)
         self.room.ran_out()
 
-    def too_large(self, work: Work, engine: PackedEngine | ReferenceEngine) -> OutOfMemory | None:
+    def too_large(self, work: Work, engine: Engine) -> OutOfMemory | None:
         """The ending of a trial that was measured, when it was admitted, to need more memory than there is."""
         memory = engine.memory(work.number)
         limit = self.room.limit_bytes if work.config.model.device_map is None else None
@@ -303,7 +304,7 @@ class InProcessExecutor:
             ending = self._admit(bench, work, bench.packed)
             self._told += [] if ending is None else [ending]
 
-    def _admit(self, bench: Workbench, work: Work, engine: PackedEngine | ReferenceEngine) -> OutOfMemory | None:
+    def _admit(self, bench: Workbench, work: Work, engine: Engine) -> OutOfMemory | None:
         """Put a trial into an engine; its ending where it was measured to need more memory than there is."""
         engine.admit(work.number, work.config, work.shorter)
         ending = None

@@ -42,8 +42,8 @@ class TokenLosses:
 
     nll: Tensor
     """[n], float32 (float64 for a float64 base), on the device, trial after trial and row after row."""
-    row_counts: Tensor
-    """[R] int64 on the CPU: label tokens of every row; they add up to n."""
+    row_counts: np.ndarray
+    """[R] int64: label tokens of every row; they add up to n."""
 
 
 def padded(

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from lora_lab.common.errors import CheckpointError
 from lora_lab.common.files import storage_errors, write_durably
 from lora_lab.study.settings import Settings
-from lora_lab.training.packed.slot import Progress  # noqa: TC001 -- pydantic reads the annotation
+from lora_lab.training.progress import Counters  # noqa: TC001 -- pydantic reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ class _Manifest(Settings):
     file: Annotated[str, Field(pattern=r"^step-[0-9a-f-]+\.safetensors$")]
     sha256: str
     identity: str
-    progress: Progress
+    progress: Counters
 
 
 def checkpoint_identity(config: TrialConfig, data: TokenizedSplits) -> str:
@@ -48,14 +48,14 @@ def checkpoint_identity(config: TrialConfig, data: TokenizedSplits) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_checkpoint(folder: Path, identity: str, tensors: dict[str, Tensor], progress: Progress) -> None:
+def write_checkpoint(folder: Path, identity: str, tensors: dict[str, Tensor], counters: Counters) -> None:
     """Replace the checkpoint in `folder` by this one.
 
     Args:
         folder: The trial's checkpoint folder, made where it is missing.
         identity: What must agree on resume: a hash of the trial's configuration and data.
         tensors: `parameters`, and from the first optimizer step on the optimizer's state.
-        progress: How far the trial has come.
+        counters: How far the trial has come.
 
     Raises:
         StorageError: it cannot be written (disk full, no permission); the old checkpoint stays whole.
@@ -63,8 +63,8 @@ def write_checkpoint(folder: Path, identity: str, tensors: dict[str, Tensor], pr
     payload = save(tensors)
     digest = hashlib.sha256(payload).hexdigest()
     # The digest makes the name this content's own, so that the file of the old manifest is never replaced.
-    data = folder / f"step-{progress.step:08d}-{digest[:16]}.safetensors"
-    manifest = _Manifest(file=data.name, sha256=digest, identity=identity, progress=progress)
+    data = folder / f"step-{counters.step:08d}-{digest[:16]}.safetensors"
+    manifest = _Manifest(file=data.name, sha256=digest, identity=identity, progress=counters)
     write_durably(data, payload)
     write_durably(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
     with storage_errors(folder):
@@ -73,7 +73,7 @@ def write_checkpoint(folder: Path, identity: str, tensors: dict[str, Tensor], pr
                 other.unlink()
 
 
-def read_checkpoint(folder: Path, identity: str, sizes: Mapping[str, int]) -> tuple[dict[str, Tensor], Progress] | None:
+def read_checkpoint(folder: Path, identity: str, sizes: Mapping[str, int]) -> tuple[dict[str, Tensor], Counters] | None:
     """The checkpoint in `folder`, or None where there is none.
 
     Args:

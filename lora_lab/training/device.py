@@ -2,7 +2,38 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(slots=True)
+class Shortage:
+    """Whether memory ran out in a block of code (`memory_may_run_out`)."""
+
+    reason: str | None = None
+    """What torch said when it did, in one line."""
+
+
+@contextmanager
+def memory_may_run_out() -> Iterator[Shortage]:
+    """End a block, instead of the program, when memory runs out in it; what it yields says so afterwards.
+
+    What is to be done then (`free_cached_memory` first) belongs behind the block: in an `except` clause, the error
+    still holds all tensors of the failed attempt.
+    """
+    shortage = Shortage()
+    try:
+        yield shortage
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        shortage.reason = " ".join(str(error).split())[:200]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.common.files import write_durably
-from lora_lab.study.trajectory import folder_of_shorter_run
 from lora_lab.training.schedule import BatchPlan, shared_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from lora_lab.study.settings import TrialConfig
-
-EVALUATIONS = "evaluations"
+    from lora_lab.study.trial_folder import TrialFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +43,13 @@ def planned_milestones(examples: int, shorter: Iterable[TrialConfig]) -> list[Pl
     return found
 
 
-def begin_folder(trial_folder: Path, epochs: int, evaluations: int) -> Path:
+def begin_folder(trajectory: TrialFolder, epochs: int, evaluations: int) -> TrialFolder:
     """Make the folder of a shorter run inside that of its trajectory, with its first evaluations.
 
     Raises:
         StorageError: it cannot be written.
     """
-    folder = folder_of_shorter_run(trial_folder, epochs)
+    files = trajectory.shorter_run(epochs)
     for number in range(1, evaluations + 1):
-        name = evaluation_file(number)
-        write_durably(folder / EVALUATIONS / name, (trial_folder / EVALUATIONS / name).read_bytes())
-    return folder
-
-
-def evaluation_file(number: int) -> str:
-    """The name of the file with the losses of every example at evaluation `number`."""
-    return f"eval-{number:04d}.safetensors"
+        write_durably(files.evaluation(number), trajectory.evaluation(number).read_bytes())
+    return files

@@ -97,7 +97,7 @@ def test_a_diverging_trial_ends_at_its_step_and_its_neighbors_stay_bit_equal(lab
 
     def poison(engine):
         with torch.no_grad():
-            engine._slots[2].parameters[3] = float("nan")
+            engine.trial(2).parameters[3] = float("nan")
 
     def leave_after_one_more_step(engine):
         step = engine.step

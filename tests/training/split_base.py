@@ -25,7 +25,6 @@ from lora_lab.training.batch import PackedBatch, pad_positions, pad_rows
 from lora_lab.training.datasets import TokenizedSplits
 from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import Slot
-from lora_lab.training.schedule import BatchPlan
 
 DEVICE_MAP = {
     "model.embed_tokens": "cpu",
@@ -75,7 +74,6 @@ def slot(base: Base, weights, tokens, targets, **training) -> Slot:
         0,
         config,
         weights=weights,
-        plan=BatchPlan(len(tokens), config.training),
         data=TokenizedSplits(tokens, tokens, None, {}, ()),
         device=base.device,
         compute_dtype=base.compute_dtype,

@@ -18,11 +18,11 @@ from safetensors.torch import save
 from lora_lab.common.errors import CheckpointError, StorageError
 from lora_lab.common.files import write_durably
 from lora_lab.training.checkpoint import MANIFEST, read_checkpoint, write_checkpoint
-from lora_lab.training.packed.slot import Progress
+from lora_lab.training.progress import Counters
 
 SIZE = 1000
-OLD = Progress(step=7, last_evaluation=1, train_seconds=1.25, train_tokens=999)
-NEW = Progress(step=8, last_evaluation=1, train_seconds=1.5, train_tokens=1111)
+OLD = Counters(step=7, last_evaluation=1, train_seconds=1.25, train_tokens=999)
+NEW = Counters(step=8, last_evaluation=1, train_seconds=1.5, train_tokens=1111)
 IDENTITY = "f" * 64
 SIZES = dict.fromkeys(("parameters", "exp_avg", "exp_avg_sq"), SIZE)
 
@@ -80,10 +80,10 @@ def test_round_trip_and_one_data_file_at_a_time(tmp_path):
 
 def test_a_checkpoint_before_the_first_step_has_no_moments(tmp_path):
     only = {"parameters": torch.ones(SIZE)}
-    write_checkpoint(tmp_path, IDENTITY, only, Progress())
+    write_checkpoint(tmp_path, IDENTITY, only, Counters())
     saved, progress = read_checkpoint(tmp_path, IDENTITY, SIZES)
     assert saved.keys() == {"parameters"}
-    assert progress == Progress()
+    assert progress == Counters()
 
 
 def test_the_same_step_written_again_with_other_numbers_takes_the_place_of_the_first(tmp_path):

@@ -79,7 +79,7 @@ def test_adapters_that_are_kept_elsewhere_train_to_the_same_bits(bench, optim):
         names = [name for name in engine._base.linears.shapes if ".layers.1." in name]
         engine._base = replace(engine._base, module_devices=dict.fromkeys(names, place))
         engine.admit(0, config)
-        slot = engine._slots[0]
+        slot = engine.trial(0)
         assert len(slot._away_values) == (2 * len(names) if place == ELSEWHERE else 0)
         events = drain(engine)
         losses = [event.loss for event in only(events, Logged)]

@@ -49,7 +49,7 @@ def test_final_figures_are_exact(bench):
     config = bench.trial(lora={"r": 4, "target_modules": "all-linear"}, num_train_epochs=2)
     engine = bench.engine()
     engine.admit(0, config)
-    train = engine._slots[0].data.train
+    train = engine.trial(0).data.train
     events = drain(engine)
     [final] = only(events, Finished)
     # Per layer q 32+32, k and v 32+16 each, o 32+32, gate, up and down 32+64 each; two layers, rank 4
@@ -91,7 +91,7 @@ def test_the_adapter_folder_gives_peft_the_eval_loss_that_was_logged(bench, targ
     config = bench.trial(lora={"target_modules": targets, "use_rslora": True}, learning_rate=1e-2)
     engine = bench.engine()
     engine.admit(0, config)
-    held_out = engine._slots[0].data.eval
+    held_out = engine.trial(0).data.eval
     [final] = only(drain(engine), Finished)
     base = AutoModelForCausalLM.from_pretrained(bench.base_folder, dtype=torch.float64)
     before = losses_alone(base.eval(), held_out)
@@ -111,7 +111,7 @@ def test_the_losses_of_every_example_are_kept_and_their_mean_is_the_eval_loss(be
     configs = [bench.trial(num_train_epochs=2), bench.trial(num_train_epochs=3, seed=1, per_device_eval_batch_size=3)]
     for number, config in enumerate(configs):
         engine.admit(number, config)
-    held_out = engine._slots[0].data.eval
+    held_out = engine.trial(0).data.eval
     events = drain(engine)
     for event in only(events, Evaluated):
         nll, label_tokens = evaluation(engine, f"eval-{event.evaluation:04d}", event.number)
@@ -125,7 +125,7 @@ def test_the_losses_of_every_example_are_kept_and_their_mean_is_the_eval_loss(be
 def test_the_bare_base_is_measured_whatever_was_trained_before(bench):
     config = bench.trial(data=general_text(bench))
     engine = bench.engine()
-    splits = engine._data.splits(config.data)
+    splits = bench.data.splits(config.data)
     base = AutoModelForCausalLM.from_pretrained(bench.base_folder, dtype=torch.float64).eval()
     expected = [
         float(losses_alone(base, dataset).sum()) / sum(dataset.label_tokens(i) for i in range(len(dataset)))
@@ -194,8 +194,8 @@ def test_the_first_loss_is_the_bare_bases_on_the_first_batch(bench):
     config = bench.trial(max_steps=1)
     engine = bench.engine()
     engine.admit(0, config)
-    slot = engine._slots[0]
-    [rows] = slot.plan.micro_batches(0)
+    slot = engine.trial(0)
+    [rows] = slot.progress.plan.micro_batches(0)
     train = slot.data.train
     base = AutoModelForCausalLM.from_pretrained(bench.base_folder, dtype=torch.float64).eval()
     expected = losses_alone(base, train)[rows].sum() / sum(train.label_tokens(int(i)) for i in rows)
@@ -207,7 +207,7 @@ def test_a_base_of_lower_precision_trains_adapters_in_float32(bench, dtype):
     config = bench.trial(dtype=dtype, num_train_epochs=10, learning_rate=1e-2)
     engine = bench.engine(dtype=dtype)
     engine.admit(0, config)
-    assert engine._slots[0].parameters.dtype == torch.float32
+    assert engine.trial(0).parameters.dtype == torch.float32
     losses = [event.loss for event in only(drain(engine), Logged)]
     assert sum(losses[-6:]) < 0.85 * sum(losses[:6])
     adapter = load_file(engine.trial_folder(0) / "adapter" / "adapter_model.safetensors")

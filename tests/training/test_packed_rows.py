@@ -126,7 +126,7 @@ def test_a_trial_with_packing_trains_the_same_tokens_in_fewer_steps(bench):
     assert len(only(events, Evaluated)) == 2
     alone = bench.run(packed)
     assert [event.loss for event in only(alone, Logged)] == pytest.approx(losses[1], abs=1e-12)
-    catalog = bench.engine()._data
+    catalog = bench.data
     sets = [catalog.splits(config.data) for config in (plain, packed)]
     assert sum(map(len, sets[0].train.input_ids)) == sum(map(len, sets[1].train.input_ids))
     assert len(sets[0].eval) == len(sets[1].eval) == 10

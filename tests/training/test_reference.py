@@ -16,6 +16,7 @@ from tiny import CPU, drain, llama_config, only, write_base
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from lora_lab.analysis.paired import token_mean
 from lora_lab.common.errors import InputError
 from lora_lab.study.events import Evaluated, Finished, Logged
 from lora_lab.study.settings import LoftQSettings
@@ -23,8 +24,9 @@ from lora_lab.study.targets import trainable_parameters
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.evaluation import evaluate
-from lora_lab.training.reference.forward import ReferenceModel
+from lora_lab.training.objective import LanguageModeling
 from lora_lab.training.reference.loftq import loftq
+from lora_lab.training.reference.losses import label_losses
 from lora_lab.training.reference.model import set_mode
 from lora_lab.training.reference_engine import ReferenceEngine
 
@@ -111,7 +113,9 @@ def state_of(model):
 
 def losses(base, model, dataset):
     set_mode(model, training=False)
-    [measured] = evaluate(ReferenceModel(replace(base, model=model)), dataset, [None], 16)
+    [measured] = evaluate(
+        lambda batch: label_losses(base, model, batch), dataset, LanguageModeling(), trials=1, rows_per_trial=16
+    )
     return measured
 
 
@@ -130,17 +134,17 @@ def test_it_trains_counts_saves_and_leaves_the_base_alone(biased, case):
     before = state_of(base.model)
     bare = engine.base_losses(config)[0]
     engine.admit(0, config)
-    counted = engine._trial.model.get_nb_trainable_parameters()[0]
+    counted = engine.trial(0).model.get_nb_trainable_parameters()[0]
     events = drain(engine)
     logged = [event.loss for event in only(events, Logged)]
     assert sum(logged[-4:]) < sum(logged[:4])
     [final] = only(events, Finished)
     assert final.metrics["eval_loss"] < bare
     assert final.metrics["trainable_params"] == counted == trainable_parameters(base.linears, config.lora)
-    held_out = engine._data.splits(config.data).eval
+    held_out = biased.data.splits(config.data).eval
     plain, model = loaded_again(config, engine.trial_folder(final.number) / "adapter")
     measured = losses(plain, model, held_out)
-    assert measured.mean == pytest.approx(final.metrics["eval_loss"], abs=1e-12 if case in EXACT else 2e-6)
+    assert token_mean(measured) == pytest.approx(final.metrics["eval_loss"], abs=1e-12 if case in EXACT else 2e-6)
     kept = load_file(engine.trial_folder(0) / "evaluations" / "eval-0002.safetensors")
     assert abs(measured.nll - kept["nll"].numpy()).max() < (1e-9 if case in EXACT else 1e-3)
     after = state_of(base.model)
@@ -161,9 +165,9 @@ def test_before_the_first_step_it_is_the_bare_base(biased, case):
     config = trial(biased, case)
     engine, base = engine_of(biased, config)
     engine.admit(0, config)
-    held_out = engine._data.splits(config.data).eval
-    start = losses(base, engine._trial.model, held_out)
-    assert start.mean == pytest.approx(engine.base_losses(config)[0], abs=2e-6)
+    held_out = biased.data.splits(config.data).eval
+    start = losses(base, engine.trial(0).model, held_out)
+    assert token_mean(start) == pytest.approx(engine.base_losses(config)[0], abs=2e-6)
 
 
 @pytest.mark.parametrize("case", ALL)
@@ -198,9 +202,9 @@ def test_every_step_is_that_of_peft_in_a_loop_by_hand(biased, case):
     engine, _ = engine_of(biased, config)
     engine.admit(0, config)
     plan, train, peft_config = (
-        engine._trial.plan,
-        engine._data.splits(config.data).train,
-        engine._trial.model.peft_config,
+        engine.trial(0).progress.plan,
+        biased.data.splits(config.data).train,
+        engine.trial(0).model.peft_config,
     )
     events = drain(engine)
     model = AutoModelForCausalLM.from_pretrained(biased.base_folder, dtype=torch.float64)
@@ -252,11 +256,11 @@ def test_the_conversion_of_pissa_is_that_of_peft(biased, settings):
     config = biased.trial(dtype="float32", lora={"init_lora_weights": "pissa", **settings}, learning_rate=5e-3)
     engine, _ = engine_of(biased, config)
     engine.admit(0, config)
-    model, initial = engine._trial.model, biased.scratch / "pissa_init"
+    model, initial = engine.trial(0).model, biased.scratch / "pissa_init"
     model.save_pretrained(initial)
     for _ in range(3):
         engine.step()
-    engine._save_adapter(engine._trial, biased.scratch / "ours")
+    engine.save_adapter(0, biased.scratch / "ours")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.peft_config["default"].init_lora_weights = True
@@ -285,7 +289,7 @@ def test_a_model_with_loftq_begins_as_peft_begins_it(biased):
     config = trial(biased, "loftq with dora")
     engine, _ = engine_of(biased, config)
     engine.admit(0, config)
-    ours = engine._trial.model.state_dict()
+    ours = engine.trial(0).model.state_dict()
     model = AutoModelForCausalLM.from_pretrained(biased.base_folder, dtype=torch.float32)
     for (
         module
@@ -294,7 +298,7 @@ def test_a_model_with_loftq_begins_as_peft_begins_it(biased):
     theirs = get_peft_model(
         model,
         replace(
-            engine._trial.model.peft_config["default"],
+            engine.trial(0).model.peft_config["default"],
             init_lora_weights="loftq",
             loftq_config={"loftq_bits": 4, "loftq_iter": 1},
         ),
@@ -353,8 +357,8 @@ def test_olora_is_refused_on_conv1d_where_peft_would_take_the_wrong_sides(bench,
     engine.admit(1, pissa)
     [final] = only(drain(engine), Finished)
     plain, model = loaded_again(pissa, engine.trial_folder(final.number) / "adapter")
-    measured = losses(plain, model, engine._data.splits(pissa.data).eval)
-    assert measured.mean == pytest.approx(final.metrics["eval_loss"], abs=2e-6)
+    measured = losses(plain, model, bench.data.splits(pissa.data).eval)
+    assert token_mean(measured) == pytest.approx(final.metrics["eval_loss"], abs=2e-6)
 
 
 # Bases of other precision
@@ -381,9 +385,9 @@ def test_quantized_bases_train_what_peft_supports_on_them(bench, quantization, l
         [final] = only(drain(engine), Finished)
         assert final.metrics["eval_loss"] < bare
         plain, model = loaded_again(config, engine.trial_folder(final.number) / "adapter")
-        measured = losses(plain, model, engine._data.splits(config.data).eval)
-        assert measured.mean == pytest.approx(final.metrics["eval_loss"], abs=1e-6)
-    assert losses(base, base.model, engine._data.splits(config.data).eval).mean == pytest.approx(bare, abs=1e-9)
+        measured = losses(plain, model, bench.data.splits(config.data).eval)
+        assert token_mean(measured) == pytest.approx(final.metrics["eval_loss"], abs=1e-6)
+    assert token_mean(losses(base, base.model, bench.data.splits(config.data).eval)) == pytest.approx(bare, abs=1e-9)
 
 
 @pytest.mark.parametrize("lora", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
@@ -391,7 +395,7 @@ def test_on_a_bfloat16_base_adapters_are_trained_in_float32(bench, lora):
     config = bench.trial(dtype="bfloat16", lora=lora, learning_rate=5e-3)
     engine, _ = engine_of(bench, config)
     engine.admit(0, config)
-    assert {parameter.dtype for parameter in engine._trial.parameters.values()} == {torch.float32}
+    assert {parameter.dtype for parameter in engine.trial(0).parameters.values()} == {torch.float32}
     [final] = only(drain(engine), Finished)
     exact = bench.trial(dtype="float32", lora=lora, learning_rate=5e-3)
     other, _ = engine_of(bench, exact, bench.scratch / "exact")

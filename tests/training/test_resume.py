@@ -58,14 +58,14 @@ def run_with_a_checkpoint_before_every_call(engine, configs, folder):
         engine.save_checkpoints()
         shutil.copytree(engine._folder, folder / str(len(per_call)))
         if 0 in engine.active:
-            states[engine._slots[0].progress.step] = engine._slots[0].state()
+            states[engine.trial(0).progress.step] = engine.trial(0).state()
         per_call.append(engine.step())
     return per_call, states
 
 
 def go_on(engine, steps):
     """Two optimizer steps further are enough where the state then equals the control's in every bit."""
-    slot, events = engine._slots[0], []
+    slot, events = engine.trial(0), []
     while engine.active and slot.progress.step < steps:
         events += engine.step()
     return events, slot
@@ -93,14 +93,14 @@ def test_resumed_after_any_micro_batch_the_rest_of_the_run_is_bit_equal(bench, t
     for calls in range(len(per_call)):
         engine = bench.engine(dtype=dtype, folder=tmp_path / "at" / str(calls))
         engine.admit(0, config)
-        start = engine._slots[0].progress.step
+        start = engine.trial(0).progress.step
         done = measured([event for events in per_call[:calls] for event in events])[0]
         assert start == max((event.step for event in done), default=0)
         to_the_end = calls % 6 == 0
         events, slot = go_on(engine, 1000 if to_the_end else start + 2)
         rest, resumed_final = measured(events)
         assert rest == figures[len(done) :][: len(rest)]
-        if slot.finished:
+        if slot.progress.finished:
             assert len(done + rest) == len(figures)
             assert resumed_final == final
             assert adapter_bytes(engine) == adapter_bytes(control)
@@ -120,7 +120,7 @@ def test_a_checkpoint_inside_an_optimizer_step_starts_that_step_again(bench, tmp
     engine.save_checkpoints()
     again = bench.engine(folder=tmp_path / "trials")
     again.admit(0, config)
-    slot = again._slots[0]
+    slot = again.trial(0)
     assert slot.progress.step == 1
     assert slot.pending is None
     assert not slot.parameters.grad.any()

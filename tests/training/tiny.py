@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from lora_lab.data.tokens import IGNORED, TokenizedDataset
@@ -23,7 +23,6 @@ from lora_lab.training.batch import PackedBatch, pad_rows
 from lora_lab.training.datasets import DataCatalog, TokenizedSplits
 from lora_lab.training.packed.slot import Slot
 from lora_lab.training.packed_engine import PackedEngine
-from lora_lab.training.schedule import BatchPlan
 
 VOCABULARY = 64
 CPU = torch.device("cpu")
@@ -71,6 +70,11 @@ class Bench:
     def __init__(self, base_folder, data_folder, scratch) -> None:
         self.base_folder, self.data_folder, self.scratch = base_folder, data_folder, scratch
         self._engines = 0
+
+    @property
+    def data(self) -> DataCatalog:
+        """The token sets of trials, by their data settings."""
+        return DataCatalog(AutoTokenizer.from_pretrained(self.base_folder), self.scratch)
 
     def trial(self, *, dtype="float64", lora=None, data=None, **training) -> TrialConfig:
         defaults = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
@@ -158,7 +162,6 @@ def make_slot(base: Base, *, lora=None, data=None, **training) -> Slot:
         0,
         config,
         weights=initial_weights(settings, base.linears, config.training.seed, base.adapter_dtype),
-        plan=BatchPlan(len(tokens), config.training),
         data=TokenizedSplits(tokens, tokens, None, {}, ()),
         device=CPU,
         compute_dtype=base.compute_dtype,

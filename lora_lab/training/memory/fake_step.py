@@ -19,15 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import masking_utils
 
-from lora_lab.data.tokens import IGNORED, TokenizedDataset
+from lora_lab.data.tokens import TokenizedDataset
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training.base.adapters import Weights
 from lora_lab.training.datasets import TokenizedSplits
 from lora_lab.training.memory.fake_base import fake_base
 from lora_lab.training.packed.model import PackedModel
-from lora_lab.training.packed.slot import PendingStep, Slot
+from lora_lab.training.packed.slot import Slot
 from lora_lab.training.packed.step import count_step
-from lora_lab.training.schedule import BatchPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,12 +123,11 @@ class FakeStep:
             0,
             config,
             weights=self._weights(config),
-            plan=BatchPlan(rows, config.training),
             data=TokenizedSplits(tokens, tokens, None, {}, ()),
             device=self._base.device,
             compute_dtype=self._base.compute_dtype,
         )
-        slot.pending = PendingStep([np.arange(rows)], int((batch.labels[:, 1:] != IGNORED).sum()))
+        slot.begin([np.arange(rows)])
         slot.dropout.prepare(0, 0, rows, length)
         return slot
 
@@ -144,11 +142,11 @@ class FakeStep:
         return weights
 
     def _fake(self, layout: Layout) -> Layout:
-        """The layout with fake tensors where the model computes with them; counts of rows stay readable."""
+        """The layout with fake tensors, which the model computes with."""
         changes: dict[str, Any] = {
             field.name: self._mode.from_tensor(value)
             for field in dataclasses.fields(layout)
-            if isinstance(value := getattr(layout, field.name), Tensor) and field.name != "row_counts"
+            if isinstance(value := getattr(layout, field.name), Tensor)
         }
         return dataclasses.replace(layout, **changes)
 

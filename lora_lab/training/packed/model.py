@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,8 +44,8 @@ class Layout:
     """[n] int64, on the device: the places of the flattened [R * S] tokens that predict a label."""
     targets: Tensor
     """[n] int64, on the device: the labels there."""
-    row_counts: Tensor
-    """[R] int64, on the CPU: label tokens of every row; they add up to n."""
+    row_counts: tuple[np.ndarray, ...]
+    """Label tokens of every row, int64, slot after slot; they add up to n."""
     body: tuple[Span, ...]
     """The slots' rows of the flattened tokens."""
     head: tuple[Span, ...]
@@ -124,8 +125,8 @@ class PackedModel:
         """Take a batch to the device; a slot of None is the bare base."""
         length = batch.input_ids.shape[1]
         row, column = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        row_counts = torch.bincount(row, minlength=len(batch.labels))
-        label_counts = [int(part.sum()) for part in torch.split(row_counts, list(batch.rows))]
+        counts = torch.bincount(row, minlength=len(batch.labels)).numpy()
+        row_counts = tuple(np.split(counts, np.cumsum(batch.rows)[:-1]))
         return Layout(
             input_ids=batch.input_ids.to(self._device),
             position_ids=None if batch.position_ids is None else batch.position_ids.to(self._device),
@@ -133,7 +134,7 @@ class PackedModel:
             targets=batch.labels[row, column + 1].to(self._device),
             row_counts=row_counts,
             body=_spans(slots, [rows * length for rows in batch.rows]),
-            head=_spans(slots, label_counts),
+            head=_spans(slots, [int(counts.sum()) for counts in row_counts]),
             recompute=any(slot.config.training.gradient_checkpointing for slot in slots if slot is not None),
         )
 
@@ -153,7 +154,7 @@ class PackedModel:
         """Losses of all label tokens, for evaluation; a slot of None is the bare base."""
         layout = self.layout(batch, slots)
         with self.routed(layout):
-            return TokenLosses(self.nll(layout), layout.row_counts)
+            return TokenLosses(self.nll(layout), np.concatenate(layout.row_counts))
 
     def nll(self, layout: Layout) -> Tensor:
         """[n]: the loss of every label; to be called while the layout is `routed`."""

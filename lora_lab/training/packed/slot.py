@@ -1,4 +1,4 @@
-"""One trial's place in a pack: its adapter, optimizer, schedule, data order, and how far it has come."""
+"""One trial's place in a pack: its adapter, its optimizer, its part of the step in work, and how far it has come."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lora_lab.common.errors import TrainingError
 from lora_lab.training.base.adapters import Weights
 from lora_lab.training.dropout import Dropout
+from lora_lab.training.gradient_check import require_gradients
+from lora_lab.training.objective import objective_of
 from lora_lab.training.packed.linear import AdapterView
 from lora_lab.training.packed.optimizer import SlotOptimizer
-from lora_lab.training.schedule import learning_rate_factor
+from lora_lab.training.progress import TrialProgress
+from lora_lab.training.trial import StepFigures
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -23,22 +25,7 @@ if TYPE_CHECKING:
 
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.datasets import TokenizedSplits
-    from lora_lab.training.milestones import PlannedMilestone
-    from lora_lab.training.schedule import BatchPlan
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a trial has come; saved with every checkpoint."""
-
-    step: int = 0
-    """Finished optimizer steps."""
-    last_evaluation: int = 0
-    """Number of the newest evaluation."""
-    train_seconds: float = 0.0
-    """This trial's share, by floating-point operations, of the time of the steps it took part in."""
-    train_tokens: int = 0
-    """Tokens that went through the model for this trial, padding not counted."""
+    from lora_lab.training.progress import Counters
 
 
 @dataclass(slots=True)
@@ -46,8 +33,8 @@ class PendingStep:
     """The optimizer step in work: its micro-batches, and what the finished ones gave."""
 
     micro_batches: list[np.ndarray]
-    label_tokens: int
-    """Over all micro-batches of the step: the denominator of the loss."""
+    denominator: int
+    """What the losses of all micro-batches of the step are divided by."""
     done: int = 0
     loss: float = 0.0
     seconds: float = 0.0
@@ -72,17 +59,15 @@ class Slot:
         config: TrialConfig,
         *,
         weights: Mapping[str, Weights],
-        plan: BatchPlan,
         data: TokenizedSplits,
         device: torch.device,
         compute_dtype: torch.dtype,
         module_devices: Mapping[str, torch.device] | None = None,
     ) -> None:
-        self.number, self.config, self.plan, self.data = number, config, plan, data
-        self.progress = Progress()
+        self.number, self.config, self.data = number, config, data
+        self.progress = TrialProgress(config.training, data.train)
+        self.objective = objective_of(config.training)
         self.pending: PendingStep | None = None
-        self.milestones: list[PlannedMilestone] = []
-        """Of the shorter runs that this one contains, those that it has not passed."""
         self.dropout = Dropout(config.lora.lora_dropout, config.training.seed)
         # bitsandbytes quantizes moments in blocks along the memory, so there B must lie in it as PEFT has it.
         self._b_as_peft = config.training.optim == "adamw_8bit"
@@ -150,22 +135,11 @@ class Slot:
         return SlotOptimizer(self.config.training, leaves[:count], leaves[count:])
 
     @property
-    def finished(self) -> bool:
-        """Whether the last optimizer step is done."""
-        return self.progress.step >= self.plan.total_steps
-
-    @property
-    def due_evaluation(self) -> int | None:
-        """The number of the evaluation to make now, or None."""
-        number = self.plan.evaluation(self.progress.step)
-        return number if number is not None and number > self.progress.last_evaluation else None
-
-    @property
     def memory_shape(self) -> Hashable:
-        """What of the trial decides its memory beside its rows: its adapter's shapes, and how it is trained."""
-        training = self.config.training
+        """What decides the trial's memory beside the rows of a step: its adapter's shapes, and how it is trained."""
+        training, dropout = self.config.training, self.config.lora.lora_dropout > 0
         shapes = tuple((name, view.a.shape) for name, view in self.adapters.items())
-        return (shapes, training.optim, training.gradient_checkpointing, self.config.data.packing)
+        return (shapes, dropout, training.optim, training.gradient_checkpointing, self.config.data.packing)
 
     def tensors(self) -> dict[str, tuple[Tensor, ...]]:
         """What the trial keeps from step to step, by the terms of `memory`."""
@@ -183,17 +157,16 @@ class Slot:
         """Trained parameters."""
         return self.parameters.numel()
 
-    def flops(self, tokens: int, base_parameters: int) -> int:
-        """Of training on `tokens`: 2 + 2 per parameter of the frozen base, 2 + 4 per adapter parameter."""
-        return tokens * (4 * base_parameters + 6 * self.parameter_count)
-
     def next_micro_batch(self) -> np.ndarray:
         """Indices of the training examples that go through the model next."""
         if self.pending is None:
-            micro_batches = self.plan.micro_batches(self.progress.step)
-            labels = sum(self.data.train.label_tokens(int(i)) for batch in micro_batches for i in batch)
-            self.pending = PendingStep(micro_batches, labels)
+            return self.begin(self.progress.micro_batches).micro_batches[0]
         return self.pending.micro_batches[self.pending.done]
+
+    def begin(self, micro_batches: list[np.ndarray]) -> PendingStep:
+        """Let the optimizer step in work consist of these micro-batches."""
+        self.pending = PendingStep(micro_batches, self.objective.denominator(self.data.train, micro_batches))
+        return self.pending
 
     def clip(self) -> Tensor:
         """Scale the gradient down to `max_grad_norm`; returns its norm before that, on the device."""
@@ -202,39 +175,32 @@ class Slot:
         limit = self.config.training.max_grad_norm
         return torch.nn.utils.clip_grad_norm_([self.parameters], limit if limit > 0 else float("inf"))
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the next optimizer step."""
-        training = self.config.training
-        return training.learning_rate * learning_rate_factor(self.progress.step, self.plan.total_steps, training)
+    def update(self, grad_norm: float) -> StepFigures:
+        """Make the optimizer step from the gathered gradient, unless its loss or norm is not finite.
 
-    def update(self) -> PendingStep:
-        """Make the optimizer step from the gathered gradient; returns what the step consisted of."""
+        Args:
+            grad_norm: What `clip` returned.
+
+        Raises:
+            TrainingError: an adapter gets no gradient in the first step, and so would not train.
+        """
         assert self.pending is not None
         assert self.pending.complete
+        figures = StepFigures(self.pending.loss, grad_norm, self.progress.learning_rate)
+        if not figures.finite:
+            return figures
         if self.progress.step == 0:
-            self._prove_gradients()
+            require_gradients({name: view.grad_bt for name, view in self.adapters.items()})
         self.step_optimizer()
         done, self.pending = self.pending, None
-        self.progress.step += 1
-        self.progress.train_seconds += done.seconds
-        self.progress.train_tokens += done.tokens
-        return done
+        self.progress.advance(done.seconds, done.tokens)
+        return figures
 
     def step_optimizer(self) -> None:
         """Change the parameters by their gradients, which are zero afterwards."""
-        self._optimizer.step(self.learning_rate)
+        self._optimizer.step(self.progress.learning_rate)
         self._zero_gradient()
         self._refresh_computed()
-
-    def _prove_gradients(self) -> None:
-        """Every adapter must learn: B's first gradient is exactly zero only where it is cut off."""
-        dead = [name for name, view in self.adapters.items() if not view.grad_bt.any()]
-        if dead:
-            raise TrainingError(
-                f"{len(dead)} of {len(self.adapters)} adapted modules get no gradient (first: {dead[0]}), so "
-                "they would not train; adapt other modules, or check that the base calls this one"
-            )
 
     def _zero_gradient(self) -> None:
         self._gradient.zero_()
@@ -259,12 +225,12 @@ class Slot:
 
     @property
     def adapter_bytes(self) -> int:
-        """Of the trained parameters."""
+        """Bytes of the trained parameters."""
         return self.parameters.nbytes
 
     @property
     def optimizer_bytes(self) -> int:
-        """What the optimizer keeps beside the parameters; 0 before the first step."""
+        """Bytes that the optimizer keeps beside the parameters; 0 before the first step."""
         return self._optimizer.state_bytes
 
     @property
@@ -277,14 +243,14 @@ class Slot:
         tensors = {"parameters": self.parameters.detach()} | self._optimizer.state()
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], counters: Counters) -> None:
         """Take up from a checkpoint; a step that was half done when it was written starts again."""
         with torch.no_grad():
             self.parameters.copy_(tensors["parameters"])
         self._refresh_computed()
         self._zero_gradient()
-        self.progress, self.pending = progress, None
-        self._optimizer.restore(tensors, progress.step)
+        self.progress.counters, self.pending = counters, None
+        self._optimizer.restore(tensors, counters.step)
 
     def abandon_step(self) -> None:
         """Forget the half-done optimizer step, after an error in the pack; it will start again."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_lab.training.batch import TokenLosses
 from lora_lab.training.live_bytes import LiveBytes, quantization_tensors, resident_tensors
 
 if TYPE_CHECKING:
@@ -20,16 +21,23 @@ if TYPE_CHECKING:
 def add_gradients(model: PackedModel, slots: Sequence[Slot], layout: Layout) -> Tensor:
     """Add a micro-batch's gradients to every slot's; returns [K] its part of each slot's loss.
 
-    A slot's part is the sum over its labels by the number of labels in its whole optimizer step.
+    A slot's part is its objective's, over the denominator of its whole optimizer step.
     """
-    counts = [span.stop - span.start for span in layout.head]
     with model.routed(layout):
-        sums = [part.sum() for part in torch.split(model.nll(layout), counts)]
-        parts = torch.stack(
-            [total / slot.pending.label_tokens for slot, total in zip(slots, sums, strict=True) if slot.pending]
-        )
+        losses = _losses(model, slots, layout)
+        parts = torch.stack(losses)
         torch.autograd.backward(parts.sum())
     return parts.detach()
+
+
+def _losses(model: PackedModel, slots: Sequence[Slot], layout: Layout) -> list[Tensor]:
+    """Each slot's part of its loss; a function of its own, so that nothing holds the token losses any longer."""
+    labels = torch.split(model.nll(layout), [int(counts.sum()) for counts in layout.row_counts])
+    return [
+        slot.objective.loss(TokenLosses(nll, counts), slot.pending.denominator)
+        for slot, nll, counts in zip(slots, labels, layout.row_counts, strict=True)
+        if slot.pending
+    ]
 
 
 def count_step(model: PackedModel, base: Any, slot: Slot, layout: Layout, *, keep_history: bool = False) -> LiveBytes:

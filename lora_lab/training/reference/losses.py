@@ -5,19 +5,20 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from lora_lab.data.tokens import IGNORED
+from lora_lab.training.batch import TokenLosses
 
 if TYPE_CHECKING:
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch
 
 
-def label_losses(base: Base, model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """The loss of every label token [n], row after row, and their number in every row [R].
+def label_losses(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:
+    """The losses of the label tokens, row after row.
 
     Args:
         base: What the model is made of.
@@ -36,7 +37,7 @@ def label_losses(base: Base, model: Any, batch: PackedBatch) -> tuple[Tensor, Te
     logits = logits[:, :-1][learned]
     exact = base.dtype == torch.float64  # transformers' own loss would go to float32 here too
     losses = functional.cross_entropy(logits if exact else logits.float(), labels[learned], reduction="none")
-    return losses, learned.sum(dim=1)
+    return TokenLosses(losses, np.array(learned.sum(dim=1).tolist()))
 
 
 def _autocast(base: Base) -> Any:

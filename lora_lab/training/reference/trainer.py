@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from lora_lab.training.reference.optimizer import make_optimizer
 from lora_lab.training.schedule import decay_steps, warmup_steps
+from lora_lab.training.trial import StepFigures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,11 +34,9 @@ OPTIMIZERS = {"adamw_torch": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "s
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step: mean loss per label token (nats), gradient norm before clipping, learning rate."""
+    """One optimizer step, and the time that it took."""
 
-    loss: float
-    grad_norm: float
-    learning_rate: float
+    figures: StepFigures
     seconds: float
 
 
@@ -154,7 +153,8 @@ class _Handing(TrainerCallback):  # type: ignore[misc]  # transformers types it 
         loss = sum(torch.stack(self._trainer.parts).tolist())
         self._trainer.parts.clear()
         seconds = time.perf_counter() - self._started
-        if not self._hand_over(Step(loss, float(logs["grad_norm"]), float(logs["learning_rate"]), seconds)):
+        figures = StepFigures(loss, float(logs["grad_norm"]), float(logs["learning_rate"]))
+        if not self._hand_over(Step(figures, seconds)):
             control.should_training_stop = True
 
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_lab.common.errors import TrainingError
 from lora_lab.training.batch import PackedBatch, padded
 from lora_lab.training.dropout import Dropout
+from lora_lab.training.gradient_check import require_gradients
 from lora_lab.training.live_bytes import LiveBytes, quantization_tensors, resident_tensors
-from lora_lab.training.packed.slot import Progress
+from lora_lab.training.objective import objective_of
+from lora_lab.training.progress import TrialProgress
 from lora_lab.training.reference.losses import label_losses
 from lora_lab.training.reference.model import adapter_tensors, peft_model, set_mode, trained
 from lora_lab.training.reference.optimizer import (
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
     from lora_lab.training.datasets import TokenizedSplits
-    from lora_lab.training.milestones import PlannedMilestone
+    from lora_lab.training.progress import Counters
     from lora_lab.training.reference.trainer import Step
-    from lora_lab.training.schedule import BatchPlan
+    from lora_lab.training.trial import StepFigures
 
 
 class ReferenceTrial:
@@ -47,7 +48,6 @@ class ReferenceTrial:
         number: The trial's.
         config: What to train.
         base: The base that trials share; stays as it is.
-        plan: Which examples make each step.
         data: The trial's token sets.
         folder: Room for `Trainer`'s own files; it keeps none there.
 
@@ -55,13 +55,10 @@ class ReferenceTrial:
         InputError: PEFT cannot do this to this base.
     """
 
-    def __init__(
-        self, number: int, config: TrialConfig, base: Base, *, plan: BatchPlan, data: TokenizedSplits, folder: Path
-    ) -> None:
-        self.number, self.config, self.plan, self.data = number, config, plan, data
-        self.progress = Progress()
-        self.milestones: list[PlannedMilestone] = []
-        """Of the shorter runs that this one contains, those that it has not passed."""
+    def __init__(self, number: int, config: TrialConfig, base: Base, *, data: TokenizedSplits, folder: Path) -> None:
+        self.number, self.config, self.data = number, config, data
+        self.progress = TrialProgress(config.training, data.train)
+        self.objective = objective_of(config.training)
         self._base = base
         self._dropout = Dropout(config.lora.lora_dropout, config.training.seed)
         self.model = peft_model(base, config, self._dropout)
@@ -71,7 +68,7 @@ class ReferenceTrial:
         self._trainer = ReferenceTrainer(
             self.model,
             config.training,
-            plan=plan,
+            plan=self.progress.plan,
             collate=self._collate,
             loss_of=self._loss_of,
             folder=folder,
@@ -80,24 +77,13 @@ class ReferenceTrial:
         self._steps = Stepwise(self._train)
 
     @property
-    def finished(self) -> bool:
-        """Whether the last optimizer step is done."""
-        return self.progress.step >= self.plan.total_steps
-
-    @property
-    def due_evaluation(self) -> int | None:
-        """The number of the evaluation to make now, or None."""
-        number = self.plan.evaluation(self.progress.step)
-        return number if number is not None and number > self.progress.last_evaluation else None
-
-    @property
     def parameter_count(self) -> int:
         """Trained parameters of every kind."""
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     @property
     def added_parameters(self) -> int:
-        """Those of them that the base does not have: all but its own biases."""
+        """Trained parameters that the base does not have: all but its own biases."""
         names = {name for name, _ in self._base.model.named_parameters()}
         own = (name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in self.parameters)
         sizes = zip(own, self.parameters.values(), strict=True)
@@ -105,29 +91,25 @@ class ReferenceTrial:
 
     @property
     def adapter_bytes(self) -> int:
-        """Of the trained parameters."""
+        """Bytes of the trained parameters."""
         return sum(parameter.nbytes for parameter in self.parameters.values())
 
     @property
     def optimizer_bytes(self) -> int:
-        """What the optimizer keeps beside the parameters; 0 before the first step."""
+        """Bytes that the optimizer keeps beside the parameters; 0 before the first step."""
         return sum(tensor.nbytes for tensors in moments(self._trainer.optimizer).values() for tensor in tensors)
 
     @property
     def memory_shape(self) -> Hashable:
-        """What of the trial decides its memory beside its rows: what is trained, and how."""
+        """What decides the trial's memory beside the rows of a step: what is trained, and how."""
         lora, training = self.config.lora, self.config.training
         shapes = tuple((name, parameter.shape) for name, parameter in self.parameters.items())
         how = (lora.init_lora_weights, lora.lora_dropout > 0, training.optim, training.gradient_checkpointing)
         return (shapes, how, self.config.data.packing)
 
-    def flops(self, tokens: int, base_parameters: int) -> int:
-        """Of training on `tokens`: 2 + 2 per parameter of the frozen base, 2 + 4 per trained one."""
-        return tokens * (4 * base_parameters + 6 * self.parameter_count)
-
     # Training
 
-    def step(self) -> Step:
+    def step(self) -> StepFigures:
         """Make one optimizer step.
 
         Raises:
@@ -135,11 +117,9 @@ class ReferenceTrial:
         """
         step = self._steps.next()
         assert step is not None
-        tokens = sum(len(self.data.train.input_ids[i]) for rows in self._micro_batches() for i in rows)
-        self.progress.step += 1
-        self.progress.train_seconds += step.seconds
-        self.progress.train_tokens += tokens
-        return step
+        tokens = sum(self.progress.tokens(rows) for rows in self.progress.micro_batches)
+        self.progress.advance(step.seconds, tokens)
+        return step.figures
 
     def close(self) -> None:
         """Let `Trainer` come to its end, wherever it is."""
@@ -151,37 +131,30 @@ class ReferenceTrial:
             torch.cuda.set_device(self._base.device)  # each thread has its own current device
         self._trainer.train_from(self.progress.step, hand_over, self._prove_gradients)
 
-    def _micro_batches(self) -> list[np.ndarray]:
-        return self.plan.micro_batches(self.progress.step)
-
-    def _collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def _collate(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         batch = padded([self.data.train], [rows])
         inputs = {"input_ids": batch.input_ids, "labels": batch.labels}
         return inputs if batch.position_ids is None else inputs | {"position_ids": batch.position_ids}
 
     def _loss_of(self, inputs: Mapping[str, Tensor], micro_batch: int) -> Tensor:
-        """A micro-batch's part of the step's loss: the sum over its labels by the labels of the whole step."""
+        """A micro-batch's part of the loss of the step in work."""
         ids = inputs["input_ids"]
         self._dropout.prepare(self.progress.step, micro_batch, *ids.shape)
         set_mode(self.model, training=True)
         batch = PackedBatch(ids, inputs["labels"], (len(ids),), inputs.get("position_ids"))
-        whole = sum(self.data.train.label_tokens(int(i)) for rows in self._micro_batches() for i in rows)
-        return label_losses(self._base, self.model, batch)[0].sum() / whole
+        denominator = self.objective.denominator(self.data.train, self.progress.micro_batches)
+        return self.objective.loss(label_losses(self._base, self.model, batch), denominator)
 
     def _prove_gradients(self) -> None:
-        """Every adapter must learn: B's first gradient is exactly zero only where it is cut off."""
-        sides = {name: parameter.grad for name, parameter in self.parameters.items() if ".lora_B." in name}
-        dead = [name for name, gradient in sides.items() if gradient is None or not gradient.any()]
-        if dead:
-            module = dead[0].removeprefix("base_model.model.").split(".lora_B")[0]
-            raise TrainingError(
-                f"{len(dead)} of {len(sides)} adapted modules get no gradient (first: {module}), so "
-                "they would not train; adapt other modules, or check that the base calls this one"
-            )
+        """See that every adapter learns, at the first step."""
+        of_b = {name: parameter.grad for name, parameter in self.parameters.items() if ".lora_B." in name}
+        require_gradients(
+            {name.removeprefix("base_model.model.").split(".lora_B")[0]: gradient for name, gradient in of_b.items()}
+        )
 
     # Memory
 
-    def count_step(self, rows: Sequence[int]) -> LiveBytes:
+    def count_step(self, rows: np.ndarray) -> LiveBytes:
         """Count the memory of one training step of these rows; the trial is then where it was before.
 
         The optimizer's state is there from the beginning, as it is in every step but the first.
@@ -223,13 +196,13 @@ class ReferenceTrial:
         kept = {name: flat(parts) for name, parts in moments(self._trainer.optimizer).items()}
         return {"parameters": flat(self.parameters.values())} | kept
 
-    def restore(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], counters: Counters) -> None:
         """Take up from a checkpoint; to be called before the first step."""
-        self.progress = progress
-        if progress.step:
-            restore_moments(self._trainer.optimizer, tensors, progress.step)
+        self.progress.counters = counters
+        if counters.step:
+            restore_moments(self._trainer.optimizer, tensors, counters.step)
         self._put(tensors["parameters"])
-        self._trainer.skip(progress.step)
+        self._trainer.skip(counters.step)
 
     def _put(self, values: Tensor) -> None:
         fill(list(self.parameters.values()), values)

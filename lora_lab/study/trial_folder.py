@@ -1,0 +1,49 @@
+"""What a trial keeps on disk, by name: training writes it, and what comes after training reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFolder:
+    """The paths inside one trial's folder, or inside that of a shorter run which its trajectory contains."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, trials: Path, number: int) -> TrialFolder:
+        """The folder of trial `number` among those of its study."""
+        return cls(trials / f"{number:04d}")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder that holds what the trial goes on from after a stop."""
+        return self.path / "checkpoint"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter's folder, as `PeftModel.from_pretrained` loads it."""
+        return self.path / "adapter"
+
+    def evaluation(self, number: int) -> Path:
+        """The file with every held-out example's loss at evaluation `number`, from 1."""
+        return self.path / "evaluations" / f"eval-{number:04d}.safetensors"
+
+    @property
+    def forgetting(self) -> Path:
+        """The file with the loss of every example of the forgetting text, at the end."""
+        return self.path / "evaluations" / "forgetting.safetensors"
+
+    def shorter_run(self, epochs: int) -> TrialFolder:
+        """The folder of the shorter run of so many epochs, until its files are a trial's own."""
+        return TrialFolder(self.path / f"epochs-{epochs:04d}")
+
+    def shorter_runs(self) -> Iterator[TrialFolder]:
+        """The folders of all shorter runs that are there."""
+        return map(TrialFolder, self.path.glob("epochs-*"))
