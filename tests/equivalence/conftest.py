@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,52 +12,26 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.optimizers import create_loraplus_optimizer
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+from workshop import Bench, llama_config, write_base, write_texts
 
 from lora_lab.data.order import batches
 from lora_lab.study.events import Logged
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
-from lora_lab.training.base.loading import load_base
-from lora_lab.training.datasets import DataCatalog
-from lora_lab.training.packed_engine import PackedEngine
+from lora_lab.training.base.adapters import lora_config
+from lora_lab.training.base.architecture import linear_map
 
-VOCABULARY = 64
+if TYPE_CHECKING:
+    from lora_lab.study.settings import ModelSettings, TrainingSettings, TrialConfig
+    from lora_lab.training.packed_engine import PackedEngine
 
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory):
     """A small random Llama whose losses are sensitive to every module."""
     folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        initializer_range=0.08,
-    )
-    LlamaForCausalLM(config).double().save_pretrained(folder)
-    words = {f"w{index}": index for index in range(VOCABULARY - 2)} | {
-        "<eos>": VOCABULARY - 2,
-        "<unk>": VOCABULARY - 1,
-    }
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    deeper = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "max_position_embeddings": 128}
+    write_base(folder, llama_config(**deeper))
     return folder
 
 
@@ -65,13 +39,8 @@ def base_folder(tmp_path_factory):
 def data_folder(tmp_path_factory):
     """Text of mixed lengths: 24 rows to train on, 10 to measure."""
     folder = tmp_path_factory.mktemp("data")
-    numbers = np.random.default_rng(0)
-    for name, rows in (("train", 24), ("validation", 10)):
-        lines = []
-        for _ in range(rows):
-            words = numbers.integers(0, VOCABULARY - 2, size=int(numbers.integers(6, 30)))
-            lines.append(json.dumps({"text": " ".join(f"w{word}" for word in words)}))
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    write_texts(folder / "train.jsonl", 24)
+    write_texts(folder / "validation.jsonl", 10, seed=1)
     return folder
 
 
@@ -88,29 +57,13 @@ class Lab:
     """Makes trials, and runs them packed or with the oracle."""
 
     def __init__(self, base_folder, data_folder, scratch, dtype, **quantization):
-        self.scratch = scratch
-        self.model = ModelSettings(model_name_or_path=str(base_folder), dtype=dtype, **quantization)
-        self.data = DataSettings(
-            train=str(data_folder / "train.jsonl"), eval=str(data_folder / "validation.jsonl"), max_length=32
-        )
-        self.base_folder = base_folder
-        self.dtype = dtype
-        self._runs = 0
+        self.bench = Bench(base_folder, data_folder, scratch, dtype, **quantization)
 
     def trial(self, lora: dict | None = None, data: dict | None = None, **training) -> TrialConfig:
-        defaults = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "num_train_epochs": 1}
-        return TrialConfig(
-            model=self.model,
-            data=self.data.model_copy(update=data or {}),
-            training=TrainingSettings(**(defaults | training)),
-            lora=LoraSettings(**({"r": 8} | (lora or {}))),
-        )
+        return self.bench.trial(lora={"r": 8} | (lora or {}), data=data, **({"num_train_epochs": 1} | training))
 
-    def engine(self, folder=None) -> PackedEngine:
-        base = load_base(self.model, torch.device("cpu"))
-        self._runs += 1
-        trials = folder or self.scratch / f"trials-{self._runs}"
-        return PackedEngine(base, DataCatalog(base.tokenizer, self.scratch / "cache"), trials)
+    def engine(self) -> PackedEngine:
+        return self.bench.engine()
 
     def packed(self, configs, engine=None) -> list[Run]:
         """All trials in one pack, to their ends."""
@@ -138,26 +91,23 @@ class Lab:
         ]
 
     def _plain_base(self):
-        dtype = getattr(torch, self.dtype)
-        if self.model.quantization == "none":
-            return AutoModelForCausalLM.from_pretrained(self.base_folder, dtype=dtype)
-        quantization = _bits_and_bytes(self.model)
+        settings, folder = self.bench.model(), self.bench.base_folder
+        dtype = getattr(torch, self.bench.dtype)
+        if settings.quantization == "none":
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        quantization = _bits_and_bytes(settings)
         model = AutoModelForCausalLM.from_pretrained(
-            self.base_folder, dtype=dtype, quantization_config=quantization, device_map={"": "cpu"}
+            folder, dtype=dtype, quantization_config=quantization, device_map={"": "cpu"}
         )
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
     def alone(self, config: TrialConfig) -> Run:
         """The oracle: `Trainer` + `get_peft_model`, given the same order of rows."""
         model = self._plain_base()
-        engine = self.engine()
-        from lora_lab.training.base.adapters import lora_config  # the very config that users are given
-
-        peft_config = lora_config(config.lora, engine._base.linears)
+        peft_config = lora_config(config.lora, linear_map(model))  # the very config that users are given
         torch.manual_seed(config.training.seed)
         model = get_peft_model(model, LoraConfig(**_init_fields(peft_config)))
-        splits = engine._data.splits(config.data)
-        return train_alone(model, config, splits.train, self.scratch)
+        return train_alone(model, config, self.bench.data.splits(config.data).train, self.bench.scratch)
 
 
 def _bits_and_bytes(model: ModelSettings) -> BitsAndBytesConfig:

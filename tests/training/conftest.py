@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 import pytest
-from tiny import Bench, write_base, write_texts
+from workshop import Bench, write_base, write_texts
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import torch
 from accelerate import dispatch_model
-from tiny import llama_config, make_tokens
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from transformers import AutoModelForCausalLM
+from workshop import llama_config, make_tokens
 
 from lora_lab.data.tokens import IGNORED
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig

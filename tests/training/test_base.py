@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from tiny import CPU
+from workshop import CPU
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.settings import ModelSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from dataclasses import replace
@@ -11,9 +12,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import CPU, drain, only
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
+from workshop import CPU, drain, only
 
 from lora_lab.common.errors import CheckpointError, InputError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, Milestone, OutOfMemory
@@ -110,7 +111,6 @@ def test_final_figures_are_plain_finite_numbers(bench, engine):
     assert metrics["eval_loss"] == events[-2].eval_loss
     assert metrics["forgetting"] == events[-2].forgetting_loss - engine.base_losses(config)[1]
     assert metrics["peak_memory_bytes"] > metrics["base_bytes"] > 0
-    assert engine.tokens_per_second > 0
 
 
 # Equal numbers
@@ -355,7 +355,72 @@ def test_targets_that_match_nothing_are_refused_on_admission(bench, engine):
     assert engine.active == ()
 
 
+def test_a_trial_is_there_from_admission_to_its_end(bench, engine):
+    with pytest.raises(KeyError):
+        engine.trial(3)
+    config = bench.trial(num_train_epochs=2)
+    engine.admit(3, config)
+    trial = engine.trial(3)
+    assert (trial.number, trial.config, trial.progress.step) == (3, config, 0)
+    assert trial.data.train.fingerprint == bench.data.splits(config.data).train.fingerprint
+    for number in (0, 4):
+        with pytest.raises(KeyError):
+            engine.trial(number)
+        with pytest.raises(KeyError):
+            engine.memory(number)
+        with pytest.raises(KeyError):
+            engine.save_adapter(number, bench.scratch / "nobody")
+    engine.step()
+    assert engine.trial(3) is trial
+    assert trial.progress.step == 1
+    drain(engine)
+    assert trial.progress.finished
+    with pytest.raises(KeyError):
+        engine.trial(3)
+
+
+def test_what_a_trial_needs_is_measured_on_admission_and_stands_in_its_figures(bench, engine):
+    small, large = bench.trial(lora={"r": 2}), bench.trial(lora={"r": 32}, per_device_train_batch_size=8)
+    peaks = []
+    for number, config in enumerate((small, large, small)):
+        engine.admit(number, config)
+        memory = engine.memory(number)
+        assert engine.trial(number).progress.step == 0
+        assert drain(engine)[-1].metrics["peak_memory_bytes"] == memory.peak_bytes
+        peaks.append(memory.peak_bytes)
+    assert peaks[0] == peaks[2] < peaks[1]
+
+
+def test_every_trial_has_a_folder_of_its_own(engine, tmp_path):
+    assert engine.trial_folder(7) == tmp_path / "trials" / "0007"
+
+
+def test_speed_is_known_from_the_first_step(bench, engine):
+    assert engine.tokens_per_second == 0.0
+    engine.admit(0, bench.trial())
+    engine.step()
+    assert engine.tokens_per_second > 0
+
+
 # What is left
+
+
+def test_an_adapter_can_be_written_at_any_time_and_training_goes_on_as_if_not(bench, engine, tmp_path):
+    config = bench.trial(dtype="float32", lora={"lora_dropout": 0.2})
+    undisturbed = run(engine, config, number=0)
+    engine.admit(1, config)
+    adapters, events = [], []
+    while engine.active:
+        folder = tmp_path / f"adapter-{len(adapters)}"
+        engine.save_adapter(1, folder)
+        adapters.append(load_file(folder / "adapter_model.safetensors"))
+        events += engine.step()
+    assert [replace(event, number=0) for event in only(events, Logged)] == only(undisturbed, Logged)
+    # B begins at zero, and both sides move with every step
+    assert not any(tensor.any() for name, tensor in adapters[0].items() if "lora_B" in name)
+    for one, other in itertools.pairwise(adapters):
+        assert one.keys() == other.keys()
+        assert all(not torch.equal(one[name], other[name]) for name in one if "lora_B" in name)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "all-linear+head", "attention"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import dispatch_model
-from tiny import CPU, drain, gradients, llama_config, make_base, make_batch, make_slot, make_tokens, only
+from workshop import CPU, drain, gradients, llama_config, make_base, make_batch, make_slot, make_tokens, only
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.events import Finished, Logged
@@ -29,7 +30,12 @@ ELSEWHERE = torch.device("cpu:0")
 def test_a_step_runs_where_no_operation_may_mix_two_devices(step):
     script = Path(__file__).with_name("split_base.py")
     done = subprocess.run(
-        [sys.executable, str(script), *step], capture_output=True, text=True, cwd=script.parent, check=False
+        [sys.executable, str(script), *step],
+        capture_output=True,
+        text=True,
+        cwd=script.parent,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
     )
     assert done.stdout.endswith("trained on two devices\n"), done.stderr[-2000:]
 

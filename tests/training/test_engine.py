@@ -10,8 +10,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import CPU, VOCABULARY, drain, only
 from transformers import AutoModelForCausalLM
+from workshop import CPU, VOCABULARY, drain, only
 
 from lora_lab.common.errors import CheckpointError, InputError, StorageError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, OutOfMemory

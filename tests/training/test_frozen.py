@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from tiny import CPU, gradients, llama_config, make_base, make_batch, make_slot, make_tokens
 from torch import nn
 from transformers import Gemma2Config, GPT2Config, MistralConfig, Qwen3Config
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from workshop import CPU, gradients, llama_config, make_base, make_batch, make_slot, make_tokens
 
 from lora_lab.training.packed import frozen
 from lora_lab.training.packed.frozen import FrozenNorm, GatedProduct, product, simplify

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import drain, only
+from workshop import drain, only
 
 from lora_lab.study.events import Evaluated, Finished, Logged, Milestone
 from lora_lab.study.trajectory import folder_of_shorter_run

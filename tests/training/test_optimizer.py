@@ -7,8 +7,8 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
-from tiny import llama_config, make_base, make_slot
 from transformers import AutoModelForCausalLM
+from workshop import llama_config, make_base, make_slot
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.settings import TrainingSettings

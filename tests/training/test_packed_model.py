@@ -6,16 +6,6 @@ import copy
 
 import pytest
 import torch
-from tiny import (
-    VOCABULARY,
-    gradients,
-    llama_config,
-    make_base,
-    make_batch,
-    make_slot,
-    make_tokens,
-    with_peft,
-)
 from transformers import (
     CohereConfig,
     Gemma2Config,
@@ -27,6 +17,16 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+)
+from workshop import (
+    VOCABULARY,
+    gradients,
+    llama_config,
+    make_base,
+    make_batch,
+    make_slot,
+    make_tokens,
+    with_peft,
 )
 
 from lora_lab.common.errors import TrainingError

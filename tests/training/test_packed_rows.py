@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from test_packed_model import AFTER_HEAD, CONFIGS
-from tiny import VOCABULARY, gradients, make_base, make_batch, make_slot, make_tokens, only
 from transformers import BloomConfig, MambaConfig, MistralConfig
+from workshop import VOCABULARY, gradients, make_base, make_batch, make_slot, make_tokens, only
 
 from lora_lab.common.errors import InputError
 from lora_lab.data.blocks import pack_examples

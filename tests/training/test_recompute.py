@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from test_packed_model import CONFIGS
-from tiny import gradients, llama_config, make_base, make_batch, make_slot, make_tokens, only
 from torch import nn
+from workshop import gradients, llama_config, make_base, make_batch, make_slot, make_tokens, only
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.events import Finished

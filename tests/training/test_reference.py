@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import layer as peft_layer
 from peft.utils import loftq_utils
 from safetensors.torch import load_file
-from tiny import CPU, drain, llama_config, only, write_base
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config
+from workshop import CPU, drain, llama_config, only, write_base
 
 from lora_lab.analysis.paired import token_mean
 from lora_lab.common.errors import InputError

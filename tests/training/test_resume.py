@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from tiny import drain, only
+from workshop import drain, only
 
 from lora_lab.study.events import Evaluated, Finished, Logged
 

@@ -1,4 +1,4 @@
-"""Small random models, data and slots, and the plain `peft` computation that they are compared with."""
+"""The workshop of all tests: small random models, data, engines and slots, and plain `peft` to compare them with."""
 
 from __future__ import annotations
 
@@ -65,35 +65,47 @@ def write_texts(path, rows: int, seed: int = 0) -> None:
 
 
 class Bench:
-    """A base and data on disk, and engines and trials over them."""
+    """A base and data on disk, and engines and trials over them.
 
-    def __init__(self, base_folder, data_folder, scratch) -> None:
+    Args:
+        base_folder: What `write_base` wrote.
+        data_folder: Where train.jsonl and validation.jsonl lie.
+        scratch: Room for trials and converted data.
+        dtype: Of the base, for trials and engines that do not say another.
+        quantization: `quantization` and `double_quant` of the base.
+    """
+
+    def __init__(self, base_folder, data_folder, scratch, dtype="float64", **quantization) -> None:
         self.base_folder, self.data_folder, self.scratch = base_folder, data_folder, scratch
+        self.dtype, self.quantization = dtype, quantization
         self._engines = 0
+
+    def model(self, dtype=None) -> ModelSettings:
+        return ModelSettings(model_name_or_path=str(self.base_folder), dtype=dtype or self.dtype, **self.quantization)
 
     @property
     def data(self) -> DataCatalog:
         """The token sets of trials, by their data settings."""
         return DataCatalog(AutoTokenizer.from_pretrained(self.base_folder), self.scratch)
 
-    def trial(self, *, dtype="float64", lora=None, data=None, **training) -> TrialConfig:
+    def trial(self, *, dtype=None, lora=None, data=None, **training) -> TrialConfig:
         defaults = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
         train, held_out = (str(self.data_folder / f"{name}.jsonl") for name in ("train", "validation"))
         return TrialConfig(
-            model=ModelSettings(model_name_or_path=str(self.base_folder), dtype=dtype),
+            model=self.model(dtype),
             data=DataSettings(**({"train": train, "eval": held_out, "max_length": 32} | (data or {}))),
             training=TrainingSettings(**(defaults | training)),
             lora=LoraSettings(**({"r": 4} | (lora or {}))),
         )
 
-    def engine(self, *, dtype="float64", folder=None) -> PackedEngine:
-        base = load_base(ModelSettings(model_name_or_path=str(self.base_folder), dtype=dtype), CPU)
+    def engine(self, *, dtype=None, folder=None) -> PackedEngine:
+        base = load_base(self.model(dtype), CPU)
         self._engines += 1
         return PackedEngine(
             base, DataCatalog(base.tokenizer, self.scratch), folder or self.scratch / f"trials-{self._engines}"
         )
 
-    def run(self, *configs, dtype="float64"):
+    def run(self, *configs, dtype=None):
         """All events of these trials in one pack."""
         engine = self.engine(dtype=dtype)
         for number, config in enumerate(configs):
