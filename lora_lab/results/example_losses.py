@@ -42,8 +42,7 @@ def read_example_losses(folder: RunFolder, results: Sequence[TrialResult]) -> di
 def _path(folder: RunFolder, run: TrialResult) -> Path | None:
     """The file of a trial's last evaluation; one read off another trial may have it in that one's folder."""
     owners = [run.number] if run.source is None else [run.number, run.source]
-    name = f"eval-{max(run.curve, default=0):04d}.safetensors"
-    paths = [folder.trial(owner) / "evaluations" / name for owner in owners]
+    paths = [folder.files_of(owner).evaluation(max(run.curve, default=0)) for owner in owners]
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import StorageError
-from lora_lab.study.trajectory import SHORTER_RUNS, folder_of_shorter_run
+from lora_lab.study.trial_folder import TrialFolder
 
 if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
@@ -83,7 +83,11 @@ class RunFolder:
 
     def trial(self, number: int) -> Path:
         """One trial's folder."""
-        return self.trials / f"{number:04d}"
+        return self.files_of(number).path
+
+    def files_of(self, number: int) -> TrialFolder:
+        """The names of what one trial keeps in its folder."""
+        return TrialFolder.of(self.trials, number)
 
     def make(self) -> None:
         """Create the folder.
@@ -106,8 +110,8 @@ class RunFolder:
 
     def adapter_of(self, result: TrialResult) -> Path:
         """Where the adapter of a trial lies, or lay: in its own folder, or in that of a trial equivalent to it."""
-        own = self.trial(result.number)
-        return (own if result.source is None or own.exists() else self.trial(result.source)) / "adapter"
+        own = self.files_of(result.number)
+        return (own if result.source is None or own.path.exists() else self.files_of(result.source)).adapter
 
     def adopt_shorter_run(self, source: int, epochs: int, number: int) -> None:
         """Make the files of a shorter run in the folder of trial `source` those of trial `number`, where there are any.
@@ -115,7 +119,7 @@ class RunFolder:
         Raises:
             StorageError: they cannot be moved.
         """
-        files, target = folder_of_shorter_run(self.trial(source), epochs), self.trial(number)
+        files, target = self.files_of(source).shorter_run(epochs).path, self.trial(number)
         if not files.is_dir():
             return
         try:
@@ -128,9 +132,9 @@ class RunFolder:
 
     def drop_shorter_runs(self, source: int, epochs: int | None = None) -> None:
         """Remove what is left in a trial's folder of its shorter run of so many epochs, or of all its shorter runs."""
-        folder = self.trial(source)
-        for files in folder.glob(SHORTER_RUNS) if epochs is None else (folder_of_shorter_run(folder, epochs),):
-            shutil.rmtree(files, ignore_errors=True)
+        files = self.files_of(source)
+        for shorter in files.shorter_runs() if epochs is None else (files.shorter_run(epochs),):
+            shutil.rmtree(shorter.path, ignore_errors=True)
 
     def drop_trial(self, number: int) -> None:
         """Remove all files of a trial that has the outcome of another."""
@@ -138,11 +142,11 @@ class RunFolder:
 
     def drop_checkpoint(self, number: int) -> None:
         """Remove the checkpoint of a trial that ended."""
-        shutil.rmtree(self.trial(number) / "checkpoint", ignore_errors=True)
+        shutil.rmtree(self.files_of(number).checkpoint, ignore_errors=True)
 
     def drop_adapter(self, number: int) -> None:
         """Remove the adapter of a trial that can no longer be chosen."""
-        shutil.rmtree(self.trial(number) / "adapter", ignore_errors=True)
+        shutil.rmtree(self.files_of(number).adapter, ignore_errors=True)
 
 
 def unused_name(study_name: str, runs: Path = RUNS) -> str:

@@ -59,7 +59,7 @@ class Announcer:
         tags = self._tags(result.config)
         if result.source is not None:
             tags["shares"] = str(result.source)
-        adapter = self._folder.trial(result.number) / "adapter"
+        adapter = self._folder.files_of(result.number).adapter
         self._journal.append(
             trial_started(result.number, result.config, engine=engine_for(result.config).name, tags=tags),
             *curve_read_off(result),

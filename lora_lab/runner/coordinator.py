@@ -233,7 +233,7 @@ class Coordinator:
         reason: str = "",
         metrics: dict[str, float] | None = None,
     ) -> None:
-        folder = self._folder.trial(number) / "adapter" if isinstance(event, Finished) else None
+        folder = self._folder.files_of(number).adapter if isinstance(event, Finished) else None
         self._journal.append(
             TrialEnded(
                 number=number,

@@ -27,7 +27,7 @@ from lora_lab.study.events import (
     Started,
 )
 from lora_lab.study.targets import LinearMap, LinearShape, trainable_parameters
-from lora_lab.study.trajectory import folder_of_shorter_run
+from lora_lab.study.trial_folder import TrialFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,8 +228,8 @@ class ScriptedExecutor:
     def _milestone(self, running: _Running, shorter: TrialConfig) -> Milestone:
         """Leave the files of a shorter run where it ends, or where its decay begins."""
         number, epoch, epochs = running.work.number, running.epoch, shorter.training.num_train_epochs
-        folder = folder_of_shorter_run(self._folder(number), epochs)
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self._folder(number).shorter_run(epochs)
+        shutil.rmtree(folder.path, ignore_errors=True)
         if decays(shorter):
             _write_checkpoint(folder, epoch)
         else:
@@ -247,8 +247,8 @@ class ScriptedExecutor:
         for number, running in self._running.items():
             _write_checkpoint(self._folder(number), running.epoch)
 
-    def _folder(self, number: int) -> Path:
-        return self.trials_folder / f"{number:04d}"
+    def _folder(self, number: int) -> TrialFolder:
+        return TrialFolder.of(self.trials_folder, number)
 
 
 def scripted(folder: RunFolder, *, pack_size: int = 2, script: Script | None = None) -> Backend:
@@ -266,21 +266,21 @@ def _parts(shorter: TrialConfig, epoch: int) -> bool:
     return epoch == shorter.training.num_train_epochs - decays(shorter)
 
 
-def _write_adapter(folder: Path, config: TrialConfig) -> None:
+def _write_adapter(folder: TrialFolder, config: TrialConfig) -> None:
     """Write an adapter's configuration, which says what it is of."""
-    (folder / "adapter").mkdir(parents=True, exist_ok=True)
+    folder.adapter.mkdir(parents=True, exist_ok=True)
     of = {"r": config.lora.r, "lora_alpha": config.lora.alpha, "num_train_epochs": config.training.num_train_epochs}
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(of))
+    (folder.adapter / "adapter_config.json").write_text(json.dumps(of))
 
 
-def _write_checkpoint(folder: Path, epoch: int) -> None:
-    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoint" / "manifest.json").write_text(json.dumps({"epoch": epoch}))
+def _write_checkpoint(folder: TrialFolder, epoch: int) -> None:
+    folder.checkpoint.mkdir(parents=True, exist_ok=True)
+    (folder.checkpoint / "manifest.json").write_text(json.dumps({"epoch": epoch}))
 
 
-def _read_checkpoint(folder: Path) -> int:
+def _read_checkpoint(folder: TrialFolder) -> int:
     """The epoch after which a checkpoint was written; 0 where there is none."""
-    path = folder / "checkpoint" / "manifest.json"
+    path = folder.checkpoint / "manifest.json"
     if not path.exists():
         return 0
     try:

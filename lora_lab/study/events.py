@@ -57,7 +57,7 @@ class Milestone(TrialEvent):
     """A run of fewer epochs that this trial contains ends here, or parts from it here.
 
     It follows the `Evaluated` of the same step, where there is one. The shorter run's files lie where
-    `folder_of_shorter_run` says: evaluations, and an adapter or a checkpoint to go on from.
+    `TrialFolder.shorter_run` says: evaluations, and an adapter or a checkpoint to go on from.
     """
 
     epochs: int

@@ -15,7 +15,6 @@ from lora_lab.study.space import choices, options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from lora_lab.study.schedules import Shares
     from lora_lab.study.settings import TrainingSettings, TrialConfig
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 EPOCHS = "num_train_epochs"
 DECIDING = ("lr_scheduler_type", "warmup_ratio", "max_steps", "eval_steps")
 """The training settings that `shares` reads."""
-SHORTER_RUNS = "epochs-*"
-"""The names of the folders in which shorter runs leave their files."""
 
 
 def shares(training: TrainingSettings) -> Shares:
@@ -76,14 +73,6 @@ def shorter_choices(spec: StudySpec, chosen: Mapping[str, Value]) -> list[dict[s
 
 def _same_parameters(spec: StudySpec, choice: Mapping[str, Value]) -> bool:
     return all(spec.active(name, choice) == (name in choice) for name in spec.sweep.parameters)
-
-
-def folder_of_shorter_run(trial_folder: Path, epochs: int) -> Path:
-    """Where the files of a shorter run lie in the folder of the trial that it is read off, or branches from.
-
-    They stay there until they are a trial's own.
-    """
-    return trial_folder / f"epochs-{epochs:04d}"
 
 
 def trajectory_note(spec: StudySpec) -> str | None:

@@ -17,7 +17,7 @@ from lora_lab.runner.in_process import InProcessExecutor
 from lora_lab.runner.scripted import Fault, Script, ScriptedExecutor
 from lora_lab.study.events import ENDINGS, Evaluated, Failed, Finished, Logged, Milestone, OutOfMemory, Started
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
-from lora_lab.study.trajectory import folder_of_shorter_run
+from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.memory.room import MemoryLimit
 
 if TYPE_CHECKING:
@@ -281,8 +281,8 @@ def test_shorter_runs_are_read_off_at_their_milestones(bench):
         assert one.metrics["eval_loss"] == curve(events)[one.epochs]
         before = events[: events.index(one)]
         assert any(isinstance(event, Evaluated) and event.step == one.step for event in before)
-        files = folder_of_shorter_run(bench.folder / "0000", one.epochs)
-        assert (files / "adapter" / "adapter_config.json").is_file()
+        files = TrialFolder.of(bench.folder, 0).shorter_run(one.epochs)
+        assert (files.adapter / "adapter_config.json").is_file()
 
 
 def test_a_branch_goes_on_from_its_milestone(bench):
@@ -292,7 +292,7 @@ def test_a_branch_goes_on_from_its_milestone(bench):
     events = drain(executor)
     [milestone] = [event for event in events if isinstance(event, Milestone)]
     assert milestone.is_branch
-    folder_of_shorter_run(bench.folder / "0000", 2).rename(bench.folder / "0001")
+    TrialFolder.of(bench.folder, 0).shorter_run(2).path.rename(TrialFolder.of(bench.folder, 1).path)
     executor.start(Work(1, trial(epochs=2, **decay)))
     rest = [event for event in drain(executor) if not isinstance(event, Started)]
     assert rest[0].step > milestone.step

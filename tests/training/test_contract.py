@@ -19,7 +19,7 @@ from workshop import CPU, drain, only
 from lora_lab.common.errors import CheckpointError, InputError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, Milestone, OutOfMemory
 from lora_lab.study.measures import MEASURES
-from lora_lab.study.trajectory import folder_of_shorter_run
+from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training import evaluation
 from lora_lab.training.base.architecture import linear_map
 from lora_lab.training.base.loading import load_base
@@ -448,8 +448,8 @@ def test_shorter_runs_are_read_off(bench, engine):
     assert {k: v for k, v in milestone.metrics.items() if k not in TIMES} == {
         k: v for k, v in alone.metrics.items() if k not in TIMES
     }
-    files = folder_of_shorter_run(engine.trial_folder(milestone.number), milestone.epochs)
-    assert (files / "adapter/adapter_model.safetensors").read_bytes() == (
+    files = TrialFolder(engine.trial_folder(milestone.number)).shorter_run(milestone.epochs)
+    assert (files.adapter / "adapter_model.safetensors").read_bytes() == (
         engine.trial_folder(alone.number) / "adapter/adapter_model.safetensors"
     ).read_bytes()
 
@@ -461,7 +461,8 @@ def test_a_branch_goes_on_as_the_run_trained_apart(bench, engine):
     [milestone] = only(events, Milestone)
     assert milestone.is_branch
     apart = run(engine, shorter, number=1)
-    shutil.move(folder_of_shorter_run(engine.trial_folder(milestone.number), milestone.epochs), engine.trial_folder(2))
+    files = TrialFolder(engine.trial_folder(milestone.number)).shorter_run(milestone.epochs)
+    shutil.move(files.path, engine.trial_folder(2))
     rest = run(engine, shorter, number=2)
     assert rest[0].step == milestone.step + 1
     assert [replace(event, number=1) for event in only(rest, Logged)] == only(apart, Logged)[milestone.step :]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from workshop import drain, only
 
 from lora_lab.study.events import Evaluated, Finished, Logged, Milestone
-from lora_lab.study.trajectory import folder_of_shorter_run
+from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training import assessment
 
 TIMES = {"train_seconds", "tokens_per_second"}
@@ -37,7 +37,7 @@ def finals(event):
 
 
 def files_of(engine, milestone):
-    return folder_of_shorter_run(engine.trial_folder(milestone.number), milestone.epochs)
+    return TrialFolder(engine.trial_folder(milestone.number)).shorter_run(milestone.epochs).path
 
 
 def same_files(folder, other):
