@@ -308,8 +308,8 @@ def test_a_rate_that_blows_up_ends_as_diverged_with_figures(bench, engine_class,
 def test_an_evaluation_that_is_not_finite_ends_as_diverged(bench, engine, monkeypatch):
     real = evaluation.evaluate
 
-    def blown(*arguments):
-        return [replace(losses, nll=losses.nll * np.nan) for losses in real(*arguments)]
+    def blown(*arguments, **keywords):
+        return [replace(losses, nll=losses.nll * np.nan) for losses in real(*arguments, **keywords)]
 
     monkeypatch.setattr("lora_lab.training.assessment.evaluate", blown)
     events = run(engine, bench.trial())

@@ -164,11 +164,11 @@ def test_memory_that_runs_out_at_a_milestone_only_delays_it(bench, monkeypatch):
     whole = assessment.evaluate
     calls = []
 
-    def runs_out(*arguments):
+    def runs_out(*arguments, **keywords):
         calls.append(arguments)
         if len(calls) == 3:  # the two trials' evaluations, then the first one's loss on general text
             raise torch.OutOfMemoryError("out of memory")
-        return whole(*arguments)
+        return whole(*arguments, **keywords)
 
     engine.base_losses(longest)
     monkeypatch.setattr(assessment, "evaluate", runs_out)
