@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
-from training.tiny import write_base, write_texts
+from workshop import write_base, write_texts
 
 from lora_lab.runner.executor import Work
 from lora_lab.runner.in_process import InProcessExecutor
