@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import largest_drift
+from oracle import largest_drift
 
 # Data settings, LoRA settings, training settings: one or two of the things that users set in each
 FEATURES = {

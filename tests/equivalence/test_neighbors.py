@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from conftest import largest_drift
+from oracle import largest_drift
 
 from lora_lab.study.events import Diverged, Evaluated, Finished, Logged
 

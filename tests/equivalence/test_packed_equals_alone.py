@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Lab, largest_drift
+from oracle import Lab, largest_drift
 
 MIXED = [
     # LoRA settings, training settings: ranks, scalings, targets, layers, rates, schedules, batches differ

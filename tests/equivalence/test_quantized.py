@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Lab, largest_drift
+from oracle import Lab, largest_drift
 
 BASES = [
     {"quantization": "nf4"},

@@ -7,8 +7,8 @@ import pytest
 from lora_lab.common.errors import InputError
 from lora_lab.planning.devices import DEVICES, device_named
 from lora_lab.training.memory.predictor import MemoryPrediction
-from lora_lab.training.memory.probe import does_not_fit
 from lora_lab.training.memory.room import MemoryLimit, Need, Room, machine_bytes, pack_bytes
+from lora_lab.training.memory.trial_memory import does_not_fit
 
 BASE = 1000
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import CPU
+from workshop import CPU
 
 from lora_lab.study.settings import ModelSettings
 from lora_lab.training.base.contents import base_contents

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny import write_texts
 from transformers import AutoTokenizer
+from workshop import write_texts
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.settings import DataSettings
