@@ -10,6 +10,7 @@ import pytest
 from runner.scripted import Countdown, Killed, executor_for, journaled_ends, loss, results, run, spec
 
 from lora_lab.results.folder import RunFolder
+from lora_lab.runner.scripted import Script, ScriptedExecutor
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search import records
 from lora_lab.search.store import open_store
@@ -83,6 +84,18 @@ def test_a_trial_that_diverges_ends_alone(folder, told):
     found = check_books(folder, study)
     assert {one.config.lora.r: one.state for one in found.values()} == {2: "complete", 4: "diverged", 8: "complete"}
     assert "loss nan" in told.getvalue()
+
+
+def test_a_trial_whose_objective_is_not_finite_at_its_end_is_told_as_what_the_storage_says(folder, told):
+    study = spec(parameters={"r": {"values": [2, 4]}})
+
+    def lost_at_the_end(config, epoch):
+        return float("nan") if config.lora.r == 4 and epoch == 3 else loss(config, epoch)
+
+    assert run(folder, study, told, trainer=ScriptedExecutor(folder.trials, 2, Script(loss=lost_at_the_end)))[0]
+    found = check_books(folder, study)
+    assert {one.config.lora.r: one.state for one in found.values()} == {2: "complete", 4: "diverged"}
+    assert "diverged, eval_loss nan: eval_loss is nan at the end" in told.getvalue()
 
 
 def test_pruning_compares_all_trials_of_a_pack(folder, told):
