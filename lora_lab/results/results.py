@@ -41,7 +41,7 @@ def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder) -> Resul
         StorageError: the study has not begun, or cannot be read.
         CheckpointError: a file of losses is damaged.
     """
-    losses = store.base_losses()
+    losses = store.record.base_losses()
     if losses is None:
         raise StorageError(f"study {spec.study_name} has no results yet; run `python -m lora_lab.sweep` on it first")
     base_loss, base_forgetting = losses

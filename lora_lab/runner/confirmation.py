@@ -37,7 +37,7 @@ class Confirmation:
         confirm, verdict = self._spec.sweep.confirm, self._spec.sweep.verdict
         if confirm is None:
             return False
-        results, losses = self._store.results(), self._store.base_losses()
+        results, losses = self._store.results(), self._store.record.base_losses()
         assert losses is not None
         chosen = finalists(
             results,

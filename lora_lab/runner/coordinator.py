@@ -94,7 +94,7 @@ class Coordinator:
         self._trajectories = Trajectories(spec, store, folder, identities, self._shared)
         self._starting: dict[int, Asked] = {}
         """Trials whose start the executor has not told yet."""
-        self._choosable = Choosable.of(spec.sweep, store.base_losses())
+        self._choosable = Choosable.of(spec.sweep, store.record.base_losses())
 
     def run(self) -> bool:
         """Train until the budget is used up; True when the study is complete, False when asked to stop."""

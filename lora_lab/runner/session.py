@@ -77,10 +77,10 @@ def run_study(
     with ExitStack() as stack:
         stack.enter_context(lease(folder.lease))
         store = stack.enter_context(open_store(spec, storage_url(spec, folder)))
-        before = store.stored_spec() if store.has_trials else None
+        before = store.record.stored_spec() if store.record.has_trials else None
         if before is not None:
             compare_for_resume(before, spec)
-        if store.is_complete and folder.best.exists():
+        if store.record.is_complete and folder.best.exists():
             return SessionEnd(complete=True, ran=False, results=read_results(spec, store, folder), tracking_note=None)
         display.tell(Note(f"loading {spec.model.model_name_or_path} and the data"))
         if backend is None:
@@ -111,8 +111,8 @@ class _Session:
         example = target_examples(self.spec)[0]
         notes = check_targets(self.spec, self.backend.linears)
         prepared = executor.prepare(example)
-        if self.store.has_trials:
-            compare_contents(self.store.contents(), prepared.contents, self.spec.study_name)
+        if self.store.record.has_trials:
+            compare_contents(self.store.record.contents(), prepared.contents, self.spec.study_name)
         with Journal(self.folder.root) as journal:
             done, total = self.store.budget()
             self.display.tell(StudyBegan(self.spec.study_name, total, self.spec.sweep.fixed_pack_size, done))
@@ -129,13 +129,13 @@ class _Session:
 
     def _keep(self, prepared: Prepared, example: TrialConfig) -> None:
         """Store what the study is, as the last thing before its first trial: until here, any of it may be a mistake."""
-        if not self.store.has_trials or self.store.base_losses() is None:
+        if not self.store.record.has_trials or self.store.record.base_losses() is None:
             eval_loss, forgetting_loss = self.backend.executor.base_losses(example)
             _check_base_loss("data.eval", eval_loss)
             _check_base_loss("data.forgetting", forgetting_loss)
-            self.store.keep_base_losses(eval_loss, forgetting_loss)
-        self.store.keep_contents(prepared.contents)
-        self.store.replace_spec(self.spec)
+            self.store.record.keep_base_losses(eval_loss, forgetting_loss)
+        self.store.record.keep_contents(prepared.contents)
+        self.store.record.replace_spec(self.spec)
 
     def _coordinate(self, journal: Journal, device: str) -> SessionEnd:
         coordinator = Coordinator(
@@ -161,7 +161,7 @@ class _Session:
             return SessionEnd(complete=False, ran=True, results=None, tracking_note=self.mirror.close(timeout_s=10))
         results = read_results(self.spec, self.store, self.folder)
         write_results(results, self.folder, self.command, device)
-        self.store.mark_complete()
+        self.store.record.mark_complete()
         journal.append(*_attachments(results, self.folder), _ended(results))
         return SessionEnd(complete=True, ran=True, results=results, tracking_note=self.mirror.close(timeout_s=120))
 

@@ -23,10 +23,10 @@ from lora_lab.search.pruners import build_pruner, planned_evaluations
 from lora_lab.search.records import Asked, Outcome, is_replicate, outcome_of
 from lora_lab.search.samplers import build_sampler
 from lora_lab.search.space import SearchSpace
+from lora_lab.search.study_record import StudyRecord
 from lora_lab.search.telling import INFEASIBLE
 from lora_lab.search.trajectories import ShorterRuns
 from lora_lab.search.urls import mask_password
-from lora_lab.study.file.loading import load_spec_json
 from lora_lab.study.results import FINISHED_WITH_VALUE
 
 if TYPE_CHECKING:
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "StudyStore", "open_store"]
 
-SPEC = "spec"
-BASE_LOSSES = "base_losses"
-CONTENTS = "contents"
-COMPLETE = "complete"
 FAILURES: tuple[TrialState, ...] = (*INFEASIBLE, "failed")
 
 
@@ -99,6 +95,7 @@ class StudyStore:
 
     def __init__(self, spec: StudySpec, study: optuna.Study, storage: BaseStorage, engine: Engine) -> None:
         self._spec, self._study, self._engine = spec, study, engine
+        self.record = StudyRecord(study, spec.sweep)
         self._ledger = Ledger(spec.sweep, study, storage)
         space = SearchSpace(spec)
         self._asking = Asking(spec, study, self._ledger, space)
@@ -113,51 +110,6 @@ class StudyStore:
     def close(self) -> None:
         """Give the database connections back; nothing is buffered, so nothing can be lost here."""
         self._engine.dispose()
-
-    @property
-    def has_trials(self) -> bool:
-        """Whether a trial was ever asked for; until then, the study may still become another."""
-        return bool(self._ledger.trials())
-
-    def stored_spec(self) -> StudySpec | None:
-        """The study as it was when its trials were last trained, without its `storage`; None before there were any.
-
-        Raises:
-            StorageError: it is damaged, or was written by a version with other settings.
-        """
-        text = self._study.user_attrs.get(SPEC)
-        return None if text is None else load_spec_json(text)
-
-    def replace_spec(self, spec: StudySpec) -> None:
-        """Store this spec as the study's, without `storage`: a database URL may hold a password."""
-        self._study.set_user_attr(SPEC, spec.stored())
-
-    def contents(self) -> dict[str, str]:
-        """What the trials were trained and measured on: the digest of each source, by what it is."""
-        return dict(self._study.user_attrs.get(CONTENTS, {}))
-
-    def keep_contents(self, contents: Mapping[str, str]) -> None:
-        """Keep the digests of what trials are trained and measured on; those of sources not named here stay."""
-        kept = self.contents() if self.has_trials else {}
-        self._study.set_user_attr(CONTENTS, {**kept, **contents})
-
-    def base_losses(self) -> tuple[float, float | None] | None:
-        """eval_loss and forgetting loss of the bare base, in nats per token; None before they were measured."""
-        kept = self._study.user_attrs.get(BASE_LOSSES)
-        return None if kept is None else (kept[0], kept[1])
-
-    def keep_base_losses(self, eval_loss: float, forgetting_loss: float | None) -> None:
-        """Keep the losses of the bare base, which every gain is measured against."""
-        self._study.set_user_attr(BASE_LOSSES, [eval_loss, forgetting_loss])
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is left to do for the sweep as its settings are now."""
-        return bool(self._study.user_attrs.get(COMPLETE) == self._spec.sweep.model_dump_json())
-
-    def mark_complete(self) -> None:
-        """Remember that the sweep, as its settings are now, was carried out to its end."""
-        self._study.set_user_attr(COMPLETE, self._spec.sweep.model_dump_json())
 
     def ask(self, reserved: int = 0) -> Asked | None:
         """The next trial to train, replicates first; None when the budget is used up.

@@ -168,12 +168,12 @@ def test_a_study_that_was_stored_before_its_first_trial_may_still_be_changed(stu
     study.run_folder.make()
     old = study.spec({"data": {"max_length": 12}})
     with open_store(old, storage_url(old, study.run_folder)) as store:
-        store.replace_spec(old)
-        store.keep_base_losses(1.0, None)
+        store.record.replace_spec(old)
+        store.record.keep_base_losses(1.0, None)
     study.run()
     with open_store(old, storage_url(old, study.run_folder), create=False) as store:
-        assert store.stored_spec() == study.spec({})
-        assert store.base_losses() != (1.0, None)
+        assert store.record.stored_spec() == study.spec({})
+        assert store.record.base_losses() != (1.0, None)
 
 
 # Once there are

@@ -43,7 +43,7 @@ LOSSES = {0: 1.0, 1: 2.0, 2: 0.5}
 
 def go_on(store: StudyStore) -> None:
     """Carry the study to its end, from wherever it is: the loop of a coordinator."""
-    store.replace_spec(SPEC)
+    store.record.replace_spec(SPEC)
     waiting = store.running()
     while asked := waiting.pop(0) if waiting else store.ask():
         train(store, asked.number, is_replicate=asked.replicate > 0)

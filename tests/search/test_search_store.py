@@ -145,13 +145,13 @@ def test_the_study_is_stored_without_its_database_password(
 ) -> None:
     spec = spec_of(storage="postgresql://user:canary@host/db")
     with open_store(spec, url) as store:
-        assert store.stored_spec() is None
-        store.replace_spec(spec)
+        assert store.record.stored_spec() is None
+        store.record.replace_spec(spec)
         wider = spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"n_trials": 9})})
     with open_store(wider, url) as store:
-        assert store.stored_spec() == spec.model_copy(update={"storage": None})
-        store.replace_spec(wider)
-        assert store.stored_spec() == wider.model_copy(update={"storage": None})
+        assert store.record.stored_spec() == spec.model_copy(update={"storage": None})
+        store.record.replace_spec(wider)
+        assert store.record.stored_spec() == wider.model_copy(update={"storage": None})
         assert store.budget() == (0, 9)
     files = [file.read_bytes() for file in (tmp_path / "runs").iterdir()]
     assert not any(b"canary" in content for content in files)
@@ -161,28 +161,28 @@ def test_a_study_without_trials_takes_other_metrics(spec_of: Callable[..., Study
     open_store(spec_of(), url).close()
     two = spec_of(metric=[{"name": "eval_loss"}, {"name": "trainable_params"}], sampler="nsga2")
     with open_store(two, url) as store:
-        assert not store.has_trials
+        assert not store.record.has_trials
         store.finish(ask(store), {**LOSS, "trainable_params": 1.0})
     with open_store(spec_of(), url) as store:
         assert len(store.results()) == 1  # the session refuses this change now that there is a trial
 
 
 def test_contents_are_kept_by_source_once_there_are_trials(store: StudyStore) -> None:
-    store.keep_contents({"data.train: a": "1", "data.eval: b": "2"})
-    store.keep_contents({"data.train: c": "3"})
-    assert store.contents() == {"data.train: c": "3"}
+    store.record.keep_contents({"data.train: a": "1", "data.eval: b": "2"})
+    store.record.keep_contents({"data.train: c": "3"})
+    assert store.record.contents() == {"data.train: c": "3"}
     ask(store)
-    store.keep_contents({"data.forgetting: d": "4"})
-    assert store.contents() == {"data.train: c": "3", "data.forgetting: d": "4"}
+    store.record.keep_contents({"data.forgetting: d": "4"})
+    assert store.record.contents() == {"data.train: c": "3", "data.forgetting: d": "4"}
 
 
 def test_what_belongs_to_the_study_is_kept(store: StudyStore, spec_of: Callable[..., StudySpec], url: str) -> None:
-    assert store.base_losses() is None
-    store.keep_base_losses(3.5, None)
-    store.mark_complete()
+    assert store.record.base_losses() is None
+    store.record.keep_base_losses(3.5, None)
+    store.record.mark_complete()
     with open_store(spec_of(), url) as again, open_store(spec_of(n_trials=9), url) as wider:
-        assert again.base_losses() == (3.5, None)
-        assert (again.is_complete, wider.is_complete) == (True, False)
+        assert again.record.base_losses() == (3.5, None)
+        assert (again.record.is_complete, wider.record.is_complete) == (True, False)
 
 
 def test_a_study_is_read_only_where_there_is_one(spec_of: Callable[..., StudySpec], url: str, tmp_path: Path) -> None:

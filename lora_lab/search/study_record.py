@@ -1,0 +1,77 @@
+"""What a study keeps of itself in its storage, beside its trials."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_lab.study.file.loading import load_spec_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna import Study
+
+    from lora_lab.study.spec import StudySpec
+    from lora_lab.study.sweep import SweepSettings
+
+SPEC = "spec"
+BASE_LOSSES = "base_losses"
+CONTENTS = "contents"
+COMPLETE = "complete"
+
+
+class StudyRecord:
+    """The specification, the bare base's losses, the digests of data and weights, and whether the study is complete.
+
+    Args:
+        study: The study in Optuna.
+        sweep: The sweep as its settings are now.
+    """
+
+    def __init__(self, study: Study, sweep: SweepSettings) -> None:
+        self._study, self._sweep = study, sweep
+
+    @property
+    def has_trials(self) -> bool:
+        """Whether a trial was ever asked for; until then, the study may still become another."""
+        return bool(self._study.get_trials(deepcopy=False))
+
+    def stored_spec(self) -> StudySpec | None:
+        """The study as it was when its trials were last trained, without its `storage`; None before there were any.
+
+        Raises:
+            StorageError: it is damaged, or was written by a version with other settings.
+        """
+        text = self._study.user_attrs.get(SPEC)
+        return None if text is None else load_spec_json(text)
+
+    def replace_spec(self, spec: StudySpec) -> None:
+        """Store this spec as the study's, without `storage`: a database URL may hold a password."""
+        self._study.set_user_attr(SPEC, spec.stored())
+
+    def contents(self) -> dict[str, str]:
+        """What the trials were trained and measured on: the digest of each source, by what it is."""
+        return dict(self._study.user_attrs.get(CONTENTS, {}))
+
+    def keep_contents(self, contents: Mapping[str, str]) -> None:
+        """Keep the digests of what trials are trained and measured on; those of sources not named here stay."""
+        kept = self.contents() if self.has_trials else {}
+        self._study.set_user_attr(CONTENTS, {**kept, **contents})
+
+    def base_losses(self) -> tuple[float, float | None] | None:
+        """eval_loss and forgetting loss of the bare base, in nats per token; None before they were measured."""
+        kept = self._study.user_attrs.get(BASE_LOSSES)
+        return None if kept is None else (kept[0], kept[1])
+
+    def keep_base_losses(self, eval_loss: float, forgetting_loss: float | None) -> None:
+        """Keep the losses of the bare base, which every gain is measured against."""
+        self._study.set_user_attr(BASE_LOSSES, [eval_loss, forgetting_loss])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do for the sweep as its settings are now."""
+        return bool(self._study.user_attrs.get(COMPLETE) == self._sweep.model_dump_json())
+
+    def mark_complete(self) -> None:
+        """Remember that the sweep, as its settings are now, was carried out to its end."""
+        self._study.set_user_attr(COMPLETE, self._sweep.model_dump_json())
