@@ -1,17 +1,27 @@
-"""The objective alone: its loss, its denominator and its evaluation, by hand."""
+"""The objective: its loss, its denominator and its evaluation, by hand; and another one through both engines."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from workshop import make_tokens
+from peft import PeftModel
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+from workshop import CPU, drain, make_tokens, only
 
-from lora_lab.analysis.paired import token_mean
+from lora_lab.analysis.paired import ExampleLosses, token_mean
+from lora_lab.study.events import Finished, Logged
 from lora_lab.study.settings import TrainingSettings
+from lora_lab.study.trial_folder import TrialFolder
+from lora_lab.training.base.loading import load_base
 from lora_lab.training.batch import TokenLosses
 from lora_lab.training.evaluation import evaluate
 from lora_lab.training.objective import LanguageModeling, objective_of
+from lora_lab.training.packed_engine import PackedEngine
+from lora_lab.training.reference_engine import ReferenceEngine
 
 
 def test_language_modeling_is_what_a_trial_has():
@@ -59,3 +69,60 @@ def test_an_evaluation_keeps_every_example_whatever_shares_its_batch():
         assert second.nll.tolist() == [2 * loss for loss in first.nll]
         assert first.label_tokens.tolist() == second.label_tokens.tolist() == [len(row) for row in learned]
         assert token_mean(first) == pytest.approx(np.concatenate([1 + row for row in learned]).mean())
+
+
+@dataclass(frozen=True)
+class ExampleMeans:
+    """Another objective: every example counts alike, however many label tokens it has."""
+
+    def denominator(self, train, micro_batches):
+        del train
+        return sum(len(rows) for rows in micro_batches)
+
+    def loss(self, tokens, denominator):
+        return torch.stack(self._means(tokens)).sum() / denominator
+
+    def examples(self, tokens):
+        means = np.array([float(mean) for mean in self._means(tokens)])
+        return ExampleLosses(means, np.ones(len(means), dtype=np.int64))
+
+    @staticmethod
+    def _means(tokens):
+        return [part.mean() for part in torch.split(tokens.nll, tokens.row_counts.tolist())]
+
+
+@torch.no_grad()
+def example_means(model, dataset):
+    means = []
+    for ids, labels in zip(dataset.input_ids, dataset.labels, strict=True):
+        logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0, :-1]
+        means.append(float(functional.cross_entropy(logits, torch.from_numpy(labels)[1:])))
+    return means
+
+
+@pytest.mark.usefixtures("_little_to_collect")
+def test_another_objective_is_trained_predicted_and_measured_by_both_engines(bench, tmp_path, monkeypatch):
+    """Nothing but the objective says what the loss is: not an engine, an evaluation, nor the memory's prediction."""
+    for place in ("packed.slot", "reference.trial", "assessment"):
+        monkeypatch.setattr(f"lora_lab.training.{place}.objective_of", lambda _: ExampleMeans())
+    schedule = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+    config = bench.trial(**schedule, learning_rate=1e-2)
+    told = []
+    for engine_class in (PackedEngine, ReferenceEngine):
+        base = load_base(config.model, CPU)
+        engine = engine_class(base, bench.data, tmp_path / engine_class.__name__)
+        plain = AutoModelForCausalLM.from_pretrained(bench.base_folder, dtype=torch.float64).eval()
+        held_out, train = bench.data.splits(config.data).eval, bench.data.splits(config.data).train
+        assert engine.base_losses(config)[0] == pytest.approx(np.mean(example_means(plain, held_out)), abs=1e-10)
+        engine.admit(0, config)
+        first_step = np.concatenate(engine.trial(0).progress.micro_batches)
+        events = drain(engine)
+        expected = np.mean([example_means(plain, train)[index] for index in first_step])
+        assert only(events, Logged)[0].loss == pytest.approx(expected, abs=1e-10)
+        trained = PeftModel.from_pretrained(plain, TrialFolder(engine.trial_folder(0)).adapter).eval()
+        final = only(events, Finished)[0].metrics
+        assert final["eval_loss"] == pytest.approx(np.mean(example_means(trained, held_out)), abs=1e-9)
+        assert final["peak_memory_bytes"] > 0
+        assert ("predicted_memory_bytes" in final) == (engine_class is PackedEngine)
+        told.append([event.loss for event in only(events, Logged)])
+    assert told[0] == pytest.approx(told[1], abs=1e-9)
