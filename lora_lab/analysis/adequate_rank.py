@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.comparison import value_interval, within
 from lora_lab.analysis.replicates import replicate_groups
-from lora_lab.analysis.verdict import candidates, compare, is_tested, margin_in_nats, standing_of
-from lora_lab.analysis.wording import nats, p_text, value_text
+from lora_lab.analysis.verdict import candidates, compare, is_tested, standing_of
+from lora_lab.analysis.wording import distance_text, measure_text, p_text, value_text
 from lora_lab.study.measures import TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_lab.analysis.findings import Decision, Findings, VerdictRow
     from lora_lab.analysis.paired import ExampleLosses
     from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
 
 
@@ -29,7 +30,7 @@ class RankPoint:
     """Of the trial."""
     learning_rate: float
     value: float
-    """Mean over its trainings, nats per token."""
+    """Mean over its trainings."""
     runs: int
     """Trainings behind `value`."""
     interval: tuple[float, float] | None
@@ -39,7 +40,7 @@ class RankPoint:
     rates: int
     """Distinct learning rates among them."""
     difference: float
-    """To the best rank of the target set, nats; 0 for that one."""
+    """By how much it is worse than the best rank of the target set; 0 for that one."""
     p: float | None
     """One-sided, Holm-corrected, against "worse than the best rank by the margin or more"; None: not tested."""
     decision: Decision
@@ -51,14 +52,15 @@ class RankPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankCurve:
-    """Loss against rank on one target set."""
+    """A loss or a score against rank on one target set."""
 
+    measure: Measure
     targets: str
     layers: str
     points: tuple[RankPoint, ...]
     """By rank."""
     margin: float
-    """Nats."""
+    """How much worse than the best rank still ties with it."""
     best_r: int
     smallest_adequate_r: int
     tested: bool
@@ -88,7 +90,7 @@ def rank_curves(
         losses: as in `decide`.
 
     """
-    groups = replicate_groups(results)
+    groups = replicate_groups(results, findings.measure)
     sets: dict[tuple[str, str], list[ReplicateGroup]] = {}
     for group in groups:
         lora = group.config.lora
@@ -105,7 +107,7 @@ def _curve(
 ) -> RankCurve:
     best = _best(groups, findings)
     best_r = best.config.lora.r
-    margin = margin_in_nats(findings.margin_share, findings.base_loss, best.mean)
+    margin = findings.tie_width(best.value)
     rows, own_family = _rows(groups, best, findings, losses, margin)
     by_rank: dict[int, list[ReplicateGroup]] = {}
     for group in groups:
@@ -117,6 +119,7 @@ def _curve(
     tested = is_tested(best, findings.noise)
     adequate = [p.r for p in points if (p.decision in ("equivalent", "best") if tested else p.within_margin)]
     curve = RankCurve(
+        measure=findings.measure,
         targets=key[0],
         layers=key[1],
         points=tuple(points),
@@ -185,7 +188,7 @@ def _point(
         r=group.config.lora.r,
         number=group.number,
         learning_rate=group.config.training.learning_rate,
-        value=group.mean,
+        value=group.value,
         runs=len(group.values),
         interval=value_interval(group, noise),
         tried=len(tried),
@@ -205,7 +208,8 @@ def _sentence(curve: RankCurve) -> str:
     single_rate = max(one.rates for one in curve.points) < 2
     claim = (
         f"{where}: the smallest adequate rank is {point.r} of {tried}: {_found(curve, point)} "
-        f"({nats(point.difference)} nats above it; margin {nats(curve.margin)})."
+        f"({distance_text(curve.measure, point.difference)} {curve.measure.worse} it; margin "
+        f"{measure_text(curve.measure, curve.margin)})."
     )
     parts = [claim, *_open_questions(curve)]
     if curve.own_family:

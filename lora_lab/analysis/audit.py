@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from lora_lab.analysis.audit_design import AuditNote, Kind, design_notes
+from lora_lab.analysis.importance import adaptive_caveat
 from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.selection import value_of
 from lora_lab.analysis.wording import number_text, plural
@@ -38,8 +39,6 @@ NATURAL_MINIMUM: dict[str, float] = {
 """Below these there is nothing to try, so a best value there hides nothing."""
 NOT_ORDERED = ("seed",)
 """Numbers that are names, so that they have no edge."""
-ADAPTIVE = ("tpe", "gp", "nsga2")
-MIN_TRIALS_FOR_IMPORTANCE = 10
 
 
 def audit(spec: StudySpec, findings: Findings | None = None, results: Sequence[TrialResult] = ()) -> list[AuditNote]:
@@ -54,7 +53,7 @@ def audit(spec: StudySpec, findings: Findings | None = None, results: Sequence[T
     notes = list(design_notes(spec))
     if findings is not None and findings.best is not None:
         notes += _edge_notes(spec, findings.best)
-        notes += _edges_at_ranks(spec, replicate_groups(results, findings.metric))
+        notes += _edges_at_ranks(spec, replicate_groups(results, findings.measure))
         notes += _importance_notes(spec, findings)
     return notes
 
@@ -97,12 +96,8 @@ def _edges_at_ranks(spec: StudySpec, groups: Sequence[ReplicateGroup]) -> Iterat
 
 def _importance_notes(spec: StudySpec, findings: Findings) -> Iterator[AuditNote]:
     finished = findings.states.get("complete", 0) + findings.states.get("shared", 0)
-    if spec.sweep.sampler in ADAPTIVE and finished >= MIN_TRIALS_FOR_IMPORTANCE:
-        sentence = (
-            f"The sampler ({spec.sweep.sampler}) tried promising values more often than others: importances and "
-            "medians per value describe the region that it searched, not the whole range. "
-            "`sampler: random`, `qmc` or `grid` measures that."
-        )
+    sentence = adaptive_caveat(spec.sweep.sampler, finished)
+    if sentence is not None:
         yield AuditNote(kind="adaptive_importance", sentence=sentence)
 
 

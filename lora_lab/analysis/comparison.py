@@ -97,8 +97,9 @@ def within(estimate: float, margin: float) -> bool:
 
 
 def value_interval(group: ReplicateGroup, noise: Noise | None) -> tuple[float, float] | None:
-    """95% interval of a configuration's mean by the pooled noise floor; None where there is none."""
-    return noise_interval(group.mean, 1 / len(group.values), noise)
+    """95% interval of a configuration's value by the pooled noise floor; None where there is none."""
+    interval = noise_interval(group.mean, 1 / len(group.values), noise)
+    return None if interval is None else group.measure.interval(interval)
 
 
 def noise_interval(value: float, variance_share: float, noise: Noise | None) -> tuple[float, float] | None:

@@ -59,7 +59,7 @@ class EpochCurve:
     """The first point after the minimum shown to lie above it."""
 
 
-def epoch_curves(results: Sequence[TrialResult], metric: str = "eval_loss") -> list[EpochCurve]:
+def epoch_curves(results: Sequence[TrialResult]) -> list[EpochCurve]:
     """One curve for every configuration with at least two points, longest training only, best end first.
 
     Where the learning rate does not depend on the total length, the evaluations of the longest training are the
@@ -69,7 +69,7 @@ def epoch_curves(results: Sequence[TrialResult], metric: str = "eval_loss") -> l
     replicates say little about the spread at one point, so that of the whole curve stands in where it is larger.
     """
     families: dict[TrialConfig, list[ReplicateGroup]] = {}
-    for group in replicate_groups(results, metric):
+    for group in replicate_groups(results):
         families.setdefault(_without_length(group.config), []).append(group)
     curves = [curve for members in families.values() if (curve := _family_curve(members)) is not None]
     return sorted(curves, key=lambda curve: (curve.points[-1].value, curve.number))

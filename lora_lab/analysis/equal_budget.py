@@ -89,7 +89,7 @@ class _Estimate:
         return all(len(group.values) > 1 for _, group in self.parts)
 
 
-def compare_arms(results: Sequence[TrialResult], by: Arm, metric: str = "eval_loss") -> ArmComparison | None:
+def compare_arms(results: Sequence[TrialResult], by: Arm) -> ArmComparison | None:
     """Compare arms, each at its best other settings; None where fewer than two arms have a value.
 
     At an equal budget, an arm's loss is interpolated over the logarithm of the parameters between its two nearest
@@ -97,7 +97,7 @@ def compare_arms(results: Sequence[TrialResult], by: Arm, metric: str = "eval_lo
     are those of the noise floor (paired, where all configurations share seeds): over seeds alone, so a difference holds
     for this evaluation set, unlike one of `decide`, which may also cover other examples.
     """
-    groups = replicate_groups(results, metric)
+    groups = replicate_groups(results)
     noise = noise_floor(groups)
     arms: dict[str, list[ReplicateGroup]] = {}
     for group in groups:

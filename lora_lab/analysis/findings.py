@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lora_lab.study.measures import TRAIN_SECONDS, price
+from lora_lab.study.measures import TRAIN_SECONDS, price, tie_width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lora_lab.analysis.paired import Evidence
     from lora_lab.analysis.replicates import Noise
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialState
     from lora_lab.study.settings import TrialConfig
 
@@ -31,12 +32,12 @@ class Standing:
     """A configuration as the verdict sees it."""
 
     number: int
-    """Of its trial in the search; of several seeds, of the one with the lowest loss."""
+    """Of its trial in the search; of several seeds, of the best one."""
     config: TrialConfig
     value: float
-    """Nats per token: the mean over the retrainings with fresh seeds; without any, over its seeds in the search."""
+    """The mean over the retrainings with fresh seeds; without any, over its seeds in the search."""
     search_value: float
-    """Nats per token of that trial in the search; as one picked from many it flatters the best."""
+    """Of that trial in the search; as one picked from many it flatters the best."""
     runs: int
     """Trainings behind `value`."""
     retrainings: int
@@ -44,7 +45,7 @@ class Standing:
     lost_retrainings: int
     """Retrainings, or seeds where there are none, that diverged, failed or were stopped."""
     spread: float | None
-    """Standard deviation over at least two trainings, in nats."""
+    """Standard deviation over at least two trainings."""
     costs: Mapping[str, float]
     """What it costs by every measure of cost that is known, means over the trainings behind `value`."""
     cost_metric: str
@@ -65,13 +66,13 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictRow:
-    """One configuration against the best one, in nats per token."""
+    """One configuration against the best one."""
 
     standing: Standing
     value_interval: tuple[float, float] | None
     """95% interval of its value by the noise floor."""
     estimate: float
-    """Its value minus the best one's, over common seeds where there are any; 0 for the best."""
+    """By how much it is worse than the best one, over common seeds where there are any; 0 for the best."""
     interval: tuple[float, float] | None
     """95%, two-sided, of `estimate`; None for a single run, unless single runs are compared over examples."""
     evidence: Evidence | None
@@ -89,17 +90,20 @@ class VerdictRow:
 class Findings:
     """What the trials say about the question, and how sure that is."""
 
-    metric: str
-    base_loss: float
-    """The bare base, nats per token."""
+    measure: Measure
+    """What is judged; losses and their differences are nats per token, scores and theirs are points."""
+    base_value: float
+    """Of the bare base."""
     margin_share: float
+    """Of the gain; of no account where there is an `absolute_margin`."""
+    absolute_margin: float | None
     states: Mapping[TrialState, int]
     """Search trials by state."""
     retrained: int
     """Retrainings with fresh seeds, whatever became of them."""
     best: Standing | None
     margin: float
-    """Nats above the best within which a configuration is a tie; 0 where nothing beats the base."""
+    """How much worse than the best a configuration of the tie may be; 0 for a share where nothing beats the base."""
     equivalent: tuple[Standing, ...]
     """The tie, cheapest first; the best is one of them."""
     noise: Noise | None
@@ -118,8 +122,12 @@ class Findings:
 
     @property
     def gain(self) -> float:
-        """Nats by which the best is below the bare base; 0 or less where nothing helped."""
-        return self.base_loss - self.best.value if self.best else 0.0
+        """By how much the best is better than the bare base; 0 or less where nothing helped."""
+        return self.measure.gain_over(self.base_value, self.best.value) if self.best else 0.0
+
+    def tie_width(self, best: float) -> float:
+        """The margin below another value as the best, such as that of one target set."""
+        return tie_width(self.margin_share, self.absolute_margin, self.measure.gain_over(self.base_value, best))
 
     @property
     def helped(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from lora_lab.analysis.comparison import noise_interval, value_interval, within
 from lora_lab.analysis.replicates import noise_floor, replicate_groups
 from lora_lab.analysis.wording import nats, value_text
+from lora_lab.study.measures import FORGETTING, tie_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,24 +57,27 @@ class ForgettingTrade:
     sentence: str
 
 
-def forgetting_trade(results: Sequence[TrialResult], base_loss: float, margin: float) -> ForgettingTrade | None:
+def forgetting_trade(
+    results: Sequence[TrialResult], base_loss: float, margin: float, absolute_margin: float | None = None
+) -> ForgettingTrade | None:
     """Gain on the domain against loss on general text; None where forgetting was not measured.
 
     Args:
         results: every trial of the study, retrainings included.
         base_loss: eval_loss of the bare base, nats per token.
         margin: share of the best gain within which another configuration gains as much.
+        absolute_margin: the same in nats; replaces `margin`.
 
     """
-    groups = [group for group in replicate_groups(results) if group.metric_mean("forgetting") is not None]
+    groups = [group for group in replicate_groups(results) if group.metric_mean(FORGETTING.name) is not None]
     if not groups:
         return None
-    forgetful = {group.number: group for group in replicate_groups(results, "forgetting")}
+    forgetful = {group.number: group for group in replicate_groups(results, FORGETTING)}
     gain_noise, noise = noise_floor(groups), noise_floor(list(forgetful.values()))
     points = [_point(group, base_loss, gain_noise, noise) for group in groups]
     points = [replace(point, on_front=not any(_beats(other, point) for other in points)) for point in points]
     points.sort(key=lambda point: -point.gain)
-    width = max(0.0, margin * points[0].gain)
+    width = tie_width(margin, absolute_margin, points[0].gain)
     near = [point for point in points if within(points[0].gain - point.gain, width) and points[0].gain > 0]
     gentlest = min(near, key=lambda point: point.forgetting, default=None)
     return ForgettingTrade(
@@ -86,7 +90,7 @@ def forgetting_trade(results: Sequence[TrialResult], base_loss: float, margin: f
 
 
 def _point(group: ReplicateGroup, base_loss: float, gain_noise: Noise | None, noise: Noise | None) -> ForgettingPoint:
-    forgetting = group.metric_mean("forgetting")
+    forgetting = group.metric_mean(FORGETTING.name)
     assert forgetting is not None, "only configurations that measured it come here"
     loss = value_interval(group, gain_noise)
     lora = group.config.lora

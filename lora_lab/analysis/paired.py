@@ -40,11 +40,11 @@ class Difference:
     examples: int = 0
     """Evaluation examples behind `se`; 0: it holds for this evaluation set only."""
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Two-sided t interval of the difference."""
+    def interval(self) -> tuple[float, float]:
+        """Two-sided 95% t interval of the difference."""
         from scipy.special import stdtrit  # type: ignore[import-untyped]  # half a second: only where needed
 
-        half = float(stdtrit(self.degrees_of_freedom, 0.5 + confidence / 2)) * self.se
+        half = float(stdtrit(self.degrees_of_freedom, 0.975)) * self.se
         return self.mean - half, self.mean + half
 
     def p_not_below(self, bound: float) -> float:

@@ -9,16 +9,19 @@ import numpy as np
 
 from lora_lab.analysis.replicates import noise_floor, replicate_groups
 from lora_lab.common.errors import InputError
-from lora_lab.study.measures import MEASURES
+from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
 
 BEYOND = 1.1
 """How far the box reaches beyond the worst values, so that the ends of a front count too."""
+DRAWS = 200
+"""Of the bootstrap."""
 RARE = 0.05
 """Configurations that are on the front in a smaller share of draws are left out."""
 
@@ -29,7 +32,7 @@ class FrontMember:
 
     number: int
     values: tuple[float, ...]
-    """Means over its trainings: the metric first, then the axes, as in `Front.axes`."""
+    """Means over its trainings: the measure first, then the axes, as in `Front.axes`."""
     on_front: bool
     """By the means."""
     probability: float | None
@@ -38,10 +41,10 @@ class FrontMember:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
-    """The front over a metric and cost axes, with its uncertainty."""
+    """The front over a measure and cost axes, with its uncertainty."""
 
     axes: tuple[str, ...]
-    """The metric first; all are minimized."""
+    """The measure first; on each, its own direction is better."""
     members: tuple[FrontMember, ...]
     """By the first cost axis."""
     reference: tuple[float, ...]
@@ -56,43 +59,39 @@ class Front:
 
 def front(
     results: Sequence[TrialResult],
-    axes: Sequence[str] = ("trainable_params",),
-    metric: str = "eval_loss",
-    *,
-    draws: int = 200,
-    seed: int = 0,
+    axes: Sequence[str] = (TRAINABLE_PARAMS.name,),
+    measure: Measure = EVAL_LOSS,
 ) -> Front | None:
     """The Pareto front over configurations, by the means of their trainings; None where none has all the values.
 
-    Uncertainty is a parametric bootstrap: in every draw each mean moves by the noise floor of its metric over the
+    Uncertainty is a parametric bootstrap: in every draw each mean moves by the noise floor of its measure over the
     square root of its trainings, and the floor itself by its degrees of freedom (chi-square). Numbers of parameters,
     memory and time stay as they are. The interval is the basic one (reflected around the estimate), since noise
     makes a front look better than it is.
 
     Args:
         results: every trial of the study, retrainings included.
-        axes: what the metric is traded against, from `MEASURES`.
-        metric: `eval_loss` or `forgetting`.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        axes: what the measure is traded against, names in `MEASURES`.
+        measure: what configurations are judged by.
 
     """
-    names = (metric, *axes)
-    groups = [group for group in replicate_groups(results, metric) if _values(group, names) is not None]
+    names = (measure.name, *axes)
+    measures = [MEASURES[name] for name in names]
+    groups = [group for group in replicate_groups(results, measure) if _losses(group, measures) is not None]
     if not groups:
         return None
-    points = np.array([_values(group, names) for group in groups])
-    logarithmic = [MEASURES[name].log and bool((points[:, i] > 0).all()) for i, name in enumerate(names)]
+    points = np.array([_losses(group, measures) for group in groups])
+    logarithmic = [one.log and bool((points[:, i] > 0).all()) for i, one in enumerate(measures)]
     box = _Box.of(points, np.array(logarithmic))
     on_front = _nondominated(points)
     volume = box.dominated(points[on_front])
     runs = np.array([len(group.values) for group in groups])
-    moved = _moved(points, runs, _spreads(results, names), np.random.default_rng(seed), draws)
+    moved = _moved(points, runs, _spreads(results, measures))
     fronts = None if moved is None else np.array([_nondominated(draw) for draw in moved])
     members = [
         FrontMember(
             number=groups[i].number,
-            values=tuple(map(float, points[i])),
+            values=tuple(_as_values(measures, points[i])),
             on_front=bool(on_front[i]),
             probability=None if fronts is None else float(fronts[:, i].mean()),
         )
@@ -102,21 +101,27 @@ def front(
     return Front(
         axes=names,
         members=tuple(members),
-        reference=tuple(map(float, points.max(axis=0))),
+        reference=tuple(_as_values(measures, points.max(axis=0))),
         hypervolume=volume,
         hypervolume_interval=None if moved is None or fronts is None else _volume_interval(volume, box, moved, fronts),
         log_axes=tuple(name for name, taken in zip(names, logarithmic, strict=True) if taken),
     )
 
 
-def _values(group: ReplicateGroup, names: Sequence[str]) -> list[float] | None:
-    known = [group.metric_mean(name) for name in names]
-    return [value for value in known if value is not None] if None not in known else None
+def _losses(group: ReplicateGroup, measures: Sequence[Measure]) -> list[float] | None:
+    """Means on axes on which less is better; None where one is not known."""
+    known = [(one, group.metric_mean(one.name)) for one in measures]
+    losses = [one.as_loss(mean) for one, mean in known if mean is not None]
+    return losses if len(losses) == len(measures) else None
 
 
-def _spreads(results: Sequence[TrialResult], names: Sequence[str]) -> list[Noise | None]:
+def _as_values(measures: Sequence[Measure], losses: np.ndarray) -> list[float]:
+    return [one.as_loss(float(loss)) for one, loss in zip(measures, losses, strict=True)]
+
+
+def _spreads(results: Sequence[TrialResult], measures: Sequence[Measure]) -> list[Noise | None]:
     """The noise floor of every axis that has one; costs are the same for every seed."""
-    return [noise_floor(replicate_groups(results, name)) if MEASURES[name].noisy else None for name in names]
+    return [noise_floor(replicate_groups(results, one)) if one.noisy else None for one in measures]
 
 
 def _nondominated(points: np.ndarray) -> np.ndarray:
@@ -150,18 +155,17 @@ class _Box:
         return hypervolume(unit.tolist(), [1.0] * int(used.sum())) if used.any() else 1.0
 
 
-def _moved(
-    points: np.ndarray, runs: np.ndarray, spreads: Sequence[Noise | None], rng: np.random.Generator, draws: int
-) -> np.ndarray | None:
+def _moved(points: np.ndarray, runs: np.ndarray, spreads: Sequence[Noise | None]) -> np.ndarray | None:
     """[draws, n, axes]: the points as other seeds might have left them; None without any noise floor."""
     if all(noise is None for noise in spreads):
         return None
-    moved = np.repeat(points[None], draws, axis=0)
+    rng = np.random.default_rng(0)
+    moved = np.repeat(points[None], DRAWS, axis=0)
     for axis, noise in enumerate(spreads):
         if noise is not None:
             freedom = noise.degrees_of_freedom
-            sd = noise.sd * np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
-            moved[:, :, axis] += sd / np.sqrt(runs) * rng.standard_normal((draws, len(points)))
+            sd = noise.sd * np.sqrt(freedom / rng.chisquare(freedom, size=(DRAWS, 1)))
+            moved[:, :, axis] += sd / np.sqrt(runs) * rng.standard_normal((DRAWS, len(points)))
     return moved
 
 

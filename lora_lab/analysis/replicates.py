@@ -10,22 +10,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_lab.analysis.selection import measured, retrainings, search_trials
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
     from lora_lab.study.settings import TrialConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicateGroup:
-    """One configuration and its trainings.
+    """One configuration and its trainings, judged by one measure.
+
+    All values are losses: those of a score are negated, so that less is better everywhere.
 
     Where finalists were retrained with fresh seeds (`confirm`), only those trainings speak for the configuration:
     the run of the search was picked for its value, and so flatters.
     """
 
+    measure: Measure
     number: int
     """The trial of the search that stands for it: of several seeds, the one with the lowest loss."""
     config: TrialConfig
@@ -37,7 +42,7 @@ class ReplicateGroup:
     runs: Mapping[int, TrialResult]
     """The trainings that speak for the configuration, by seed."""
     values: Mapping[int, float]
-    """Their metric, by the same seeds."""
+    """Their losses, by the same seeds."""
     numbers: tuple[int, ...]
     """All its trials in the search, also those without a value."""
     retrainings: int
@@ -49,6 +54,11 @@ class ReplicateGroup:
     def mean(self) -> float:
         """Of `values`."""
         return statistics.fmean(self.values.values())
+
+    @property
+    def value(self) -> float:
+        """The mean as it is written: that of a score turned back."""
+        return self.measure.as_loss(self.mean)
 
     @property
     def spread(self) -> float | None:
@@ -95,7 +105,7 @@ class Noise:
         return float(stdtrit(self.degrees_of_freedom, 0.975)) * self.sd * math.sqrt(2)
 
 
-def replicate_groups(results: Sequence[TrialResult], metric: str = "eval_loss") -> list[ReplicateGroup]:
+def replicate_groups(results: Sequence[TrialResult], measure: Measure = EVAL_LOSS) -> list[ReplicateGroup]:
     """Every configuration of the search that has a value, with its replicates, by the number that stands for it."""
     by_configuration: dict[TrialConfig, list[TrialResult]] = {}
     for trial in search_trials(results):
@@ -103,7 +113,7 @@ def replicate_groups(results: Sequence[TrialResult], metric: str = "eval_loss") 
     # A seed that the search had already is no fresh one: its retraining is read off the trial that was picked.
     known = {result.number for result in search_trials(results)}
     fresh = [result for result in results if result.source not in known]
-    groups = [_group(trials, fresh, metric) for trials in by_configuration.values()]
+    groups = [_group(trials, fresh, measure) for trials in by_configuration.values()]
     return sorted((group for group in groups if group is not None), key=lambda group: group.number)
 
 
@@ -112,17 +122,18 @@ def without_seed(config: TrialConfig) -> TrialConfig:
     return config.changed(training={"seed": 0})
 
 
-def _group(trials: Sequence[TrialResult], fresh: Sequence[TrialResult], metric: str) -> ReplicateGroup | None:
-    searched = _by_seed(trials, metric)
+def _group(trials: Sequence[TrialResult], fresh: Sequence[TrialResult], measure: Measure) -> ReplicateGroup | None:
+    searched = _by_seed(trials, measure)
     if not searched:
         return None
     again = [repeat for trial in trials for repeat in retrainings(fresh, trial.number)]
-    repeated = _by_seed(again, metric)
+    repeated = _by_seed(again, measure)
     runs = repeated or searched
     first, value = min(searched.values(), key=lambda pair: (pair[1], pair[0].number))
     tried = again or trials
     over = len({run.config.training.seed for run in tried if run.state != "running"})
     return ReplicateGroup(
+        measure=measure,
         number=first.number,
         config=first.config,
         search_value=value,
@@ -135,13 +146,13 @@ def _group(trials: Sequence[TrialResult], fresh: Sequence[TrialResult], metric: 
     )
 
 
-def _by_seed(trials: Sequence[TrialResult], metric: str) -> dict[int, tuple[TrialResult, float]]:
+def _by_seed(trials: Sequence[TrialResult], measure: Measure) -> dict[int, tuple[TrialResult, float]]:
     """One training per seed: the same seed again is the same training, read off or repeated."""
     runs: dict[int, tuple[TrialResult, float]] = {}
     for trial in sorted(trials, key=lambda trial: (trial.source is not None, trial.number)):
-        value = measured(trial, metric)
+        value = measured(trial, measure.name)
         if value is not None:
-            runs.setdefault(trial.config.training.seed, (trial, value))
+            runs.setdefault(trial.config.training.seed, (trial, measure.as_loss(value)))
     return dict(sorted(runs.items()))
 
 

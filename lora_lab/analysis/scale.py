@@ -90,13 +90,13 @@ class RuleScore:
     """Standard error of `regret` by the noise floor; None where none was measured."""
 
 
-def scale_response(results: Sequence[TrialResult], metric: str = "eval_loss") -> ScaleResponse:
+def scale_response(results: Sequence[TrialResult]) -> ScaleResponse:
     """Loss against scaling and scaling * learning rate, over the configurations with a value.
 
     Which quantity explains the loss says what to tune: under Adam the update grows with the learning rate, and with
     the scaling twice over, so neither alpha nor rank means much by itself.
     """
-    points = [_scale_point(group) for group in replicate_groups(results, metric)]
+    points = [_scale_point(group) for group in replicate_groups(results)]
     found = [
         explained
         for name, of in QUANTITIES.items()
@@ -146,14 +146,14 @@ def _explained(name: str, quantity: Sequence[float], values: Sequence[float]) ->
     return Explained(quantity=name, share=max(0.0, share), optimum=float(np.exp(vertex)) if inside else None)
 
 
-def score_rules(results: Sequence[TrialResult], metric: str = "eval_loss") -> list[RuleScore]:
+def score_rules(results: Sequence[TrialResult]) -> list[RuleScore]:
     """Rules of thumb for alpha, best first, each rank at the best learning rate tried for that scaling.
 
     Empty where no rank was tried with two scalings. Compared are configurations of one rank, target set and choice of
     layers. A regret is a difference to the best of several, so that of a perfect rule is 0 and that of an equally good
     one is a little above.
     """
-    groups = replicate_groups(results, metric)
+    groups = replicate_groups(results)
     noise = noise_floor(groups)
     places: dict[tuple[int, str, str], list[ReplicateGroup]] = {}
     for group in groups:

@@ -1,4 +1,4 @@
-"""Loss against cost: the Pareto front, the best loss per parameter value, and ranks by target set."""
+"""Best and median loss per parameter value, and per rank and target set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.selection import finished, measured, search_trials, value_of
 from lora_lab.analysis.wording import number_text, rate_text, value_text
+from lora_lab.study.measures import TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,30 +49,7 @@ class RankSummary:
     """Of the best trial."""
 
 
-def pareto_front(
-    results: Sequence[TrialResult], axes: Sequence[str] = ("trainable_params",), metric: str = "eval_loss"
-) -> list[TrialResult]:
-    """Search trials that no other one beats: none is as good on `metric` and every axis and better on one.
-
-    All are minimized; of trials with identical values the first stands for all. Sorted by the first axis;
-    trials without one of the values are left out.
-    """
-    points: list[tuple[tuple[float, ...], TrialResult]] = []
-    for result, value in finished(results, metric):
-        costs = [measured(result, axis) for axis in axes]
-        known = [cost for cost in costs if cost is not None]
-        if len(known) == len(axes):
-            points.append(((*known, value), result))
-    distinct = dict(reversed(points))
-    front = [point for point in distinct if not any(_dominates(other, point) for other in distinct)]
-    return [distinct[point] for point in sorted(front)]
-
-
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-def by_value(results: Sequence[TrialResult], name: str, metric: str = "eval_loss") -> list[ValueSummary]:
+def by_value(results: Sequence[TrialResult], name: str) -> list[ValueSummary]:
     """Tried, finished, best and median per value of a parameter, in the order of the values.
 
     More than eight distinct numbers are summarized by four ranges of about equally many trials.
@@ -81,7 +59,7 @@ def by_value(results: Sequence[TrialResult], name: str, metric: str = "eval_loss
     groups: dict[str, list[TrialResult]] = {}
     for trial in sorted(trials, key=lambda trial: _order(value_of(trial.config, name))):
         groups.setdefault(label_of(value_of(trial.config, name)), []).append(trial)
-    return [_summary(label, group, metric) for label, group in groups.items()]
+    return [_summary(label, group) for label, group in groups.items()]
 
 
 def _order(value: Value) -> tuple[int, float, str]:
@@ -107,8 +85,8 @@ def _labels(name: str, values: Sequence[Value]) -> Callable[[Value], str]:
     return label
 
 
-def _summary(label: str, trials: Sequence[TrialResult], metric: str) -> ValueSummary:
-    values = finished(trials, metric)
+def _summary(label: str, trials: Sequence[TrialResult]) -> ValueSummary:
+    values = finished(trials)
     best = min(values, key=lambda pair: pair[1], default=None)
     return ValueSummary(
         label=label,
@@ -120,10 +98,10 @@ def _summary(label: str, trials: Sequence[TrialResult], metric: str) -> ValueSum
     )
 
 
-def rank_table(results: Sequence[TrialResult], metric: str = "eval_loss") -> list[RankSummary]:
+def rank_table(results: Sequence[TrialResult]) -> list[RankSummary]:
     """Best and median loss per target set and rank, over the finished search trials."""
     groups: dict[tuple[str, int], list[tuple[TrialResult, float]]] = {}
-    for result, value in finished(results, metric):
+    for result, value in finished(results):
         lora = result.config.lora
         groups.setdefault((value_text(lora.target_modules), lora.r), []).append((result, value))
     rows = []
@@ -137,7 +115,7 @@ def rank_table(results: Sequence[TrialResult], metric: str = "eval_loss") -> lis
                 best=best,
                 median=statistics.median(value for _, value in pairs),
                 best_trial=winner.number,
-                trainable_params=measured(winner, "trainable_params"),
+                trainable_params=measured(winner, TRAINABLE_PARAMS.name),
             )
         )
     return rows

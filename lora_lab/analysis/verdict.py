@@ -22,33 +22,34 @@ from lora_lab.analysis.findings import Decision, Findings, Standing, VerdictRow
 from lora_lab.analysis.replicates import Noise, ReplicateGroup, noise_floor, replicate_groups
 from lora_lab.analysis.selection import search_trials
 from lora_lab.common.errors import InputError
-from lora_lab.study.measures import TRAINABLE_PARAMS, costs
+from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS, costs, tie_width
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from lora_lab.analysis.paired import Difference, ExampleLosses
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
-
-LOSSES = ("eval_loss", "forgetting")
 
 
 def decide(
     results: Sequence[TrialResult],
-    base_loss: float,
+    base_value: float,
     margin: float,
-    metric: str = "eval_loss",
+    measure: Measure = EVAL_LOSS,
     *,
+    absolute_margin: float | None = None,
     losses: Mapping[int, ExampleLosses] | None = None,
     cost: str = TRAINABLE_PARAMS.name,
 ) -> Findings:
     """Find the best configuration and the cheapest one that is as good.
 
     Where finalists were retrained, only they can be the best, by the mean of their fresh seeds: a single run picked
-    from many looks better than it is. Elsewhere the best is the lowest mean over seeds, or the lowest single run.
+    from many looks better than it is. Elsewhere the best is the lowest mean over seeds, or the lowest single run. Of a
+    score, which is the better the larger, the same holds of its negative.
 
     A cheaper configuration is as good when a one-sided paired test at 5% rejects that it is worse than the best by
-    `margin` times the best one's gain over `base_loss` or more (non-inferiority), Holm-corrected over all cheaper
+    `margin` times the best one's gain over `base_value` or more (non-inferiority), Holm-corrected over all cheaper
     configurations with replicates. The best is itself picked as the lowest mean; that errs to the safe side here:
     "within the margin of every other" is tested by the hardest of its comparisons, which is the one with the lowest
     mean (intersection-union test, Berger 1982; Hsu 1984, "multiple comparisons with the best"). Standard errors pool
@@ -57,27 +58,29 @@ def decide(
 
     Args:
         results: every trial of the study, retrainings included.
-        base_loss: the metric of the bare base, in nats per token (0 for `forgetting`).
+        base_value: what the bare base has.
         margin: share of the gain over the base, `verdict.margin` of the study file.
-        metric: `eval_loss` or `forgetting`; lower is better.
-        losses: by trial number, the metric on every evaluation example; then the intervals also cover other
-            examples of this kind, not only other seeds.
+        measure: what configurations are judged by.
+        absolute_margin: `verdict.absolute_margin` of the study file, which replaces `margin`.
+        losses: by trial number, the loss on every evaluation example; then the intervals also cover other
+            examples of this kind, not only other seeds. Of use where eval_loss is judged.
         cost: what makes a configuration cheaper, `verdict.cost` of the study file.
 
     Raises:
-        InputError: `metric` is not a loss, or `base_loss` is not finite.
+        InputError: nothing is gained by `measure`, or the base has no finite value.
 
     """
-    if metric not in LOSSES:
-        raise InputError(f"the verdict needs a loss ({' or '.join(LOSSES)}), but metric is {metric}")
-    if not math.isfinite(base_loss):
-        raise InputError(f"base_loss must be finite, but is {base_loss}: the bare base cannot be evaluated")
-    groups = replicate_groups(results, metric)
+    if not measure.gain:
+        judged = " or ".join(one.name for one in MEASURES.values() if one.gain)
+        raise InputError(f"the verdict needs what the bare base has too ({judged}), but measure is {measure.name}")
+    if not math.isfinite(base_value):
+        raise InputError(f"base_value must be finite, but is {base_value}: the bare base cannot be evaluated")
+    groups = replicate_groups(results, measure)
     noise = noise_floor(groups)
     rivals = candidates(groups)
     standings = {group.number: standing_of(group, cost) for group in groups}
     best = min(rivals, key=lambda group: (group.mean, standings[group.number].cost), default=None)
-    width = margin_in_nats(margin, base_loss, best.mean) if best else 0.0
+    width = tie_width(margin, absolute_margin, measure.gain_over(base_value, best.value)) if best else 0.0
     tested = best is not None and is_tested(best, noise)
     rows: tuple[VerdictRow, ...] = ()
     if best:
@@ -88,9 +91,10 @@ def decide(
         row.standing for row in rows if row.decision in ("best", "equivalent") or (not tested and row.within_margin)
     ]
     return Findings(
-        metric=metric,
-        base_loss=base_loss,
+        measure=measure,
+        base_value=base_value,
         margin_share=margin,
+        absolute_margin=absolute_margin,
         states=Counter(result.state for result in search_trials(results)),
         retrained=sum(result.replicate > 0 for result in results),
         best=standings[best.number] if best else None,
@@ -99,8 +103,14 @@ def decide(
         noise=noise,
         tested=tested,
         rows=rows,
-        held_out_value=held_out_value(rivals) if best and len(best.values) > 1 and not best.retrainings else None,
+        held_out_value=_held_out(rivals, best) if best else None,
     )
+
+
+def _held_out(rivals: Sequence[ReplicateGroup], best: ReplicateGroup) -> float | None:
+    """The value of the best on a seed that did not choose it; None where fresh seeds say it already."""
+    loss = held_out_value(rivals) if len(best.values) > 1 and not best.retrainings else None
+    return None if loss is None else best.measure.as_loss(loss)
 
 
 def candidates(groups: Sequence[ReplicateGroup]) -> list[ReplicateGroup]:
@@ -115,11 +125,6 @@ def candidates(groups: Sequence[ReplicateGroup]) -> list[ReplicateGroup]:
     return [group for group in replicated if len(group.values) == most]
 
 
-def margin_in_nats(share: float, base_loss: float, best: float) -> float:
-    """A margin given as a share of the gain over the bare base; 0 where nothing is gained."""
-    return max(0.0, share * (base_loss - best))
-
-
 def is_tested(best: ReplicateGroup, noise: Noise | None) -> bool:
     """Whether a tie with the best can rest on a test: on a noise floor, and on replicates of the best itself."""
     return noise is not None and len(best.values) > 1
@@ -130,8 +135,8 @@ def standing_of(group: ReplicateGroup, cost: str) -> Standing:
     return Standing(
         number=group.number,
         config=group.config,
-        value=group.mean,
-        search_value=group.search_value,
+        value=group.value,
+        search_value=group.measure.as_loss(group.search_value),
         runs=len(group.values),
         retrainings=group.retrainings,
         lost_retrainings=group.lost,
@@ -159,7 +164,7 @@ def compare(
         standings: of every configuration, by its number.
         family: numbers of the configurations to test against the margin; those with replicates share one Holm
             correction, and the other replicated ones are `costlier`.
-        margin: nats.
+        margin: in the unit of the measure.
         noise: the study's noise floor.
         losses: by trial number, what it measured on every evaluation example.
 

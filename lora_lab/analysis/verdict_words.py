@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.comparison import seeds_to_decide
 from lora_lab.analysis.wording import (
     config_label,
-    interval_text,
+    distance_text,
+    measure_interval,
     measure_text,
-    nats,
     p_text,
     plural,
+    value_and_unit,
 )
 from lora_lab.study.measures import MEASURES, TIE_BREAKERS, TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Findings, Standing, VerdictRow
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialState
 
 MANY_SEEDS = 100
@@ -74,20 +77,24 @@ def _way_out(findings: Findings) -> list[str]:
     return [f"What to do: {'; '.join(said)}."] if said else []
 
 
-def _runs_text(standing: Standing) -> str:
+def _runs_text(measure: Measure, standing: Standing) -> str:
     if standing.runs == 1 and not standing.retrainings:
         return "one run"
-    spread = "" if standing.spread is None else f" ± {nats(standing.spread)}"
+    spread = "" if standing.spread is None else f" ± {measure_text(measure, standing.spread)}"
     return f"mean of {plural(standing.runs, 'retraining' if standing.retrainings else 'seed')}{spread}"
 
 
 def _best_sentence(findings: Findings, best: Standing) -> str:
-    side = "below" if findings.gain >= 0 else "above"
+    measure, gain = findings.measure, abs(findings.gain)
     return (
-        f"Best: trial {best.number} ({config_label(best.config)}) reaches {findings.metric} "
-        f"{nats(best.value)} nats per token ({_runs_text(best)}), {nats(abs(findings.gain))} {side} the bare base "
-        f"({nats(findings.base_loss)})."
+        f"Best: trial {best.number} ({config_label(best.config)}) reaches {measure.label} "
+        f"{value_and_unit(measure, best.value)} ({_runs_text(measure, best)}), {measure_text(measure, gain)} "
+        f"{_gain_side(findings)} the bare base ({measure_text(measure, findings.base_value)})."
     )
+
+
+def _gain_side(findings: Findings) -> str:
+    return findings.measure.better if findings.gain >= 0 else findings.measure.worse
 
 
 def _share_text(findings: Findings) -> str:
@@ -103,8 +110,8 @@ def _choice_sentences(findings: Findings, best: Standing, cheapest: Standing) ->
         closest = undecided[0]
         also = f" (and {plural(len(undecided) - 1, 'other')})" if len(undecided) > 1 else ""
         said.append(
-            f"Not known: cheaper trial {closest.standing.number}{also} is {_distance(closest)} the best, so it may or "
-            f"may not be as good.{_seeds_text(findings)}"
+            f"Not known: cheaper trial {closest.standing.number}{also} is "
+            f"{_distance(findings.measure, closest)} the best, so it may or may not be as good.{_seeds_text(findings)}"
         )
     single = [row for row in findings.rows if row.decision == "not tested" and row.standing.is_cheaper_than(cheapest)]
     if single:
@@ -126,10 +133,10 @@ def _undecided(findings: Findings) -> list[VerdictRow]:
 
 def _seeds_text(findings: Findings) -> str:
     if _undecided(findings)[0].estimate > findings.margin:
-        return f" That is outside the margin of {nats(findings.margin)} nats; more seeds would likely show it worse."
+        return f" That is outside the margin of {_width(findings)}; more seeds would likely show it worse."
     needed = _seeds_to_decide(findings)
     if needed is None or needed > MANY_SEEDS:
-        return f" So near to the margin of {nats(findings.margin)} nats, no reasonable number of seeds decides."
+        return f" So near to the margin of {_width(findings)}, no reasonable number of seeds decides."
     return f" If that is the true distance, about {needed} seeds of each show it to be within the margin."
 
 
@@ -141,14 +148,24 @@ def _seeds_to_decide(findings: Findings) -> int | None:
     return None if needed is None else max(needed, undecided[0].standing.runs + 1)
 
 
-def _distance(row: VerdictRow) -> str:
-    side = "above" if row.estimate >= 0 else "below"
-    interval = f" (95% interval {interval_text(row.interval)})" if row.interval else ""
-    return f"{nats(abs(row.estimate))} nats{interval} {side}"
+def _distance(measure: Measure, row: VerdictRow) -> str:
+    side = measure.worse if row.estimate >= 0 else measure.better
+    interval = f" (95% interval {measure_interval(measure, row.interval)})" if row.interval else ""
+    return f"{distance_text(measure, abs(row.estimate))}{interval} {side}"
+
+
+def _width(findings: Findings) -> str:
+    return distance_text(findings.measure, findings.margin)
+
+
+def _declared(findings: Findings) -> str:
+    """The margin as the study declares it."""
+    share = "" if findings.absolute_margin is not None else f", {_share_text(findings)} of that gain"
+    return f"the margin of {_width(findings)}{share}"
 
 
 def _tested_choice(findings: Findings, best: Standing, cheapest: Standing) -> str:
-    margin = f"the margin of {nats(findings.margin)} nats, {_share_text(findings)} of that gain"
+    measure, margin = findings.measure, _declared(findings)
     if cheapest.number == best.number:
         if not any(row.corrected_p is not None for row in findings.rows):
             return f"No cheaper configuration was trained with several seeds, so none is tested against {margin}."
@@ -156,21 +173,23 @@ def _tested_choice(findings: Findings, best: Standing, cheapest: Standing) -> st
     row = next(row for row in findings.rows if row.standing.number == cheapest.number)
     assert row.corrected_p is not None
     return (
-        f"As good and cheaper: trial {cheapest.number} ({config_label(cheapest.config)}) is {_distance(row)} the best, "
-        f"shown to be within {margin} (one-sided paired test, Holm-corrected p {p_text(row.corrected_p)}): "
-        f"{findings.metric} {nats(cheapest.value)}, {_cost_comparison(cheapest, best)}."
+        f"As good and cheaper: trial {cheapest.number} ({config_label(cheapest.config)}) is "
+        f"{_distance(measure, row)} the best, shown to be within {margin} (one-sided paired test, Holm-corrected p "
+        f"{p_text(row.corrected_p)}): "
+        f"{measure.label} {measure_text(measure, cheapest.value)}, {_cost_comparison(cheapest, best)}."
     )
 
 
 def _untested_choice(findings: Findings, best: Standing, cheapest: Standing) -> str:
-    within = f"within {_share_text(findings)} of that gain ({nats(findings.margin)} nats)"
+    measure, share = findings.measure, f"{_share_text(findings)} of that gain ({_width(findings)})"
+    within = f"within {share if findings.absolute_margin is None else _width(findings)}"
     if cheapest.number == best.number:
         return f"Nothing cheaper comes {within}: it is also the cheapest choice."
     others = len(findings.equivalent) - 1
     return (
         f"{plural(others, 'other trial')} {'comes' if others == 1 else 'come'} {within}. "
         f"The cheapest choice is trial {cheapest.number} ({config_label(cheapest.config)}): "
-        f"{findings.metric} {nats(cheapest.value)}, {_cost_comparison(cheapest, best)}. "
+        f"{measure.label} {measure_text(measure, cheapest.value)}, {_cost_comparison(cheapest, best)}. "
         "This is not tested: it takes replicates."
     )
 
@@ -194,16 +213,18 @@ def _times(more: float, less: float) -> str:
 def _retraining_sentences(findings: Findings) -> list[str]:
     best, cheapest = findings.best, findings.cheapest
     said: list[str] = []
-    if best and best.retrainings and best.value > best.search_value:
-        flattered = nats(best.search_value)
+    measure = findings.measure
+    if best and best.retrainings and measure.as_loss(best.value) > measure.as_loss(best.search_value):
+        flattered = measure_text(measure, best.search_value)
         said.append(
             f"In the search, trial {best.number} had said {flattered}: "
             "the best of many single runs looks better than it is."
         )
-    if best and findings.held_out_value is not None and findings.held_out_value > best.value:
+    held_out = findings.held_out_value
+    if best and held_out is not None and measure.as_loss(held_out) > measure.as_loss(best.value):
         said.append(
-            f"On a seed that did not choose it, the best is worth {nats(findings.held_out_value)}: "
-            "the lowest of many means looks better than it is."
+            f"On a seed that did not choose it, the best is worth {measure_text(measure, held_out)}: "
+            "the best of many means looks better than it is."
         )
     for standing in {one.number: one for one in (best, cheapest) if one}.values():
         if standing.lost_retrainings:
@@ -216,35 +237,42 @@ def _retraining_sentences(findings: Findings) -> list[str]:
 
 
 def _noise_sentences(findings: Findings) -> list[str]:
-    margin = nats(findings.margin)
     if findings.noise is None:
         each = "at most one retraining each" if findings.retrained else "one run each"
         return [
             (
                 f"No noise floor was measured ({each}): the order of trials that differ by less than the margin "
-                f"({margin} nats) is not known to be real. `confirm: {{top: 3, seeds: 3}}` measures it."
+                f"({_width(findings)}) is not known to be real. `confirm: {{top: 3, seeds: 3}}` measures it."
             )
         ]
-    noise, limit = findings.noise, findings.noise.smallest_real_difference
+    measure, noise, limit = findings.measure, findings.noise, findings.noise.smallest_real_difference
     words = (
-        f"Seeds alone spread {findings.metric} by {nats(noise.sd)} nats (standard deviation, 95% interval "
-        f"{interval_text(noise.interval)}, {plural(noise.configurations, 'configuration')} trained again): two single "
-        f"runs closer than {nats(limit)} nats are not known to differ."
+        f"Seeds alone spread {measure.label} by {distance_text(measure, noise.sd)} (standard deviation, 95% interval "
+        f"{measure_interval(measure, noise.interval)}, {plural(noise.configurations, 'configuration')} trained again): "
+        f"two single runs closer than {distance_text(measure, limit)} are not known to differ."
     )
     if noise.paired_sd is not None and noise.paired_sd < noise.sd / 2:
-        words += f" On the same seeds they spread by {nats(noise.paired_sd)} nats only, which the test uses."
+        words += (
+            f" On the same seeds they spread by {distance_text(measure, noise.paired_sd)} only, which the test uses."
+        )
     if limit > findings.margin:
-        words += f" That is more than the margin ({margin} nats): single runs cannot settle a tie."
+        words += f" That is more than the margin ({_width(findings)}): single runs cannot settle a tie."
     return [words]
+
+
+def _named(what: str, unit: str) -> str:
+    return f"{what}, {unit}" if unit else what
 
 
 def facts(findings: Findings) -> list[Fact]:
     """Every number of the verdict's sentences that is not in the table of its rows."""
+    measure, unit = findings.measure, findings.measure.distance_unit
+    text = partial(measure_text, measure)
     states = [Fact(f"trials {STATE_WORDS[state]}", str(count)) for state, count in findings.states.items()]
     said = [
-        Fact(f"{findings.metric} of the bare base, nats per token", nats(findings.base_loss)),
-        Fact("margin, share of the gain", _share_text(findings)),
-        Fact("margin, nats", nats(findings.margin)),
+        Fact(_named(f"{measure.label} of the bare base", measure.unit), text(findings.base_value)),
+        *([] if findings.absolute_margin is not None else [Fact("margin, share of the gain", _share_text(findings))]),
+        Fact(f"margin, {unit}", text(findings.margin)),
         Fact("trials in the search", str(sum(findings.states.values()))),
         *states,
         Fact("retrainings with fresh seeds", str(findings.retrained)),
@@ -252,27 +280,26 @@ def facts(findings: Findings) -> list[Fact]:
     ]
     best, cheapest = findings.best, findings.cheapest
     if best is not None:
-        side = "below" if findings.gain >= 0 else "above"
-        said.append(Fact(f"the best, nats {side} the bare base", nats(abs(findings.gain))))
-        said.append(Fact("the best trial's own run in the search, nats per token", nats(best.search_value)))
+        said.append(Fact(f"the best, {unit} {_gain_side(findings)} the bare base", text(abs(findings.gain))))
+        said.append(Fact(_named("the best trial's own run in the search", measure.unit), text(best.search_value)))
     if best and cheapest:
         few, many = (one.costs.get(TRAINABLE_PARAMS.name) for one in (cheapest, best))
         if few is not None and many is not None and few < many:
             said.append(Fact(f"{TRAINABLE_PARAMS.label}, the best over the choice", _times(many, few)))
     if findings.held_out_value is not None:
-        said.append(Fact("the choice of the best on a seed that did not make it", nats(findings.held_out_value)))
+        said.append(Fact("the choice of the best on a seed that did not make it", text(findings.held_out_value)))
     needed = _seeds_to_decide(findings) if cheapest is not None else None
     if needed is not None:
         said.append(Fact("seeds of each that show the closest undecided one to be within the margin", str(needed)))
     if findings.noise is not None:
         noise = findings.noise
         said += [
-            Fact("noise floor: standard deviation between seeds, nats", nats(noise.sd)),
-            Fact("noise floor, 95% interval", interval_text(noise.interval)),
+            Fact(f"noise floor: standard deviation between seeds, {unit}", text(noise.sd)),
+            Fact("noise floor, 95% interval", measure_interval(measure, noise.interval)),
             Fact("noise floor, configurations behind it", str(noise.configurations)),
             Fact("noise floor, degrees of freedom", str(noise.degrees_of_freedom)),
-            Fact("smallest real difference of two single runs, nats", nats(noise.smallest_real_difference)),
+            Fact(f"smallest real difference of two single runs, {unit}", text(noise.smallest_real_difference)),
         ]
         if noise.paired_sd is not None:
-            said.append(Fact("noise floor of paired differences (same seeds), nats", nats(noise.paired_sd)))
+            said.append(Fact(f"noise floor of paired differences (same seeds), {unit}", text(noise.paired_sd)))
     return said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.common.sizes import bytes_text
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -91,6 +92,26 @@ WRITTEN: Mapping[Style, Callable[[float], str]] = {
 def measure_text(measure: Measure, value: float) -> str:
     """A value of a measure, or a difference of two, as it is written everywhere."""
     return WRITTEN[measure.style](value)
+
+
+def value_name(measure: Measure) -> str:
+    """What stands over a column of its values: `loss` for the loss that is trained on, else its own name."""
+    return "loss" if measure is EVAL_LOSS else measure.label
+
+
+def value_and_unit(measure: Measure, value: float) -> str:
+    """A value of a measure with its unit: `2.7869 nats per token`, `0.813`."""
+    return f"{measure_text(measure, value)} {measure.unit}".rstrip()
+
+
+def distance_text(measure: Measure, distance: float) -> str:
+    """A difference of two values with its unit: `0.0100 nats`, `0.012 points`."""
+    return f"{measure_text(measure, distance)} {measure.distance_unit}".rstrip()
+
+
+def measure_interval(measure: Measure, interval: tuple[float, float]) -> str:
+    """An interval of values or of differences: `-0.0012 to 0.0030`."""
+    return " to ".join(measure_text(measure, end) for end in interval)
 
 
 def rate_text(value: float) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lora_lab.analysis.equal_budget import ArmComparison
     from lora_lab.analysis.findings import Findings
     from lora_lab.analysis.forgetting import ForgettingTrade
+    from lora_lab.analysis.importance import Importance
     from lora_lab.analysis.pareto import Front
     from lora_lab.analysis.scale import RuleScore, ScaleResponse
     from lora_lab.analysis.spectrum import SpectrumSummary
@@ -31,18 +32,6 @@ class Reproduction:
     """`StudySpec.digest`: changes with the study file, with its sweep file, and with overrides."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """By package; also the device and the operating system."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Importance:
-    """How much each parameter mattered."""
-
-    trials: int
-    """Trials behind it."""
-    shares: Mapping[str, Mapping[str, float]]
-    """By method, by parameter; each method's sum to 1."""
-    caveat: str
-    """What must be said beside the numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

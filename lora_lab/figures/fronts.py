@@ -11,6 +11,8 @@ from lora_lab.analysis.wording import (
     measure_text,
     nats,
     plural,
+    value_and_unit,
+    value_name,
     value_text,
 )
 from lora_lab.figures.cells import Cell, Table, interval_cell, measure_cell, number_cell, text_cell, yes_cell
@@ -26,8 +28,9 @@ from lora_lab.figures.style import (
     plot_text,
     symbol_of,
     target_names,
+    vertical,
 )
-from lora_lab.study.measures import EVAL_LOSS, MEASURES
+from lora_lab.study.measures import MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,9 +45,9 @@ if TYPE_CHECKING:
 def pareto_panel(front: Front, results: Sequence[TrialResult]) -> Panel:
     """A front over one cost: configurations by target set; filled on the front, hollow on it in some draws."""
     cost = front.axes[1]
-    measure, axis = MEASURES[cost], axis_of(MEASURES[cost])
-    key, title = f"front-{cost.replace('_', '-')}", f"Loss against {measure.label}"
-    figure = blank_figure(axis.title, axis_of(EVAL_LOSS).title)
+    judged, measure, axis = MEASURES[front.axes[0]], MEASURES[cost], axis_of(MEASURES[cost])
+    key, title = f"front-{cost.replace('_', '-')}", f"{value_name(judged).capitalize()} against {measure.label}"
+    figure = blank_figure(axis.title, axis_of(judged).title)
     on_front = [member for member in front.members if member.on_front]
     figure.add_scatter(
         x=[member.values[1] / axis.size for member in on_front],
@@ -60,12 +63,19 @@ def pareto_panel(front: Front, results: Sequence[TrialResult]) -> Panel:
     if axis.log:
         figure.update_xaxes(decimal_axis([spot.cost for spot in spots]))
     words = (
-        "Down and left is better. Filled: no configuration beats it on both; hollow: so in some draws of the noise; "
-        f"faint: beaten. {_volume(front)}"
+        f"{vertical(judged)} and left is better. Filled: no configuration beats it on both; hollow: so in some draws "
+        f"of the noise; faint: beaten. {_volume(front)}"
     )
     labels = {result.number: config_label(result.config) for result in results}
-    rows = [_row(member, cost, labels) for member in front.members]
-    headers = ["trial", "configuration", "loss, nats", measure.label, "on the front", "share of draws"]
+    rows = [_row(front, member, labels) for member in front.members]
+    headers = [
+        "trial",
+        "configuration",
+        f"{value_name(judged)}, {judged.distance_unit}",
+        measure.label,
+        "on the front",
+        "share of draws",
+    ]
     return Panel(key=key, title=title, words=words, figure=figure, table=Table(headers, rows))
 
 
@@ -86,7 +96,8 @@ def _spots(front: Front, results: Sequence[TrialResult]) -> list[_Spot]:
     members = {member.number: member for member in front.members}
     names = target_names(results)
     spots = []
-    for group in replicate_groups(results):
+    judged = MEASURES[front.axes[0]]
+    for group in replicate_groups(results, judged):
         spent, member = group.metric_mean(front.axes[1]), members.get(group.number)
         if spent is None:
             continue
@@ -96,10 +107,10 @@ def _spots(front: Front, results: Sequence[TrialResult]) -> list[_Spot]:
         )
         sure = "" if member is None or member.probability is None else f"; {_sure(member.probability)}"
         words = (
-            f"trial {group.number}: {plot_text(config_label(group.config))}<br>{nats(group.mean)} nats per token "
+            f"trial {group.number}: {plot_text(config_label(group.config))}<br>{value_and_unit(judged, group.value)} "
             f"({plural(len(group.values), 'run')}), {measure_text(MEASURES[front.axes[1]], spent)}{sure}"
         )
-        spots.append(_Spot(targets, names.index(targets), group.mean, spent, look, words))
+        spots.append(_Spot(targets, names.index(targets), group.value, spent, look, words))
     return spots
 
 
@@ -133,12 +144,12 @@ def _draw(figure: go.Figure, spots: Sequence[_Spot], targets: str, index: int, c
             )
 
 
-def _row(member: FrontMember, cost: str, labels: Mapping[int, str]) -> list[Cell]:
+def _row(front: Front, member: FrontMember, labels: Mapping[int, str]) -> list[Cell]:
     return [
         number_cell(member.number),
         text_cell(labels.get(member.number, ""), "reason"),
-        number_cell(member.values[0], nats),
-        measure_cell(MEASURES[cost], member.values[1]),
+        measure_cell(MEASURES[front.axes[0]], member.values[0]),
+        measure_cell(MEASURES[front.axes[1]], member.values[1]),
         yes_cell(member.on_front),
         number_cell(member.probability, lambda share: f"{100 * share:.0f}%"),
     ]

@@ -9,7 +9,7 @@ from lora_lab.figures.cells import Table, number_cell, percent_text, text_cell
 from lora_lab.figures.style import BLUE, ORANGE, Panel, blank_figure, plot_text, set_height
 
 if TYPE_CHECKING:
-    from lora_lab.figures.evidence import Importance
+    from lora_lab.analysis.importance import Importance
 
 
 def importance_panel(importance: Importance | None) -> Panel:
@@ -17,7 +17,7 @@ def importance_panel(importance: Importance | None) -> Panel:
     key, title = "importance", "Which parameters mattered"
     if importance is None:
         return Panel(key=key, title=title, words="Too few trials have a value to estimate importance.")
-    methods = {name: shares for name, shares in importance.shares.items() if shares}
+    methods = importance.shares
     names = list(next(iter(methods.values())))
     names += [name for shares in methods.values() for name in shares if name not in names]
     figure = blank_figure("share of importance (%)", "")

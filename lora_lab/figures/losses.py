@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.replicates import replicate_groups
+from lora_lab.analysis.replicates import noise_floor, replicate_groups
 from lora_lab.analysis.selection import finished, measured, search_trials
 from lora_lab.analysis.wording import config_label, nats, number_text, plural
 from lora_lab.figures.style import (
@@ -24,6 +24,7 @@ from lora_lab.figures.style import (
     targets_of,
     whole_epochs,
 )
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from lora_lab.analysis.findings import Findings
     from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.figures.style import Reference
     from lora_lab.study.results import TrialResult
 
     Point = tuple[TrialResult, float, float]
@@ -43,10 +45,12 @@ MOST_RATIOS = 12
 """A heat map with more rows than this is unreadable."""
 
 
-def reference(findings: Findings) -> tuple[float, float, float]:
-    """Base, best value and the width of the tie, in nats."""
-    best = findings.best.value if findings.best else findings.base_loss
-    return findings.base_loss, best, findings.margin
+def reference(findings: Findings) -> Reference | None:
+    """What losses are drawn against; None where the verdict is about another measure."""
+    if findings.measure is not EVAL_LOSS:
+        return None
+    best = findings.best.value if findings.best else findings.base_value
+    return findings.base_value, best, findings.margin
 
 
 def _shifts(names: Sequence[str]) -> dict[str, float]:
@@ -93,14 +97,16 @@ def loss_by_rank(results: Sequence[TrialResult], findings: Findings) -> Panel:
     again = [(r, value) for r in results if r.replicate and (value := measured(r)) is not None]
     _best_lines(figure, points)
     scatter_by_targets(figure, [(r, float(r.config.lora.r), v) for r, v in [*points, *again]], side_by_side=True)
-    frame = loss_frame([value for _, value in points], findings.base_loss)
-    draw_reference(figure, frame, *reference(findings))
+    drawn = reference(findings)
+    base_loss = drawn[0] if drawn else None
+    frame = loss_frame([value for _, value in points], base_loss)
+    draw_reference(figure, frame, drawn)
     figure.update_xaxes(log2_axis(ranks))
     words = (
         "Each point is a trial with its own alpha, learning rate and length; lines join each rank's best. "
-        "Hollow: retrainings with fresh seeds. The green band holds what ties with the best."
+        f"Hollow: retrainings with fresh seeds.{' The green band holds what ties with the best.' if drawn else ''}"
     )
-    return Panel(key=key, title=title, words=words + frame_words(frame, findings.base_loss), figure=figure)
+    return Panel(key=key, title=title, words=words + frame_words(frame, base_loss), figure=figure)
 
 
 def _best_lines(figure: go.Figure, points: Sequence[tuple[TrialResult, float]]) -> None:
@@ -122,14 +128,15 @@ def _best_lines(figure: go.Figure, points: Sequence[tuple[TrialResult, float]]) 
         )
 
 
-def rank_and_ratio(results: Sequence[TrialResult], findings: Findings) -> Panel:
+def rank_and_ratio(results: Sequence[TrialResult]) -> Panel:
     """Best eval_loss of every pair of rank and alpha / r, means over replicates where there are any.
 
     Pairs that no finished trial has stay blank; pairs that the noise floor does not tell from the best are marked.
     """
     key, title = "rank-and-ratio", "Rank and alpha together"
     best: dict[tuple[float, int], ReplicateGroup] = {}
-    for group in replicate_groups(results):
+    groups = replicate_groups(results)
+    for group in groups:
         cell = (round(group.config.lora.alpha / group.config.lora.r, 6), group.config.lora.r)
         best[cell] = min(best.get(cell, group), group, key=lambda one: one.mean)
     ratios, ranks = sorted({ratio for ratio, _ in best}), sorted({rank for _, rank in best})
@@ -139,13 +146,13 @@ def rank_and_ratio(results: Sequence[TrialResult], findings: Findings) -> Panel:
         tried = f"{plural(len(ranks), 'rank')} and {plural(len(ratios), 'value')} of alpha / r"
         return Panel(key=key, title=title, words=f"Finished trials have {tried}: not drawn.")
     rows = [[best.get((ratio, rank)) for rank in ranks] for ratio in ratios]
-    lowest = min(best.values(), key=lambda group: group.mean)
+    lowest, noise = min(best.values(), key=lambda group: group.mean), noise_floor(groups)
     figure = blank_figure("rank r", "alpha / r")
     figure.add_heatmap(
         x=[str(rank) for rank in ranks],
         y=[number_text(ratio) for ratio in ratios],
         z=[[group.mean if group else None for group in row] for row in rows],
-        text=[[_pair_text(group, lowest, findings.noise) for group in row] for row in rows],
+        text=[[_pair_text(group, lowest, noise) for group in row] for row in rows],
         hovertext=[[_pair_hover(group) for group in row] for row in rows],
         hoverinfo="text",
         texttemplate="%{text}",
@@ -161,7 +168,7 @@ def rank_and_ratio(results: Sequence[TrialResult], findings: Findings) -> Panel:
     figure.update_yaxes(showgrid=False)
     words = (
         "The best eval_loss (nats per token) of each pair, at its best other settings; blank where no trial was "
-        f"trained to the end. {_floor_words(findings.noise)}"
+        f"trained to the end. {_floor_words(noise)}"
     )
     return Panel(key=key, title=title, words=words, figure=figure)
 
@@ -211,10 +218,12 @@ def learning_curves(results: Sequence[TrialResult], findings: Findings) -> Panel
         figure.data[-1].showlegend = first[targets_of(result)] == result.number
     if unit == "epoch":
         whole_epochs(figure, [max(result.curve) for result in trials])
-    frame = loss_frame([value for result in trials for value in result.curve.values()], findings.base_loss)
-    draw_reference(figure, frame, *reference(findings))
+    drawn = reference(findings)
+    base_loss = drawn[0] if drawn else None
+    frame = loss_frame([value for result in trials for value in result.curve.values()], base_loss)
+    draw_reference(figure, frame, drawn)
     words = "Solid: reached its end. Dotted: pruned or stopped. Thick: the best trial."
-    return Panel(key=key, title=title, words=words + frame_words(frame, findings.base_loss), figure=figure)
+    return Panel(key=key, title=title, words=words + frame_words(frame, base_loss), figure=figure)
 
 
 def _evaluation_unit(trials: Sequence[TrialResult]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.selection import finished
+from lora_lab.analysis.selection import ranked
 from lora_lab.analysis.verdict_words import sentences
-from lora_lab.analysis.wording import config_label, count_text, nats, one_line
-from lora_lab.figures.cells import Table, number_cell, text_cell
+from lora_lab.analysis.wording import config_label, one_line
+from lora_lab.figures.cells import Table, measure_cell, number_cell, text_cell
 from lora_lab.figures.verdict import facts_table, verdict_table
+from lora_lab.study.measures import TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,8 @@ KEY_TABLES = (
     "rank-used",
 )
 """Panels whose words and table are worth reading without the figure."""
-
+LISTED = 8
+"""Trials in the table of the best."""
 WORDS = 4000
 """Characters of our own sentences, which may hold a foreign name."""
 
@@ -42,13 +44,12 @@ def markdown_text(text: str, limit: int = 300) -> str:
     return SPECIAL.sub(r"\\\1", one_line(text, limit))
 
 
-def markdown_summary(evidence: Evidence, panels: Sequence[Panel], top: int = 8) -> str:
+def markdown_summary(evidence: Evidence, panels: Sequence[Panel]) -> str:
     """Question, verdict and its numbers, caveats, the best trials of the search, and the tables of the key figures.
 
     Args:
         evidence: the study and what its trials say.
         panels: of `panels_of` on the same evidence.
-        top: how many trials to list.
 
     """
     spec, findings = evidence.spec, evidence.findings
@@ -59,7 +60,7 @@ def markdown_summary(evidence: Evidence, panels: Sequence[Panel], top: int = 8) 
         lines += ["", *markdown_table(facts_table(findings))]
     if evidence.notes:
         lines += ["", "## Read with care", "", *(f"- {markdown_text(note.sentence, WORDS)}" for note in evidence.notes)]
-    best = _best_trials(evidence, top)
+    best = _best_trials(evidence)
     if best.rows:
         lines += ["", "## The best trials of the search", "", *markdown_table(best)]
     for panel in panels:
@@ -84,15 +85,15 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(map(markdown_text, cells))} |"
 
 
-def _best_trials(evidence: Evidence, top: int) -> Table:
-    ranking = sorted(finished(evidence.results), key=lambda pair: pair[1])[:top]
+def _best_trials(evidence: Evidence) -> Table:
+    measure = evidence.findings.measure
     rows = [
         [
             number_cell(result.number),
-            number_cell(value, nats),
+            measure_cell(measure, value),
             text_cell(config_label(result.config)),
-            number_cell(result.metrics.get("trainable_params"), count_text),
+            measure_cell(TRAINABLE_PARAMS, result.metrics.get(TRAINABLE_PARAMS.name)),
         ]
-        for result, value in ranking
+        for result, value in ranked(evidence.results, measure)[:LISTED]
     ]
-    return Table(["trial", "eval_loss, nats", "configuration", "params"], rows)
+    return Table(["trial", f"{measure.label}, {measure.distance_unit}", "configuration", "params"], rows)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.wording import count_text, nats, number_text, plural, rate_text, value_text
-from lora_lab.figures.cells import Cell, Table, interval_cell, number_cell, p_cell, text_cell
+from lora_lab.analysis.wording import (
+    count_text,
+    measure_interval,
+    nats,
+    number_text,
+    plural,
+    rate_text,
+    value_and_unit,
+    value_name,
+    value_text,
+)
+from lora_lab.figures.cells import Cell, Table, interval_cell, measure_cell, number_cell, p_cell, text_cell
 from lora_lab.figures.style import (
     BLUE,
     GRAY,
     ORANGE,
     Panel,
+    axis_of,
     blank_figure,
     color_of,
     decimal_axis,
@@ -28,6 +40,7 @@ if TYPE_CHECKING:
 
     from lora_lab.analysis.adequate_rank import RankCurve, RankPoint
     from lora_lab.analysis.scale import RuleScore, ScalePoint, ScaleResponse
+    from lora_lab.study.measures import Measure
 
 LOSS_TITLE = "eval_loss (nats per token)"
 
@@ -41,7 +54,7 @@ def adequate_ranks(curves: Sequence[RankCurve]) -> Panel:
     key, title = "adequate-rank", "Smallest adequate rank"
     if not curves:
         return Panel(key=key, title=title, words="No target set has finished trials at two ranks.")
-    figure = blank_figure("rank r (log2 scale)", LOSS_TITLE)
+    figure = blank_figure("rank r (log2 scale)", axis_of(curves[0].measure).title)
     for index, curve in enumerate(curves):
         _rank_line(figure, curve, index, len(curves))
     figure.update_xaxes(log2_axis([float(point.r) for curve in curves for point in curve.points]))
@@ -55,7 +68,9 @@ def adequate_ranks(curves: Sequence[RankCurve]) -> Panel:
         for index, (curve, point) in enumerate((curve, point) for curve in curves for point in curve.points)
         if point.r == curve.smallest_adequate_r
     ]
-    return Panel(key=key, title=title, words=words, figure=figure, table=Table(RANK_HEADERS, rows, marked))
+    return Panel(
+        key=key, title=title, words=words, figure=figure, table=Table(_rank_headers(curves[0].measure), rows, marked)
+    )
 
 
 def _rank_line(figure: go.Figure, curve: RankCurve, index: int, count: int) -> None:
@@ -71,7 +86,7 @@ def _rank_line(figure: go.Figure, curve: RankCurve, index: int, count: int) -> N
         marker={"color": color_of(index), "symbol": symbol_of(index), "size": 8},
         name=name,
         legendgroup=name,
-        text=[_rank_hover(name, point) for point in curve.points],
+        text=[_rank_hover(curve.measure, name, point) for point in curve.points],
         hoverinfo="text",
     )
     chosen = next(point for point in curve.points if point.r == curve.smallest_adequate_r)
@@ -86,17 +101,19 @@ def _rank_line(figure: go.Figure, curve: RankCurve, index: int, count: int) -> N
     )
 
 
-def _rank_hover(name: str, point: RankPoint) -> str:
+def _rank_hover(measure: Measure, name: str, point: RankPoint) -> str:
     return (
-        f"{name}, r={point.r}: {nats(point.value)} nats per token<br>trial {point.number}, "
+        f"{name}, r={point.r}: {value_and_unit(measure, point.value)}<br>trial {point.number}, "
         f"lr {rate_text(point.learning_rate)}, {plural(point.runs, 'run')}, best of {point.tried}"
     )
 
 
-RANK_HEADERS = [
-    *("targets", "r", "trial", "lr", "loss, nats", "95% interval", "runs", "settings tried", "rates tried"),
-    *("above best, nats", "corrected p", "decision", "params"),
-]
+def _rank_headers(measure: Measure) -> list[str]:
+    unit = measure.distance_unit
+    return [
+        *("targets", "r", "trial", "lr", f"{value_name(measure)}, {unit}", "95% interval", "runs", "settings tried"),
+        *("rates tried", f"{measure.worse} best, {unit}", "corrected p", "decision", "params"),
+    ]
 
 
 def _rank_row(curve: RankCurve, point: RankPoint) -> list[Cell]:
@@ -105,12 +122,12 @@ def _rank_row(curve: RankCurve, point: RankPoint) -> list[Cell]:
         number_cell(point.r),
         number_cell(point.number),
         number_cell(point.learning_rate, rate_text),
-        number_cell(point.value, nats),
-        interval_cell(point.interval),
+        measure_cell(curve.measure, point.value),
+        interval_cell(point.interval, partial(measure_interval, curve.measure)),
         number_cell(point.runs),
         number_cell(point.tried),
         number_cell(point.rates),
-        number_cell(point.difference, nats),
+        measure_cell(curve.measure, point.difference),
         p_cell(point.p),
         text_cell(point.decision, "wrap"),
         number_cell(point.trainable_params, count_text),

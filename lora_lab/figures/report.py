@@ -9,7 +9,6 @@ from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import (
     config_label,
     measure_text,
-    nats,
     number_text,
     plural,
     rate_text,
@@ -85,7 +84,7 @@ def panels_of(evidence: Evidence) -> list[Panel]:
     return [
         loss_by_rank(results, findings),
         adequate_ranks(evidence.rank_curves),
-        rank_and_ratio(results, findings),
+        rank_and_ratio(results),
         rules_of_thumb(evidence.rules),
         scale_response(evidence.scale),
         *(panel for comparison in evidence.arms for panel in arm_panels(comparison)),
@@ -116,10 +115,13 @@ def _head(spec: StudySpec, findings: Findings) -> str:
 
 
 def _cards(findings: Findings, choice: Standing) -> str:
+    measure = findings.measure
     cards = {
         "recommended: the cheapest that ties": f"trial {choice.number}",
-        "eval_loss, nats per token" if findings.metric == "eval_loss" else findings.metric: nats(choice.value),
-        "below the bare base, nats": nats(findings.base_loss - choice.value),
+        f"{measure.label}, {measure.unit}" if measure.unit else measure.label: measure_text(measure, choice.value),
+        f"{measure.better} the bare base, {measure.distance_unit}": measure_text(
+            measure, measure.gain_over(findings.base_value, choice.value)
+        ),
     }
     shown_costs = dict.fromkeys((TRAINABLE_PARAMS.name, PEAK_MEMORY.name, choice.cost_metric))
     cards |= {
@@ -158,9 +160,10 @@ def _evidence_for(findings: Findings) -> str:
     said = (
         "one-sided paired tests against the margin, Holm-corrected" if findings.tested else "not tested: no replicates"
     )
+    unit = f" in {findings.measure.unit}" if findings.measure.unit else ""
     rows = (
         f'<p class="dim">Each configuration against the best one ({said}). p is against "worse by the margin or '
-        f'more"; losses in nats per token.</p>\n{html_table(verdict_table(findings))}'
+        f'more", {findings.measure.label}{unit}.</p>\n{html_table(verdict_table(findings))}'
         if findings.rows
         else ""
     )

@@ -48,13 +48,13 @@ STEPS = {"hv": "steps-post", "vh": "steps-pre"}
 TAG = re.compile(r"<[^>]*>")
 
 
-def write_stills(folder: Path, panels: Sequence[Panel], keys: Sequence[str] = KEY_FIGURES) -> list[Path]:
+def write_stills(folder: Path, panels: Sequence[Panel]) -> list[Path]:
     """Write those of the panels that have a figure as `<key>.png`; files of figures that are gone are removed.
 
     Raises:
         StorageError: a file cannot be written.
     """
-    drawn = {panel.key: panel for panel in panels if panel.key in keys and panel.figure is not None}
+    drawn = {panel.key: panel for panel in panels if panel.key in KEY_FIGURES and panel.figure is not None}
     paths = [folder / f"{key}.png" for key in drawn]
     try:
         folder.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def write_stills(folder: Path, panels: Sequence[Panel], keys: Sequence[str] = KE
             with temporary.open("wb") as file:
                 file.write(png(panel))
             temporary.replace(path)
-        for key in set(keys) - set(drawn):
+        for key in set(KEY_FIGURES) - set(drawn):
             (folder / f"{key}.png").unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(

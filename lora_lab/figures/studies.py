@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.verdict_words import sentences
-from lora_lab.analysis.wording import config_label, nats, value_text
+from lora_lab.analysis.wording import config_label, measure_interval, value_and_unit, value_text
 from lora_lab.figures.cells import Table, html_table, interval_cell, measure_cell, number_cell, text_cell
 from lora_lab.figures.page import not_drawn, section, write_page
-from lora_lab.figures.style import Panel, axis_of, blank_figure, color_of, decimal_axis, plot_text, symbol_of
+from lora_lab.figures.style import Panel, axis_of, blank_figure, color_of, decimal_axis, plot_text, symbol_of, vertical
 from lora_lab.study.measures import EVAL_LOSS, MEASURES, costs
 from lora_lab.study.settings import DatasetRef
 
@@ -43,8 +44,8 @@ def write_comparison(path: Path, studies: Sequence[Evidence]) -> None:
         f"<h1>{escape(' and '.join(names))}</h1></header>"
     )
     choices = (
-        "<section class=breakout><h2>What each study chose</h2>\n<p class=dim>Losses in nats per token. Intervals "
-        "are by each study's noise floor, from its replicates; without any there is none.</p>\n"
+        "<section class=breakout><h2>What each study chose</h2>\n<p class=dim>Losses in nats per token, scores in "
+        "points. Intervals are by each study's noise floor, from its replicates; without any there is none.</p>\n"
         f"{html_table(choices_table(studies))}</section>"
     )
     drawn = [section(panel) for panel in panels if panel.figure is not None]
@@ -58,8 +59,10 @@ def comparison_panels(studies: Sequence[Evidence]) -> list[Panel]:
 
 
 def same_base(studies: Sequence[Evidence]) -> bool:
-    """Whether the losses mean the same: equal losses of the bare base, so the same base and evaluation text."""
-    losses = [study.findings.base_loss for study in studies]
+    """Whether values mean the same: the same measure, and equal for the bare bases, so of the same base and text."""
+    if len({study.findings.measure.name for study in studies}) > 1:
+        return False
+    losses = [study.findings.base_value for study in studies]
     return max(losses) - min(losses) < SAME_BASE_NATS
 
 
@@ -97,15 +100,22 @@ def _data_text(data: float | DatasetRef | Sequence[DatasetRef]) -> str:
 def _cautions(studies: Sequence[Evidence]) -> str:
     said = differences(studies)
     if not same_base(studies):
-        losses = "; ".join(f"{study.spec.study_name} {nats(study.findings.base_loss)}" for study in studies)
+        losses = "; ".join(f"{study.spec.study_name} {_base_text(study)}" for study in studies)
         said.insert(
             0,
-            f"The bare bases score differently ({losses} nats per token), so the losses themselves are not comparable: "
+            f"The bare bases score differently ({losses}), so the values themselves are not comparable: "
             "the figures show the gain over each study's own base.",
         )
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
     words = f'<ul class="warn">{items}</ul>' if said else "<p>Same base, same text, same length.</p>"
     return f"<section><h2>Are they comparable?</h2>{words}</section>"
+
+
+def _base_text(study: Evidence) -> str:
+    measure, value = study.findings.measure, study.findings.base_value
+    return (
+        value_and_unit(measure, value) if measure is EVAL_LOSS else f"{measure.label} {value_and_unit(measure, value)}"
+    )
 
 
 def _verdicts(studies: Sequence[Evidence]) -> str:
@@ -124,10 +134,10 @@ def choices_table(studies: Sequence[Evidence]) -> Table:
         "choice",
         "trial",
         "configuration",
-        "loss, nats",
+        "value",
         "runs",
         "95% interval",
-        "below base, nats",
+        "better than the base by",
         "of trials",
     ]
     headers += [MEASURES[name].header for name in costs()]
@@ -142,16 +152,17 @@ def choices_table(studies: Sequence[Evidence]) -> Table:
 
 
 def _choice_row(study: Evidence, label: str, standing: Standing) -> list[Cell]:
+    measure = study.findings.measure
     intervals = {row.standing.number: row.value_interval for row in study.findings.rows}
     return [
         text_cell(study.spec.study_name),
         text_cell(label),
         number_cell(standing.number),
         text_cell(config_label(standing.config), "reason"),
-        number_cell(standing.value, nats),
+        measure_cell(measure, standing.value),
         number_cell(standing.runs),
-        interval_cell(intervals.get(standing.number)),
-        number_cell(study.findings.base_loss - standing.value, nats),
+        interval_cell(intervals.get(standing.number), partial(measure_interval, measure)),
+        measure_cell(measure, measure.gain_over(study.findings.base_value, standing.value)),
         number_cell(sum(study.findings.states.values())),
         *(measure_cell(MEASURES[name], standing.costs.get(name)) for name in costs()),
     ]
@@ -159,17 +170,17 @@ def _choice_row(study: Evidence, label: str, standing: Standing) -> list[Cell]:
 
 def _fronts(studies: Sequence[Evidence], cost: str) -> Panel:
     label, axis = MEASURES[cost].label, axis_of(MEASURES[cost])
-    key, title = f"fronts-{cost.replace('_', '-')}", f"Pareto fronts: loss against {label}"
-    comparable = same_base(studies)
-    figure = blank_figure(axis.title, axis_of(EVAL_LOSS).title if comparable else "below own base (nats per token)")
+    key, title = f"fronts-{cost.replace('_', '-')}", f"Pareto fronts against {label}"
+    comparable, judged = same_base(studies), studies[0].findings.measure
+    figure = blank_figure(axis.title, axis_of(judged).title if comparable else "gain over the own base")
     spent: list[float] = []
     for index, study in enumerate(studies):
-        means = [(group, group.metric_mean(cost)) for group in replicate_groups(study.results)]
+        means = [(group, group.metric_mean(cost)) for group in replicate_groups(study.results, study.findings.measure)]
         groups = [(group, mean / axis.size) for group, mean in means if mean is not None]
         spent += [place for _, place in groups]
         members = [member for front in study.fronts if front.axes[1] == cost for member in front.members]
         on_front = {member.number for member in members if member.on_front}
-        zero = None if comparable else study.findings.base_loss
+        zero = None if comparable else study.findings.base_value
         name = plot_text(study.spec.study_name)
         _points(figure, [pair for pair in groups if pair[0].number not in on_front], zero, name, index)
         front = sorted((pair for pair in groups if pair[0].number in on_front), key=lambda pair: pair[1])
@@ -179,8 +190,8 @@ def _fronts(studies: Sequence[Evidence], cost: str) -> Panel:
     if axis.log:
         figure.update_xaxes(decimal_axis(spent))
     words = (
-        f"{'Down' if comparable else 'Up'} and left is better. A line joins the trials that no other one of the same "
-        "study beats; the others are faint."
+        f"{vertical(judged) if comparable else 'Up'} and left is better. A line joins the trials that no other "
+        "one of the same study beats; the others are faint."
     )
     return Panel(key=key, title=title, words=words, figure=figure)
 
@@ -197,7 +208,7 @@ def _points(
     """Configurations of one study by cost and loss, or by the gain over `zero`; those on its front are joined."""
     figure.add_scatter(
         x=[spent for _, spent in groups],
-        y=[group.mean if zero is None else zero - group.mean for group, _ in groups],
+        y=[group.value if zero is None else group.measure.gain_over(zero, group.value) for group, _ in groups],
         mode="lines+markers" if joined else "markers",
         line={"color": color_of(index), "shape": "hv", "width": 2},
         marker={"color": color_of(index), "symbol": symbol_of(index), "size": 9 if joined else 7},
@@ -206,7 +217,8 @@ def _points(
         legendgroup=name,
         showlegend=joined,
         text=[
-            f"{name}, trial {group.number}: {plot_text(config_label(group.config))}<br>{nats(group.mean)} nats"
+            f"{name}, trial {group.number}: {plot_text(config_label(group.config))}<br>"
+            f"{value_and_unit(group.measure, group.value)}"
             for group, _ in groups
         ],
         hoverinfo="text",

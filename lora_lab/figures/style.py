@@ -161,6 +161,15 @@ def axis_of(measure: Measure) -> Axis:
     return Axis(f"{measure.label} ({unit})" if unit else measure.label, size, log=False)
 
 
+def vertical(measure: Measure) -> str:
+    """Which way a better value lies on the vertical axis."""
+    return "Up" if measure.goal == "maximize" else "Down"
+
+
+Reference = tuple[float, float, float]
+"""eval_loss of the bare base and of the best, and the width of the tie, nats per token."""
+
+
 @dataclass(frozen=True, slots=True)
 class LossFrame:
     """The range of a loss axis, and what lies outside it."""
@@ -172,13 +181,16 @@ class LossFrame:
     shows_base: bool
 
 
-def loss_frame(values: Sequence[float], base_loss: float) -> LossFrame:
+def loss_frame(values: Sequence[float], base_loss: float | None) -> LossFrame:
     """Frame the losses so that their differences show.
 
     Values that are worse than the base by more than a quarter of the best one's gain stay outside, and so
-    does the base where it would squeeze the trials into less than half of the height.
+    does the base where it would squeeze the trials into less than half of the height. None: the base is not known.
     """
     low = min(values)
+    if base_loss is None:
+        pad = 0.07 * (max(values) - low) or 0.05
+        return LossFrame(low - pad, max(values) + pad, 0, shows_base=False)
     ceiling = base_loss + 0.25 * (base_loss - low)
     kept = [value for value in values if value <= ceiling] or list(values)
     high = max(kept)
@@ -188,9 +200,12 @@ def loss_frame(values: Sequence[float], base_loss: float) -> LossFrame:
     return LossFrame(bottom - pad, top + pad, len(values) - len(kept), shows_base)
 
 
-def draw_reference(figure: go.Figure, frame: LossFrame, base_loss: float, best: float, margin: float) -> None:
-    """Set the loss axis; draw the base as a line and the tie with the best as a band."""
+def draw_reference(figure: go.Figure, frame: LossFrame, reference: Reference | None) -> None:
+    """Set the loss axis; draw the base as a line and the tie with the best as a band, where they are known."""
     figure.update_yaxes(range=[frame.low, frame.high])
+    if reference is None:
+        return
+    base_loss, best, margin = reference
     if frame.shows_base:
         figure.add_hline(
             y=base_loss,
@@ -204,9 +219,11 @@ def draw_reference(figure: go.Figure, frame: LossFrame, base_loss: float, best: 
         )
 
 
-def frame_words(frame: LossFrame, base_loss: float) -> str:
+def frame_words(frame: LossFrame, base_loss: float | None) -> str:
     """What the reader must know because the frame does not show it."""
-    words = "" if frame.shows_base else f" The bare base ({nats(base_loss)}) lies outside the frame."
+    words = (
+        "" if frame.shows_base or base_loss is None else f" The bare base ({nats(base_loss)}) lies outside the frame."
+    )
     if frame.hidden:
         words += f" {frame.hidden} worse {'trial lies' if frame.hidden == 1 else 'trials lie'} above the frame."
     return words

@@ -18,9 +18,9 @@ from lora_lab.analysis.scale import scale_response, score_rules
 from lora_lab.analysis.spectrum import spectrum, summarize
 from lora_lab.analysis.wording import config_label
 from lora_lab.common.errors import CheckpointError, InputError
-from lora_lab.figures.evidence import AdapterSpectrum, Evidence, Importance, Reproduction
+from lora_lab.figures.evidence import AdapterSpectrum, Evidence, Reproduction
 from lora_lab.search.importance import importances
-from lora_lab.study.measures import costs
+from lora_lab.study.measures import EVAL_LOSS, costs
 from lora_lab.tracking.describe import versions
 
 if TYPE_CHECKING:
@@ -48,15 +48,16 @@ def gather(results: Results, folder: RunFolder, command: str, device: str | None
         CheckpointError: an adapter is damaged.
     """
     spec, trials, findings = results.spec, results.trials, results.findings
-    share = spec.sweep.verdict.margin
+    verdict, base_loss = spec.sweep.verdict, results.base_values[EVAL_LOSS.name]
+    in_nats = verdict.absolute_margin if findings.measure is EVAL_LOSS else None
     comparisons = (compare_arms(trials, "target_modules"), compare_arms(trials, "layers"))
-    fronts = (front(trials, (cost,)) for cost in costs())
+    fronts = (front(trials, (cost,), findings.measure) for cost in costs())
     packages = versions() | ({"device": device} if device else {})
     return Evidence(
         spec=spec,
         results=trials,
         findings=findings,
-        base_forgetting=results.base_forgetting,
+        base_forgetting=results.base_values.get("forgetting_loss"),
         notes=results.notes,
         rank_curves=rank_curves(trials, findings, results.losses),
         arms=[comparison for comparison in comparisons if comparison is not None],
@@ -64,19 +65,11 @@ def gather(results: Results, folder: RunFolder, command: str, device: str | None
         rules=score_rules(trials),
         fronts=[one for one in fronts if one is not None],
         epochs=epoch_curves(trials),
-        forgetting=forgetting_trade(trials, findings.base_loss, share),
-        importance=_importance(results),
+        forgetting=forgetting_trade(trials, base_loss, verdict.margin, in_nats),
+        importance=importances(spec, trials),
         spectra=adapter_spectra(results, folder),
         reproduction=Reproduction(command=command, study_hash=spec.digest, versions=packages),
     )
-
-
-def _importance(results: Results) -> Importance | None:
-    found = importances(results.spec, results.trials)
-    if found is None:
-        return None
-    shares = {"PED-ANOVA": found.ped_anova, "fANOVA": found.fanova}
-    return Importance(trials=found.trials, shares={name: of for name, of in shares.items() if of}, caveat=found.caveat)
 
 
 def adapter_spectra(results: Results, folder: RunFolder) -> list[AdapterSpectrum]:

@@ -9,6 +9,7 @@ from lora_lab.analysis.audit import AuditNote, audit
 from lora_lab.analysis.verdict import decide
 from lora_lab.common.errors import StorageError, TrainingError
 from lora_lab.results.example_losses import read_example_losses
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,24 +32,32 @@ class Results:
     losses: Mapping[int, ExampleLosses]
     """By trial number, what it measured on every evaluation example; of those that comparisons rest on."""
     notes: Sequence[AuditNote]
-    base_forgetting: float | None
+    base_values: Mapping[str, float]
+    """What was measured of the bare base: eval_loss, forgetting_loss where there is such text, and its scores."""
 
 
 def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder) -> Results:
     """Read the storage, and per-example losses where they are still there, and decide; nothing is trained or written.
 
     Raises:
-        StorageError: the study has not begun, or cannot be read.
+        StorageError: the study has not begun, cannot be read, or lacks what is judged of the bare base.
         CheckpointError: a file of losses is damaged.
     """
-    losses = store.record.base_losses()
-    if losses is None:
+    base = store.record.base_values()
+    if base is None:
         raise StorageError(f"study {spec.study_name} has no results yet; run `python -m lora_lab.sweep` on it first")
-    base_loss, base_forgetting = losses
-    trials = store.results()
-    examples, verdict = read_example_losses(folder, trials), spec.sweep.verdict
-    findings = decide(trials, base_loss, verdict.margin, losses=examples, cost=verdict.cost)
-    return Results(spec, trials, findings, examples, audit(spec, findings, trials), base_forgetting)
+    judged, verdict, trials = spec.sweep.judged, spec.sweep.verdict, store.results()
+    examples = read_example_losses(folder, trials) if judged is EVAL_LOSS else {}
+    findings = decide(
+        trials,
+        store.record.base_value(),
+        verdict.margin,
+        judged,
+        absolute_margin=verdict.absolute_margin,
+        losses=examples,
+        cost=verdict.cost,
+    )
+    return Results(spec, trials, findings, examples, audit(spec, findings, trials), base)
 
 
 def check_finished(results: Results) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_lab.runner.identities import Identities
     from lora_lab.search.records import Asked
     from lora_lab.study.engines import EngineChoice
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
     from lora_lab.study.settings import TrialConfig
     from lora_lab.terminal.display import Display
@@ -33,10 +34,14 @@ class Announcer:
         display: What the user sees.
         folder: The study's files.
         identities: Tell which trials are replicates of each other.
+        judged: What the study judges, of which the user sees the value.
     """
 
-    def __init__(self, journal: Journal, display: Display, folder: RunFolder, identities: Identities) -> None:
+    def __init__(
+        self, journal: Journal, display: Display, folder: RunFolder, identities: Identities, judged: Measure
+    ) -> None:
         self._journal, self._display, self._folder, self._identities = journal, display, folder, identities
+        self._judged = judged
 
     def started(self, asked: Asked, engine: EngineChoice) -> None:
         """A trial trains from now on."""
@@ -52,7 +57,7 @@ class Announcer:
         """A trial was told the outcome of another."""
         self.record(result, result_of)
         reason = _reason(result, result_of)
-        self._display.tell(TrialOver(result.number, result.state, result.eval_loss, reason))
+        self._display.tell(TrialOver(result.number, result.state, result.metrics.get(self._judged.name), reason))
 
     def record(self, result: TrialResult, result_of: Callable[[int], TrialResult]) -> None:
         """Journal a trial from the storage alone: one that was not trained, or whose end a kill kept out."""

@@ -34,18 +34,17 @@ class Confirmation:
 
     def enqueue(self) -> bool:
         """Ask for what is missing once the search is over; whether the study has retrainings at all."""
-        confirm, verdict = self._spec.sweep.confirm, self._spec.sweep.verdict
+        sweep, confirm = self._spec.sweep, self._spec.sweep.confirm
         if confirm is None:
             return False
-        results, losses = self._store.results(), self._store.record.base_losses()
-        assert losses is not None
+        results = self._store.results()
         chosen = finalists(
             results,
             self._identities.of_replicates,
             top=confirm.top,
-            base_loss=losses[0],
-            margin=verdict.margin,
-            cost=verdict.cost,
+            base_value=self._store.record.base_value(),
+            verdict=sweep.verdict,
+            measure=sweep.judged,
         )
         seed = first_fresh_seed(results)
         self._say(

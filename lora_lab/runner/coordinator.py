@@ -30,6 +30,7 @@ from lora_lab.study.events import (
     Started,
     TrialEvent,
 )
+from lora_lab.study.measures import EVAL_LOSS, MEASURES
 from lora_lab.study.results import FINISHED_WITH_VALUE
 from lora_lab.terminal.messages import Tick, TrialOver
 from lora_lab.tracking.records import TrialEnded
@@ -89,12 +90,13 @@ class Coordinator:
         self._journal, self._display, self._folder, self._stop = journal, display, folder, stop
         self._tracking_status = tracking_status
         self._next_tick = 0.0
-        self._announcer = Announcer(journal, display, folder, identities)
+        self._judged = spec.sweep.judged
+        self._announcer = Announcer(journal, display, folder, identities, self._judged)
         self._confirmation = Confirmation(spec, store, identities, display)
         self._trajectories = Trajectories(spec, store, folder, identities, self._shared)
         self._starting: dict[int, Asked] = {}
         """Trials whose start the executor has not told yet."""
-        self._choosable = Choosable.of(spec.sweep, store.record.base_losses())
+        self._choosable = Choosable.of(spec.sweep, store.record.base_value())
 
     def run(self) -> bool:
         """Train until the budget is used up; True when the study is complete, False when asked to stop."""
@@ -221,8 +223,10 @@ class Coordinator:
     def _prune(self, event: Evaluated) -> None:
         self._executor.stop(event.number)
         reason = f"not in the better half at evaluation {event.evaluation}"
-        self._store.prune(event.number, reason, {"eval_loss": event.eval_loss})
-        self._close(event.number, "pruned", event, reason=reason, metrics={"eval_loss": event.eval_loss})
+        scores = {name: value for name, value in event.costs.items() if MEASURES[name].curve}
+        metrics = {EVAL_LOSS.name: event.eval_loss, **scores}
+        self._store.prune(event.number, reason, metrics)
+        self._close(event.number, "pruned", event, reason=reason, metrics=metrics)
 
     def _close(
         self,
@@ -244,8 +248,8 @@ class Coordinator:
                 adapter_folder=folder,
             )
         )
-        loss = event.eval_loss if isinstance(event, Evaluated) else (metrics or {}).get("eval_loss")
-        self._display.tell(TrialOver(number, state, loss, reason))
+        value = (metrics or {}).get(self._judged.name)
+        self._display.tell(TrialOver(number, state, value, reason))
         self._folder.drop_checkpoint(number)
         self._trajectories.end(number, has_value=state in FINISHED_WITH_VALUE)
 

@@ -16,6 +16,7 @@ from lora_lab.runner.coordinator import Coordinator
 from lora_lab.runner.identities import Identities
 from lora_lab.runner.lease import lease
 from lora_lab.search.store import StudyStore, open_store
+from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.resume import compare_contents, compare_for_resume
 from lora_lab.terminal.messages import Note, SessionOver, StudyBegan
 from lora_lab.tracking.describe import study_started
@@ -115,7 +116,8 @@ class _Session:
             compare_contents(self.store.record.contents(), prepared.contents, self.spec.study_name)
         with Journal(self.folder.root) as journal:
             done, total = self.store.budget()
-            self.display.tell(StudyBegan(self.spec.study_name, total, self.spec.sweep.fixed_pack_size, done))
+            sweep = self.spec.sweep
+            self.display.tell(StudyBegan(self.spec.study_name, total, sweep.fixed_pack_size, done, sweep.judged))
             try:
                 for note in (*notes, *prepared.notes):
                     self.display.tell(Note(note))
@@ -129,11 +131,12 @@ class _Session:
 
     def _keep(self, prepared: Prepared, example: TrialConfig) -> None:
         """Store what the study is, as the last thing before its first trial: until here, any of it may be a mistake."""
-        if not self.store.record.has_trials or self.store.record.base_losses() is None:
+        if not self.store.record.has_trials or self.store.record.base_values() is None:
             eval_loss, forgetting_loss = self.backend.executor.base_losses(example)
             _check_base_loss("data.eval", eval_loss)
             _check_base_loss("data.forgetting", forgetting_loss)
-            self.store.record.keep_base_losses(eval_loss, forgetting_loss)
+            self.store.record.keep_base_values({EVAL_LOSS.name: eval_loss, "forgetting_loss": forgetting_loss})
+        self.store.record.base_value()  # what is judged must be known of the base
         self.store.record.keep_contents(prepared.contents)
         self.store.record.replace_spec(self.spec)
 
@@ -195,9 +198,13 @@ def _attachments(results: Results, folder: RunFolder) -> Iterator[Attached]:
 
 def _ended(results: Results) -> StudyEnded:
     best, cheapest = results.findings.best, results.findings.cheapest
-    metrics = {"base_eval_loss": results.findings.base_loss, "margin_nats": results.findings.margin}
+    judged = results.findings.measure
+    metrics = {
+        f"base_{judged.name}": results.findings.base_value,
+        f"margin_{judged.distance_unit}": results.findings.margin,
+    }
     tags = {}
     if best is not None and cheapest is not None:
-        metrics |= {"best_eval_loss": best.value, "recommended_eval_loss": cheapest.value}
+        metrics |= {f"best_{judged.name}": best.value, f"recommended_{judged.name}": cheapest.value}
         tags = {"lora_lab.best": str(best.number), "lora_lab.recommended": str(cheapest.number)}
     return StudyEnded(state="complete", metrics=metrics, tags=tags)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from lora_lab.study.sweep import Metric, SweepSettings
 
-LOSS = "eval_loss"
-
 
 def is_in_worse_half(sweep: SweepSettings, trial: FrozenTrial, rung: int, trials: Iterable[FrozenTrial]) -> bool:
     """Whether a trial ends at the rung that it stands on, given all trials of its study."""
@@ -41,27 +39,27 @@ def worse_half(reported: Mapping[int, Mapping[str, float]], metrics: Sequence[Me
 
     Fronts go on whole, best first, while they fit into the better half; of the front that does not fit the most
     isolated trials do (NSGA-II's crowding distance, DOI 10.1109/4235.996017). A trial that none dominates always goes
-    on, and one whose eval_loss is not finite never does. Nobody ends where eval_loss is no objective: costs alone
-    say nothing about how well a trial learns.
+    on, and one whose loss or score is no possible value never does. Nobody ends where none of these is an objective
+    that is known at the rung: costs alone say nothing about how well a trial learns.
 
     Args:
         reported: What each trial that came to the rung reported there.
         metrics: The objectives of the study.
     """
     known = [metric for metric in metrics if all(metric.name in figures for figures in reported.values())]
-    if LOSS not in {metric.name for metric in known}:
+    learned = [metric.measure for metric in known if metric.measure.kind in ("loss", "score")]
+    if not learned:
         return set()
-    lost = {number for number, figures in reported.items() if not np.isfinite(figures[LOSS])}
+    lost = {number for number, figures in reported.items() if not all(one.can_be(figures[one.name]) for one in learned)}
     numbers = sorted(reported.keys() - lost)
-    signs = np.array([1.0 if metric.goal == "minimize" else -1.0 for metric in known])
-    values = np.array([[reported[number][metric.name] for metric in known] for number in numbers]).reshape(
-        -1, len(known)
-    )
+    losses = np.array(
+        [[metric.measure.as_loss(reported[number][metric.name]) for metric in known] for number in numbers]
+    ).reshape(-1, len(known))
     room = max(1, len(reported) // 2)
     kept: list[int] = []
-    for rank, front in enumerate(_fronts(values * signs)):
+    for rank, front in enumerate(_fronts(losses)):
         if rank and len(kept) + len(front) > room:
-            kept += _most_isolated(front, values)[: max(0, room - len(kept))]
+            kept += _most_isolated(front, losses)[: max(0, room - len(kept))]
             break
         kept += front
     return lost | (set(numbers) - {numbers[index] for index in kept})

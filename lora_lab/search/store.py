@@ -7,7 +7,6 @@ called again after a kill: what was already written stays as it is, what was hal
 from __future__ import annotations
 
 import functools
-import math
 from typing import TYPE_CHECKING, Self, cast
 
 import optuna
@@ -27,6 +26,7 @@ from lora_lab.search.study_record import StudyRecord
 from lora_lab.search.telling import INFEASIBLE
 from lora_lab.search.trajectories import ShorterRuns
 from lora_lab.search.urls import mask_password
+from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.results import FINISHED_WITH_VALUE
 
 if TYPE_CHECKING:
@@ -131,23 +131,34 @@ class StudyStore:
         """
         return self._asking.running()
 
-    def report(self, number: int, evaluation: int, value: float, costs: Mapping[str, float] | None = None) -> None:
+    def report(self, number: int, evaluation: int, eval_loss: float, known: Mapping[str, float] | None = None) -> None:
         """Record eval_loss after an evaluation (1, 2, ...); the same evaluation again changes nothing.
 
-        `costs` are the other objectives as far as they are known then, by their names.
+        Args:
+            number: Of the trial.
+            evaluation: Its number.
+            eval_loss: Nats per token.
+            known: The other objectives as far as they are known then, by their names.
         """
         trial = self._ledger.trial(number)
-        curve = records.curve_of(trial)
-        if evaluation in curve:
-            return
-        if self._spec.sweep.multi_objective:
+        curve, sweep = records.curve_of(trial), self._spec.sweep
+        figures = {**(known or {}), EVAL_LOSS.name: eval_loss}
+        if sweep.multi_objective:
             # Optuna takes an intermediate value for the objective, of which there are several here.
-            rungs = trial.user_attrs.get(records.RUNGS, {})
-            figures = {**(costs or {}), "eval_loss": value}
-            self._ledger.set(number, records.RUNGS, {**rungs, str(evaluation): figures})
-            self._ledger.set(number, records.CURVE, {**curve, evaluation: value})
-        else:
-            self._ledger.set_intermediate(number, evaluation, value)
+            if evaluation not in curve:
+                rungs = trial.user_attrs.get(records.RUNGS, {})
+                self._ledger.set(number, records.RUNGS, {**rungs, str(evaluation): figures})
+                self._ledger.set(number, records.CURVE, {**curve, evaluation: eval_loss})
+            return
+        objective = sweep.metric[0].measure
+        if objective.kind == "score":
+            # The curve is apart here, since what the pruner compares is the score; unknown, it compares nothing.
+            if evaluation not in trial.user_attrs.get(records.CURVE, {}):
+                self._ledger.set(number, records.CURVE, {**curve, evaluation: eval_loss})
+            if objective.name in figures and evaluation not in trial.intermediate_values:
+                self._ledger.set_intermediate(number, evaluation, figures[objective.name])
+        elif evaluation not in curve:
+            self._ledger.set_intermediate(number, evaluation, eval_loss)
 
     def should_prune(self, number: int) -> bool:
         """Whether the pruner would stop the trial after its last reported evaluation.
@@ -168,7 +179,7 @@ class StudyStore:
         return rejected and (planned is None or last < planned)
 
     def finish(self, number: int, metrics: Mapping[str, float]) -> None:
-        """Tell a trial complete with its final metrics; one whose objective is not finite has diverged.
+        """Tell a trial complete with its final metrics; one whose objective is no possible value has diverged.
 
         Raises:
             TrainingError: an objective of the study is missing among the metrics.
@@ -184,7 +195,7 @@ class StudyStore:
 
     def _measured(self, metrics: Mapping[str, float], source: int | None = None) -> Outcome:
         """The outcome of a training that reached its end, of `source` where that was another trial's."""
-        bad = [name for name in (metric.name for metric in self._spec.sweep.metric) if not math.isfinite(metrics[name])]
+        bad = [one.name for one in self._spec.sweep.metric if not one.measure.can_be(metrics[one.name])]
         if bad:
             reason = f"{bad[0]} is {metrics[bad[0]]} at the end"
             return Outcome(state="diverged", metrics=metrics, reason=reason, source=source)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_lab.common.errors import StorageError
 from lora_lab.study.file.loading import load_spec_json
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,13 +17,13 @@ if TYPE_CHECKING:
     from lora_lab.study.sweep import SweepSettings
 
 SPEC = "spec"
-BASE_LOSSES = "base_losses"
+BASE_VALUES = "base_losses"
 CONTENTS = "contents"
 COMPLETE = "complete"
 
 
 class StudyRecord:
-    """The specification, the bare base's losses, the digests of data and weights, and whether the study is complete.
+    """The specification, what the bare base has, the digests of data and weights, and whether the study is complete.
 
     Args:
         study: The study in Optuna.
@@ -58,14 +60,31 @@ class StudyRecord:
         kept = self.contents() if self.has_trials else {}
         self._study.set_user_attr(CONTENTS, {**kept, **contents})
 
-    def base_losses(self) -> tuple[float, float | None] | None:
-        """eval_loss and forgetting loss of the bare base, in nats per token; None before they were measured."""
-        kept = self._study.user_attrs.get(BASE_LOSSES)
-        return None if kept is None else (kept[0], kept[1])
+    def base_values(self) -> dict[str, float] | None:
+        """What was measured of the bare base, by name; None before that."""
+        kept = self._study.user_attrs.get(BASE_VALUES)
+        if isinstance(kept, list):  # of studies begun with lora_lab 0.1
+            names = (EVAL_LOSS.name, "forgetting_loss")
+            kept = {name: value for name, value in zip(names, kept, strict=True) if value is not None}
+        return kept
 
-    def keep_base_losses(self, eval_loss: float, forgetting_loss: float | None) -> None:
-        """Keep the losses of the bare base, which every gain is measured against."""
-        self._study.set_user_attr(BASE_LOSSES, [eval_loss, forgetting_loss])
+    def keep_base_values(self, values: Mapping[str, float | None]) -> None:
+        """Keep what was measured of the bare base, which every gain is measured against; None is left out."""
+        self._study.set_user_attr(BASE_VALUES, {name: value for name, value in values.items() if value is not None})
+
+    def base_value(self) -> float:
+        """What the study judges, of the bare base.
+
+        Raises:
+            StorageError: it was not measured.
+        """
+        judged, known = self._sweep.judged.name, self.base_values() or {}
+        if judged not in known:
+            raise StorageError(
+                f"study {self._study.study_name} judges {judged}, which was not measured of the bare base "
+                f"({', '.join(known) or 'nothing'} was); begin it anew with --fresh"
+            )
+        return known[judged]
 
     @property
     def is_complete(self) -> bool:

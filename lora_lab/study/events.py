@@ -49,7 +49,7 @@ class Evaluated(TrialEvent):
     forgetting_loss: float | None = None
     """On `data.forgetting`; None where there is none, or where it is measured only at the end."""
     costs: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """Objectives that are known before the end, by their MLflow names; train_seconds as it will be at the last step."""
+    """Other objectives known now, by their MLflow names: scores as they are, costs as they will be at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,20 @@ class Measure:
         """The value on an axis on which less is better; the same again turns it back."""
         return -value if self.goal == "maximize" else value
 
+    def gain_over(self, base: float, value: float) -> float:
+        """By how much a value is better than that of the bare base; negative where it is worse."""
+        return self.as_loss(base) - self.as_loss(value)
+
+    @property
+    def better(self) -> str:
+        """Where a better value lies on an axis."""
+        return "above" if self.goal == "maximize" else "below"
+
+    @property
+    def worse(self) -> str:
+        """Where a worse value lies on an axis."""
+        return "below" if self.goal == "maximize" else "above"
+
     def interval(self, loss_interval: tuple[float, float]) -> tuple[float, float]:
         """An interval of `as_loss` as one of values, within what values can be."""
         low, high = sorted(map(self.as_loss, loss_interval))
@@ -95,7 +109,7 @@ TRAINABLE_PARAMS = Measure(
     name="trainable_params", label="trained parameters", header="params", kind="cost", style="count", low=0, log=True
 )
 PEAK_MEMORY = Measure(
-    name="peak_memory_bytes", label="peak memory", header="peak memory", kind="cost", style="bytes", low=0, log=True
+    name="peak_memory_bytes", label="peak memory", header="memory", kind="cost", style="bytes", low=0, log=True
 )
 TRAIN_SECONDS = Measure(
     name="train_seconds", label="training time", header="time", kind="cost", style="seconds", low=0, log=True
@@ -146,6 +160,18 @@ def objectives() -> list[str]:
 def costs() -> list[str]:
     """Names that may stand under `verdict.cost`."""
     return [measure.name for measure in MEASURES.values() if measure.kind == "cost"]
+
+
+def tie_width(share: float, absolute: float | None, gain: float) -> float:
+    """How much worse than the best still ties with it, in the measure's own unit.
+
+    Args:
+        share: of the best one's gain over the bare base; 0 where nothing is gained.
+        absolute: the width itself; where there is one, `share` does not count.
+        gain: of the best one over the bare base.
+
+    """
+    return max(0.0, share * gain) if absolute is None else absolute
 
 
 def price(figures: Mapping[str, float], cost: str, number: int) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS, Goal, Measure, costs, objectives
+from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS, Goal, Measure, costs, objectives, tie_width
 from lora_lab.study.settings import (
     DataSettings,
     LoraSettings,
@@ -243,8 +243,14 @@ class Verdict(Settings):
 
     margin: float = Field(default=0.01, ge=0, lt=1)
     """Share of the best trial's gain over the base within which a cheaper configuration is as good."""
+    absolute_margin: Annotated[float, Field(ge=0)] | None = None
+    """The same in the unit of what is judged, nats per token or points of a score; replaces `margin`."""
     cost: CostName = TRAINABLE_PARAMS.name
     """What makes a configuration cheaper; at the same cost, trained parameters and then training time do."""
+
+    def width(self, gain: float) -> float:
+        """How much worse than the best still ties with it, given the best one's gain over the bare base."""
+        return tie_width(self.margin, self.absolute_margin, gain)
 
 
 class SweepSettings(Settings):
@@ -320,6 +326,11 @@ class SweepSettings(Settings):
                     "sampler grid needs `values` or `step` for every parameter; this range has neither",
                 )
         return self
+
+    @property
+    def judged(self) -> Measure:
+        """What the verdict is about: the first metric that the bare base has too, else eval_loss."""
+        return next((metric.measure for metric in self.metric if metric.measure.gain), EVAL_LOSS)
 
     @property
     def multi_objective(self) -> bool:

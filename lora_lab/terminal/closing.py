@@ -70,15 +70,17 @@ def _places(results: Results, folder: RunFolder, tracking_uri: str) -> dict[str,
 
 def _as_json(results: Results, folder: RunFolder, tracking_uri: str) -> None:
     best, cheapest = results.findings.best, results.findings.cheapest
+    judged = results.findings.measure
     line = {
         "kind": "verdict",
         "study_name": results.spec.study_name,
-        "base_loss": results.findings.base_loss,
+        "metric": judged.name,
+        "base_value": results.findings.base_value,
         "best": best.number if best else None,
         "best_value": best.value if best else None,
         "recommended": cheapest.number if cheapest else None,
         "recommended_value": cheapest.value if cheapest else None,
-        "margin_nats": results.findings.margin,
+        f"margin_{judged.distance_unit}": results.findings.margin,
         "sentences": sentences(results.findings),
         "report": str(folder.report),
         "run_folder": str(folder.root),

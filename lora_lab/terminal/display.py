@@ -110,7 +110,7 @@ def plain_line(message: Message, progress: StudyProgress) -> str | None:
         case Evaluated():
             line = f"trial {message.number} epoch {message.epoch:.3g}: eval_loss {nats(message.eval_loss)}"
         case TrialOver():
-            line = f"[{progress.done}/{progress.total}] {ending_text(message)}"
+            line = f"[{progress.done}/{progress.total}] {ending_text(message, progress.measure)}"
         case Note(text):
             line = one_line(text, LONGEST_NOTE)
         case SessionOver():
@@ -144,6 +144,10 @@ class JsonView:
         values = {item.name: getattr(message, item.name) for item in fields(message)}
         if isinstance(message, TrialBegan):
             values["config"] = message.config.model_dump(mode="json")
+        elif isinstance(message, StudyBegan):
+            values["measure"] = message.measure.name
+        elif isinstance(message, TrialOver):
+            values[progress.measure.name] = values.pop("value")
         elif isinstance(message, SessionOver):
             values = _end_of(progress)
         self._writer.write(json_format.dumps({"event": name, **_strict(values)}, allow_nan=False))
@@ -156,7 +160,7 @@ def _end_of(progress: StudyProgress) -> dict[str, Any]:
         "total_trials": progress.total,
         "states": dict(progress.states),
         "best_trial": progress.best[1] if progress.best else None,
-        "best_eval_loss": progress.best[0] if progress.best else None,
+        f"best_{progress.measure.name}": progress.best[0] if progress.best else None,
         "elapsed_s": round(progress.elapsed_s, 3),
     }
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from lora_lab.analysis.selection import finished, search_trials
+from lora_lab.analysis.selection import ranked, search_trials
 from lora_lab.analysis.wording import (
     measure_text,
     number_text,
     rate_text,
+    value_name,
     value_text,
 )
-from lora_lab.study.measures import EVAL_LOSS, MEASURES, costs
+from lora_lab.study.measures import MEASURES, costs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,16 +23,22 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from lora_lab.analysis.findings import Findings
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
 
 
-def end_table(results: Sequence[TrialResult], findings: Findings, top: int = 8) -> Table:
+SHOWN = 8
+"""Trials in the table, and the recommended one."""
+
+
+def end_table(results: Sequence[TrialResult], findings: Findings) -> Table:
     """The best trials of the search, best first; where none finished, what became of the first ones."""
-    ranking = [result for result, _ in sorted(finished(results), key=lambda pair: pair[1])]
+    measure = findings.measure
+    ranking = [result for result, _ in ranked(results, measure)]
     ties = {standing.number for standing in findings.equivalent} if findings.helped else set()
     choice = findings.cheapest.number if findings.cheapest and findings.helped else None
-    rows = (ranking or search_trials(results))[:top]
-    rows += [result for result in ranking[top:] if result.number == choice]
+    rows = (ranking or search_trials(results))[:SHOWN]
+    rows += [result for result in ranking[SHOWN:] if result.number == choice]
     table = Table(
         box=None,
         padding=(0, 1, 0, 0),
@@ -39,9 +46,10 @@ def end_table(results: Sequence[TrialResult], findings: Findings, top: int = 8) 
         header_style="bold",
         caption_justify="left",
     )
+    unit = f", {measure.unit}" if measure.unit else ""
     if choice is not None:
-        table.caption = "loss: eval_loss, nats per token;  * the cheapest tie (recommended);  = a tie"
-    for name in ("trial", "loss", "r", "alpha"):
+        table.caption = f"{value_name(measure)}: {measure.label}{unit};  * the cheapest tie (recommended);  = a tie"
+    for name in ("trial", value_name(measure), "r", "alpha"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("targets", "layers"):
         table.add_column(name, max_width=14, overflow="ellipsis")
@@ -50,11 +58,11 @@ def end_table(results: Sequence[TrialResult], findings: Findings, top: int = 8) 
     table.add_column("state", no_wrap=True)
     for result in rows:
         mark = "*" if result.number == choice else "=" if result.number in ties else ""
-        table.add_row(*_end_row(result, mark), style="bold" if mark == "*" else None)
+        table.add_row(*_end_row(result, measure, mark), style="bold" if mark == "*" else None)
     return table
 
 
-def _end_row(result: TrialResult, mark: str) -> list[RenderableType]:
+def _end_row(result: TrialResult, measure: Measure, mark: str) -> list[RenderableType]:
     lora, training = result.config.lora, result.config.training
 
     def metric(name: str) -> str:
@@ -62,7 +70,7 @@ def _end_row(result: TrialResult, mark: str) -> list[RenderableType]:
 
     return [
         f"{mark}{result.number}",
-        metric(EVAL_LOSS.name),
+        metric(measure.name),
         str(lora.r),
         number_text(lora.alpha),
         Text(value_text(lora.target_modules)),

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lora_lab.analysis.wording import duration_text, nats, number_text, one_line, rate_text, value_text
+from lora_lab.analysis.wording import duration_text, measure_text, number_text, one_line, rate_text, value_text
 from lora_lab.terminal.messages import Note, RetrainingsPlanned, SessionOver, StudyBegan, TrialOver
 from lora_lab.terminal.progress import ending_text, retrainings_text
 
@@ -53,7 +53,7 @@ class LiveView:
             case RetrainingsPlanned():
                 self._console.print(Text(retrainings_text(message, progress)))
             case TrialOver(state="diverged" | "out_of_memory" | "failed"):
-                self._console.print(Text(ending_text(message), style="yellow"))
+                self._console.print(Text(ending_text(message, progress.measure), style="yellow"))
             case Note(text):
                 self._console.print(Text(one_line(text, LONGEST_NOTE)))
             case SessionOver() if self._live is not None:
@@ -69,8 +69,9 @@ def live_view(progress: StudyProgress, height: int = 40) -> RenderableType:
     if len(running) > room:
         parts.append(Text(f"and {len(running) - room} more", style="dim"))
     if progress.best:
-        loss, number, label = progress.best
-        best = Text(f"best: trial {number}  eval_loss {nats(loss)}  ", style="green", no_wrap=True)
+        value, number, label = progress.best
+        said = f"{progress.measure.label} {measure_text(progress.measure, value)}"
+        best = Text(f"best: trial {number}  {said}  ", style="green", no_wrap=True)
         parts.append(best.append(label, style="default"))
     if progress.tracking:
         parts.append(Text(one_line(progress.tracking), style="dim", no_wrap=True, overflow="ellipsis"))

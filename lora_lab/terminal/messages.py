@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from lora_lab.study.events import TrialEvent
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialState
     from lora_lab.study.settings import TrialConfig
 
@@ -22,6 +24,8 @@ class StudyBegan:
     """How many trials train at once; None where that is found by measuring."""
     done: int = 0
     """Trials that earlier sessions finished."""
+    measure: Measure = EVAL_LOSS
+    """What the study judges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class TrialOver:
 
     number: int
     state: TrialState
-    eval_loss: float | None = None
+    value: float | None = None
+    """Of what the study judges."""
     reason: str = ""
 
 

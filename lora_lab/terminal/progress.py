@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict_words import STATE_WORDS
-from lora_lab.analysis.wording import config_label, duration_text, nats, one_line, plural
+from lora_lab.analysis.wording import config_label, duration_text, measure_text, one_line, plural
 from lora_lab.study.events import Evaluated, Logged, TrialEvent
+from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.results import FINISHED_WITH_VALUE
 from lora_lab.terminal.messages import RetrainingsPlanned, StudyBegan, Tick, TrialBegan, TrialOver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialState
     from lora_lab.study.settings import TrialConfig
     from lora_lab.terminal.messages import Message
@@ -59,8 +61,10 @@ class StudyProgress:
     tracking: str = ""
     running: dict[int, RunningTrial] = field(default_factory=dict)
     states: Counter[TrialState] = field(default_factory=Counter)
+    measure: Measure = EVAL_LOSS
+    """What the study judges."""
     best: tuple[float, int, str] | None = None
-    """eval_loss, number and configuration."""
+    """Value, number and configuration."""
     rungs: dict[int, float] = field(default_factory=dict)
     """Best eval_loss by evaluation."""
 
@@ -70,6 +74,7 @@ class StudyProgress:
             case StudyBegan():
                 self.study_name, self.total, self.earlier = message.study_name, message.total_trials, message.done
                 self.pack_size, self.began = message.pack_size, self.clock()
+                self.measure = message.measure
             case TrialBegan(number, config, is_retraining):
                 self.running[number] = RunningTrial(number, config, is_retraining)
             case RetrainingsPlanned():
@@ -94,14 +99,14 @@ class StudyProgress:
 
     def _take_ending(self, over: TrialOver) -> None:
         """Count the trial; of one that did not train, the reason says what it is."""
-        trial, loss = self.running.pop(over.number, None), over.eval_loss
+        trial, value = self.running.pop(over.number, None), over.value
         self.states[over.state] += 1
-        if over.state not in FINISHED_WITH_VALUE or loss is None or not math.isfinite(loss):
+        if over.state not in FINISHED_WITH_VALUE or value is None or not math.isfinite(value):
             return
         if trial is not None and trial.is_retraining:
             return  # none of these is the best of the search
-        if self.best is None or loss < self.best[0]:
-            self.best = (loss, over.number, config_label(trial.config) if trial else over.reason)
+        if self.best is None or self.measure.gain_over(self.best[0], value) > 0:
+            self.best = (value, over.number, config_label(trial.config) if trial else over.reason)
 
     def behind(self, trial: RunningTrial) -> float | None:
         """Nats by which a trial's last evaluation is above the best one that any trial had at that rung."""
@@ -130,7 +135,7 @@ class StudyProgress:
         counts = ", ".join(f"{count} {STATE_WORDS[state]}" for state, count in self.states.items())
         parts = [f"{self.study_name}: {self.done}/{self.total} trials" + (f" ({counts})" if counts else "")]
         if self.best:
-            parts.append(f"best trial {self.best[1]}: eval_loss {nats(self.best[0])}")
+            parts.append(f"best trial {self.best[1]}: {self.measure.label} {measure_text(self.measure, self.best[0])}")
         return "; ".join([*parts, duration_text(self.elapsed_s)])
 
 
@@ -142,9 +147,9 @@ def retrainings_text(planned: RetrainingsPlanned, progress: StudyProgress) -> st
     return f"{before}{plural(planned.count, 'retraining')} of {chosen} with fresh seeds"
 
 
-def ending_text(over: TrialOver) -> str:
+def ending_text(over: TrialOver, measure: Measure) -> str:
     """How a trial ended, on one line."""
-    loss = "" if over.eval_loss is None else f", eval_loss {nats(over.eval_loss)}"
-    return f"trial {over.number} {STATE_WORDS[over.state]}{loss}" + (
+    value = "" if over.value is None else f", {measure.label} {measure_text(measure, over.value)}"
+    return f"trial {over.number} {STATE_WORDS[over.state]}{value}" + (
         f": {one_line(over.reason)}" if over.reason else ""
     )

@@ -71,7 +71,7 @@ def measurements(record: Logged | Evaluated) -> dict[str, float]:
     values = {"eval_loss": record.eval_loss, "perplexity": math.exp(min(record.eval_loss, MAX_EXPONENT))}
     if record.forgetting_loss is not None:
         values["forgetting_loss"] = record.forgetting_loss
-    return values
+    return values | {name: value for name, value in record.costs.items() if _is_curve(name)}
 
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

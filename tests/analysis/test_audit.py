@@ -162,7 +162,7 @@ def test_ranks_whose_best_rate_was_not_bracketed() -> None:
 
 def test_a_seed_has_no_edge() -> None:
     spec = spec_with({"seed": {"values": [0, 1, 2]}, "learning_rate": RATES}, pruner="none")
-    findings = decide([trial(0, 4.0, seed=2, learning_rate=1e-3)], base_loss=5.0, margin=0.01)
+    findings = decide([trial(0, 4.0, seed=2, learning_rate=1e-3)], base_value=5.0, margin=0.01)
 
     assert audit(spec, findings) == []
 
@@ -209,7 +209,7 @@ def test_pruning_under_a_schedule_that_depends_on_the_length() -> None:
 )
 def test_the_best_value_at_an_edge(name: str, value: Any, side: str | None) -> None:
     middle: dict[str, Any] = {"r": 64, "alpha_ratio": 1.0, "num_train_epochs": 2, "learning_rate": 1e-3}
-    findings = decide([trial(7, 4.0, **{**middle, name: value})], base_loss=5.0, margin=0.01)
+    findings = decide([trial(7, 4.0, **{**middle, name: value})], base_value=5.0, margin=0.01)
 
     notes = audit(study(), findings)
 
@@ -220,7 +220,7 @@ def test_the_best_value_at_an_edge(name: str, value: Any, side: str | None) -> N
 
 def test_two_values_have_no_inside() -> None:
     spec = spec_with({"r": {"values": [8, 16]}, "learning_rate": RATES})
-    findings = decide([trial(0, 4.0, r=16, learning_rate=1e-3)], base_loss=5.0, margin=0.01)
+    findings = decide([trial(0, 4.0, r=16, learning_rate=1e-3)], base_value=5.0, margin=0.01)
 
     assert audit(spec, findings) == []
 
@@ -228,8 +228,8 @@ def test_two_values_have_no_inside() -> None:
 def test_a_parameter_that_was_not_active_has_no_edge() -> None:
     dropout = {"values": [0.0, 0.05, 0.1], "when": {"r": {"min": 64}}}
     spec = spec_with({"r": RANKS, "learning_rate": RATES, "lora_dropout": dropout})
-    small = decide([trial(0, 4.0, r=16, learning_rate=1e-3, lora_dropout=0.1)], base_loss=5.0, margin=0.01)
-    large = decide([trial(0, 4.0, r=64, learning_rate=1e-3, lora_dropout=0.1)], base_loss=5.0, margin=0.01)
+    small = decide([trial(0, 4.0, r=16, learning_rate=1e-3, lora_dropout=0.1)], base_value=5.0, margin=0.01)
+    large = decide([trial(0, 4.0, r=64, learning_rate=1e-3, lora_dropout=0.1)], base_value=5.0, margin=0.01)
 
     assert audit(spec, small) == []
     assert [note.sentence.split(" that ")[0].split(" the ")[-1] for note in audit(spec, large)] == [
@@ -239,6 +239,6 @@ def test_a_parameter_that_was_not_active_has_no_edge() -> None:
 
 
 def test_without_a_finished_trial_the_design_is_still_audited() -> None:
-    findings = decide([], base_loss=5.0, margin=0.01)
+    findings = decide([], base_value=5.0, margin=0.01)
 
     assert [note.kind for note in audit(spec_with({"r": RANKS}), findings)] == ["one_learning_rate"]

@@ -18,6 +18,7 @@ from lora_lab.analysis.paired import (
     with_examples,
 )
 from lora_lab.analysis.replicates import Noise, ReplicateGroup, noise_floor, replicate_groups
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ def covers(interval: tuple[float, float], truth: float) -> bool:
 
 def group(template: ReplicateGroup, values: Sequence[float]) -> ReplicateGroup:
     return ReplicateGroup(
+        measure=EVAL_LOSS,
         number=template.number,
         config=template.config,
         search_value=min(values),

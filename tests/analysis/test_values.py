@@ -1,52 +1,8 @@
 from __future__ import annotations
 
-from analysis.simulated import results, trial
+from analysis.simulated import trial
 
-from lora_lab.analysis.selection import finished
-from lora_lab.analysis.values import by_value, pareto_front, rank_table
-
-
-def numbers(trials: list) -> list[int]:
-    return [result.number for result in trials]
-
-
-def test_the_front_holds_what_nothing_beats() -> None:
-    trials = [
-        trial(0, 4.0, r=64),
-        trial(1, 4.2, r=8),
-        trial(2, 4.3, r=16),
-        trial(3, 4.5, r=4),
-        trial(4, 4.2, r=8),
-        trial(5, 3.0, r=2, state="pruned"),
-    ]
-
-    assert numbers(pareto_front(trials)) == [3, 1, 0]
-
-
-def test_a_second_cost_axis_widens_the_front() -> None:
-    trials = [
-        trial(0, 4.0, r=8, metrics={"peak_memory_bytes": 300.0}),
-        trial(1, 4.1, r=8, metrics={"peak_memory_bytes": 200.0}),
-        trial(2, 4.2, r=8, metrics={"peak_memory_bytes": 250.0}),
-        trial(3, 3.0, r=8),
-    ]
-
-    assert numbers(pareto_front(trials, ("trainable_params", "peak_memory_bytes"))) == [1, 0]
-    assert pareto_front([]) == []
-
-
-def test_no_point_of_a_large_front_is_beaten() -> None:
-    trials = results()
-    front = pareto_front(trials)
-
-    for result, value in finished(trials):
-        beaten = [
-            other
-            for other in front
-            if other.metrics["eval_loss"] <= value
-            and other.metrics["trainable_params"] <= result.metrics["trainable_params"]
-        ]
-        assert beaten, f"trial {result.number} is beaten by nothing on the front"
+from lora_lab.analysis.values import by_value, rank_table
 
 
 def test_values_are_counted_and_ordered() -> None:

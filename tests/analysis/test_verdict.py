@@ -12,7 +12,7 @@ from lora_lab.analysis.paired import ExampleLosses
 from lora_lab.analysis.verdict import decide
 from lora_lab.analysis.verdict_words import sentences
 from lora_lab.common.errors import InputError
-from lora_lab.study.measures import costs
+from lora_lab.study.measures import FORGETTING, TRAIN_SECONDS, costs
 
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Standing
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def test_the_cheapest_configuration_that_ties_is_recommended() -> None:
     trials = [trial(0, 4.0, r=64), trial(1, 4.009, r=8), trial(2, 4.0095, r=4), trial(3, 4.02, r=2)]
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     assert findings.best is not None
     assert findings.best.number == 0
@@ -38,14 +38,14 @@ def test_equal_cost_falls_back_to_time_and_then_to_the_lower_number() -> None:
     slow, fast = trial(0, 4.0), trial(1, 4.001, learning_rate=1e-3)
     later = trial(2, 4.001, learning_rate=3e-3, metrics={"train_seconds": 11.0})
 
-    findings = decide([slow, fast, later], base_loss=5.0, margin=0.01)
+    findings = decide([slow, fast, later], base_value=5.0, margin=0.01)
 
     assert [standing.number for standing in findings.equivalent] == [0, 1, 2]
     assert "Nothing cheaper" in " ".join(sentences(findings))
 
 
 def test_single_runs_are_not_claimed_to_be_ordered() -> None:
-    words = " ".join(sentences(decide([trial(0, 4.0), trial(1, 4.1)], base_loss=5.0, margin=0.01)))
+    words = " ".join(sentences(decide([trial(0, 4.0), trial(1, 4.1)], base_value=5.0, margin=0.01)))
 
     assert "No noise floor was measured (one run each)" in words
     assert "0.0100 nats) is not known to be real" in words
@@ -60,7 +60,7 @@ def test_retrained_finalists_are_judged_by_their_fresh_seeds_alone() -> None:
     ]
     unconfirmed = trial(8, 3.94, r=128)
 
-    findings = decide([lucky, solid, *fresh, unconfirmed], base_loss=5.0, margin=0.01)
+    findings = decide([lucky, solid, *fresh, unconfirmed], base_value=5.0, margin=0.01)
 
     assert findings.best is not None
     assert (findings.best.number, findings.best.retrainings) == (1, 3)
@@ -87,7 +87,7 @@ def test_an_unconfirmed_recommendation_and_lost_retrainings_are_named() -> None:
         trial(4, None, r=64, replicate=3, confirms=0, state="running"),
     ]
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     assert findings.noise is None
     words = " ".join(sentences(findings))
@@ -97,7 +97,7 @@ def test_an_unconfirmed_recommendation_and_lost_retrainings_are_named() -> None:
 
 
 def test_nothing_helped_is_said() -> None:
-    findings = decide([trial(0, 5.2, r=64), trial(1, 5.21, r=4)], base_loss=5.0, margin=0.01)
+    findings = decide([trial(0, 5.2, r=64), trial(1, 5.21, r=4)], base_value=5.0, margin=0.01)
 
     assert not findings.helped
     assert findings.margin == 0
@@ -111,7 +111,7 @@ def test_nothing_helped_is_said() -> None:
 def test_no_finished_trial_gives_no_verdict_and_a_way_out() -> None:
     trials = [trial(0, state="diverged"), trial(1, state="out_of_memory"), trial(2, 4.2, state="pruned")]
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     assert findings.best is None
     assert findings.cheapest is None
@@ -123,11 +123,11 @@ def test_no_finished_trial_gives_no_verdict_and_a_way_out() -> None:
 
 
 def test_no_trial_at_all() -> None:
-    assert sentences(decide([], base_loss=5.0, margin=0.01))[0] == "0 trials: none started."
+    assert sentences(decide([], base_value=5.0, margin=0.01))[0] == "0 trials: none started."
 
 
 def test_one_trial_and_a_value_that_is_not_finite() -> None:
-    findings = decide([trial(0, 4.0), trial(1, math.nan)], base_loss=5.0, margin=0.0)
+    findings = decide([trial(0, 4.0), trial(1, math.nan)], base_value=5.0, margin=0.0)
 
     assert [standing.number for standing in findings.equivalent] == [0]
 
@@ -139,24 +139,15 @@ def test_shared_trials_count_as_finished() -> None:
     assert findings.best.number == 1
 
 
-def test_forgetting_can_be_the_metric() -> None:
-    trials = [trial(0, 4.0, metrics={"forgetting": 0.3}), trial(1, 4.1, r=8, metrics={"forgetting": -0.1})]
-
-    findings = decide(trials, base_loss=0.0, margin=0.1, metric="forgetting")
-
-    assert findings.best is not None
-    assert findings.best.number == 1
-    assert findings.helped
-
-
-def test_a_metric_that_is_no_loss_is_refused() -> None:
-    with pytest.raises(InputError, match=r"eval_loss or forgetting.*metric is train_seconds"):
-        decide([], base_loss=5.0, margin=0.01, metric="train_seconds")
+def test_what_the_bare_base_does_not_have_is_not_judged() -> None:
+    for measure in (TRAIN_SECONDS, FORGETTING):
+        with pytest.raises(InputError, match=rf"\(eval_loss\), but measure is {measure.name}"):
+            decide([], base_value=5.0, margin=0.01, measure=measure)
 
 
 def test_a_base_without_a_loss_is_refused() -> None:
-    with pytest.raises(InputError, match="base_loss must be finite, but is nan"):
-        decide([], base_loss=math.nan, margin=0.01)
+    with pytest.raises(InputError, match="base_value must be finite, but is nan"):
+        decide([], base_value=math.nan, margin=0.01)
 
 
 def test_the_simulated_study_has_a_whole_verdict() -> None:
@@ -177,7 +168,7 @@ def test_a_cheaper_configuration_is_recommended_when_a_test_shows_it_to_be_as_go
     trials += replicated(8, [4.001, 4.010, 3.992, 4.007], 10)
     trials += replicated(2, [4.100, 4.112, 4.090, 4.104], 20)
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     assert findings.tested
     best, worse, equal = findings.rows
@@ -199,7 +190,7 @@ def test_a_cheaper_configuration_is_recommended_when_a_test_shows_it_to_be_as_go
 def test_a_close_mean_that_noise_could_have_made_is_no_tie() -> None:
     trials = replicated(64, [4.00, 4.10, 3.90], 0) + replicated(8, [4.10, 3.95, 3.96], 10)
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     [_, close] = findings.rows
     assert close.within_margin
@@ -214,7 +205,7 @@ def test_a_single_run_within_the_margin_of_retrained_ones_is_not_recommended() -
     trials = [trial(0, 4.0, r=64), trial(1, 4.001, r=4), trial(2, 4.2, r=2)]
     trials += [trial(3 + i, loss, r=64, replicate=i + 1, confirms=0) for i, loss in enumerate([4.0, 4.001, 4.002])]
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     assert findings.tested
     assert [(row.standing.number, row.decision) for row in findings.rows] == [(0, "best"), (1, "not tested")]
@@ -227,7 +218,7 @@ def test_a_single_run_within_the_margin_of_retrained_ones_is_not_recommended() -
 def test_a_costlier_configuration_is_not_tested_and_takes_no_correction() -> None:
     trials = replicated(8, [4.000, 4.010, 3.990], 0) + replicated(64, [4.001, 4.010, 3.992], 10)
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     assert [(row.standing.config.lora.r, row.decision, row.p) for row in findings.rows] == [
         (8, "best", None),
@@ -250,7 +241,7 @@ def test_at_equal_parameters_a_jitter_of_time_makes_nothing_cheaper() -> None:
 def test_the_best_of_several_means_is_also_judged_by_seeds_that_did_not_choose_it() -> None:
     trials = replicated(64, [3.90, 4.06, 4.07], 0) + replicated(8, [4.0, 4.02, 4.03], 10)
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     assert findings.best is not None
     assert findings.best.value == pytest.approx(4.01)
@@ -261,7 +252,7 @@ def test_the_best_of_several_means_is_also_judged_by_seeds_that_did_not_choose_i
 def test_a_single_seed_among_replicated_ones_cannot_be_the_best_by_luck() -> None:
     trials = replicated(64, [4.00, 4.02, 4.01], 0) + replicated(8, [4.1, 4.12, 4.09], 10) + [trial(20, 3.99, r=2)]
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     assert findings.best is not None
     assert findings.best.config.lora.r == 64
@@ -275,7 +266,7 @@ def test_single_runs_have_intervals_over_examples_and_no_test() -> None:
         1: ExampleLosses(np.array([19.1, 20.0, 21.1, 20.0]), tokens),
     }
 
-    findings = decide([trial(0, 4.0, r=64), trial(1, 4.01, r=4)], base_loss=5.0, margin=0.02, losses=losses)
+    findings = decide([trial(0, 4.0, r=64), trial(1, 4.01, r=4)], base_value=5.0, margin=0.02, losses=losses)
 
     row = findings.rows[1]
     assert (row.decision, row.evidence, row.p) == ("not tested", "examples", None)
@@ -288,7 +279,7 @@ def test_single_runs_have_intervals_over_examples_and_no_test() -> None:
 def test_nothing_helped_with_replicates_gives_no_tie() -> None:
     trials = replicated(64, [5.2, 5.21, 5.19], 0) + replicated(8, [5.2, 5.21, 5.19], 10)
 
-    findings = decide(trials, base_loss=5.0, margin=0.01)
+    findings = decide(trials, base_value=5.0, margin=0.01)
 
     assert not findings.helped
     assert findings.margin == 0

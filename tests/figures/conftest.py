@@ -87,8 +87,9 @@ def gathered(
     spec = spec or study()
     findings = decide(results, base_loss, margin=spec.sweep.verdict.margin)
     notes = audit(spec, findings, results)
+    base = {"eval_loss": base_loss, "forgetting_loss": BASE_FORGETTING}
     command = "python -m lora_lab.sweep studies/rank_alpha.yaml"
-    return gather(Results(spec, results, findings, {}, notes, BASE_FORGETTING), RunFolder(folder / "run"), command)
+    return gather(Results(spec, results, findings, {}, notes, base), RunFolder(folder / "run"), command)
 
 
 @pytest.fixture

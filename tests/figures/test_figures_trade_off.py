@@ -10,16 +10,18 @@ from lora_lab.analysis.adequate_rank import RankCurve, RankPoint
 from lora_lab.analysis.epochs import EpochCurve, EpochPoint
 from lora_lab.analysis.equal_budget import ArmComparison, ArmValue, Comparison
 from lora_lab.analysis.forgetting import ForgettingPoint, ForgettingTrade
+from lora_lab.analysis.importance import Importance
 from lora_lab.analysis.pareto import Front, FrontMember
 from lora_lab.analysis.scale import RuleScore, ScaleResponse
 from lora_lab.analysis.spectrum import SpectrumSummary
 from lora_lab.figures.epochs import epochs_and_overfitting
 from lora_lab.figures.equal_budget import arm_panels
-from lora_lab.figures.evidence import AdapterSpectrum, Importance
+from lora_lab.figures.evidence import AdapterSpectrum
 from lora_lab.figures.fronts import forgetting_against_gain, pareto_panel
 from lora_lab.figures.importance import importance_panel
 from lora_lab.figures.ranks import adequate_ranks, rules_of_thumb, scale_response
 from lora_lab.figures.spectra import rank_used
+from lora_lab.study.measures import EVAL_LOSS
 
 
 def rank_point(r: int, value: float, interval: tuple[float, float] | None) -> RankPoint:
@@ -42,6 +44,7 @@ def rank_point(r: int, value: float, interval: tuple[float, float] | None) -> Ra
 
 def curve_of(targets: str, *points: RankPoint, chosen: int) -> RankCurve:
     return RankCurve(
+        measure=EVAL_LOSS,
         targets=targets,
         layers="all",
         points=points,

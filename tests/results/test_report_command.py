@@ -40,7 +40,7 @@ def finished_study(name: str, seeds: int = 2) -> Path:
     spec = load_study(path, [])
     folder = RunFolder.of(name)
     with open_store(spec, storage_url(spec, folder)) as store:
-        store.record.keep_base_losses(BASE_LOSS, None)
+        store.record.keep_base_values({"eval_loss": BASE_LOSS})
         while (asked := store.ask()) is not None:
             r, seed = asked.config.lora.r, asked.config.training.seed
             loss = 4.0 - 0.01 * r + 20 * asked.config.training.learning_rate + 0.002 * seed
@@ -110,7 +110,7 @@ def test_a_report_of_a_study_without_trials_is_a_report():
     path = finished_study("empty")
     spec = load_study(path, ["study_name=nothing"])
     with open_store(spec, storage_url(spec, RunFolder.of("nothing"))) as store:
-        store.record.keep_base_losses(BASE_LOSS, None)
+        store.record.keep_base_values({"eval_loss": BASE_LOSS})
 
     assert report(path, "--set", "study_name=nothing")[:2] == (0, ["runs/nothing/report.html"])
     assert "No trial finished" in Path("runs/nothing/summary.md").read_text()

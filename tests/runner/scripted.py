@@ -114,8 +114,8 @@ def run(
     folder.make()
     display = Display(PlainView(stream))
     with opened or store_of(folder, study) as store, Journal(folder.root) as journal:
-        if store.record.base_losses() is None:
-            store.record.keep_base_losses(BASE_LOSS, None)
+        if store.record.base_values() is None:
+            store.record.keep_base_values({"eval_loss": BASE_LOSS})
         done, total = store.budget()
         display.tell(StudyBegan("scripted", total, None, done))
         coordinator = Coordinator(

@@ -9,6 +9,7 @@ from runner.scripted import spec
 
 from lora_lab.runner.choosable import ALWAYS_KEPT, Choosable
 from lora_lab.study.results import TrialResult
+from lora_lab.study.sweep import Verdict
 
 BASE_LOSS = 5.0
 CONFIG = spec().trial_config({"r": 8})
@@ -30,7 +31,7 @@ def out_of_all(results: list[TrialResult], margin: float) -> set[int]:
 def test_told_one_by_one_it_takes_out_what_is_out_of_all(margin):
     chance = random.Random(0)
     for _ in range(50):
-        choosable, told, out = Choosable(BASE_LOSS, margin), [], []
+        choosable, told, out = Choosable(BASE_LOSS, Verdict(margin=margin)), [], []
         for number in range(12):
             told.append(trial(number, round(chance.uniform(2.0, 5.5), 1)))
             choosable.add(told[-1])
@@ -40,7 +41,7 @@ def test_told_one_by_one_it_takes_out_what_is_out_of_all(margin):
 
 
 def test_trials_without_a_loss_and_retrainings_take_no_part():
-    choosable = Choosable(BASE_LOSS, 0.0)
+    choosable = Choosable(BASE_LOSS, Verdict(margin=0.0))
     for number in range(4):
         choosable.add(trial(number, 3.0 + number))
     choosable.add(trial(4, 9.0, state="pruned"))

@@ -6,6 +6,7 @@ from runner.scripted import spec
 
 from lora_lab.runner.finalists import finalists, first_fresh_seed
 from lora_lab.study.results import TrialResult
+from lora_lab.study.sweep import Verdict
 
 BASE_LOSS = 5.0
 """With a best loss of 3.0, a margin of 0.1 is 0.2 nats."""
@@ -20,7 +21,9 @@ def trial(number: int, r: int, seed: int = 0, loss: float | None = None, **more)
 
 
 def chosen(results, top: int, margin: float = 0.1) -> list[int]:
-    found = finalists(results, lambda config: f"{config.lora.r}", top=top, base_loss=BASE_LOSS, margin=margin)
+    found = finalists(
+        results, lambda config: f"{config.lora.r}", top=top, base_value=BASE_LOSS, verdict=Verdict(margin=margin)
+    )
     return [result.config.lora.r for result in found]
 
 
@@ -38,7 +41,11 @@ def test_what_is_cheap_is_what_the_study_says():
     for result, memory in zip(results, (500.0, 400.0, 300.0, 100.0, 200.0), strict=True):
         result.metrics["peak_memory_bytes"] = memory
     found = finalists(
-        results, lambda config: f"{config.lora.r}", top=2, base_loss=BASE_LOSS, margin=0.1, cost="peak_memory_bytes"
+        results,
+        lambda config: f"{config.lora.r}",
+        top=2,
+        base_value=BASE_LOSS,
+        verdict=Verdict(margin=0.1, cost="peak_memory_bytes"),
     )
     assert [result.config.lora.r for result in found] == [8, 16]
 

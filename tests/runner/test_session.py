@@ -169,11 +169,11 @@ def test_a_study_that_was_stored_before_its_first_trial_may_still_be_changed(stu
     old = study.spec({"data": {"max_length": 12}})
     with open_store(old, storage_url(old, study.run_folder)) as store:
         store.record.replace_spec(old)
-        store.record.keep_base_losses(1.0, None)
+        store.record.keep_base_values({"eval_loss": 1.0})
     study.run()
     with open_store(old, storage_url(old, study.run_folder), create=False) as store:
         assert store.record.stored_spec() == study.spec({})
-        assert store.record.base_losses() != (1.0, None)
+        assert store.record.base_values() != {"eval_loss": 1.0}
 
 
 # Once there are

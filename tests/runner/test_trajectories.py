@@ -14,6 +14,7 @@ from lora_lab.runner.choosable import Choosable
 from lora_lab.runner.finalists import finalists
 from lora_lab.runner.scripted import STEPS_PER_EPOCH
 from lora_lab.study.events import Evaluated
+from lora_lab.study.sweep import Verdict
 from lora_lab.terminal.messages import StudyBegan, TrialOver
 from lora_lab.terminal.progress import StudyProgress
 from lora_lab.tracking.journal import read
@@ -276,8 +277,9 @@ def test_a_finalist_is_one_training(folder, told):
     study = grid(parameters={**EPOCHS, "target_modules": {"values": ["attention", ["q_proj", "v_proj"]]}})
     run(folder, study, told)
     found = list(results(folder, study).values())
+    verdict = Verdict(margin=0.0)
     chosen = finalists(
-        found, lambda config: f"{config.training.num_train_epochs}", top=5, base_loss=BASE_LOSS, margin=0.0
+        found, lambda config: f"{config.training.num_train_epochs}", top=5, base_value=BASE_LOSS, verdict=verdict
     )
     assert [one.config.training.num_train_epochs for one in chosen] == [3, 2, 1]
 
@@ -286,7 +288,7 @@ def test_adapters_of_read_off_trials_are_kept_while_they_may_be_chosen(folder, t
     study = grid(parameters={**EPOCHS, "r": {"values": [2, 4, 8, 16, 32]}}, verdict={"margin": 0.2})
     run(folder, study, told, pack_size=1)
     found = check(folder, study)
-    choosable = Choosable(BASE_LOSS, 0.2)
+    choosable = Choosable(BASE_LOSS, study.sweep.verdict)
     for one in found.values():
         choosable.add(one)
     dropped = set(choosable.take_out())

@@ -44,7 +44,8 @@ def run(store):
     while (asked := store.ask()) is not None:
         lora, rate = asked.config.lora, asked.config.training.learning_rate
         loss = 4.0 + 0.3 * math.log10(rate / 2e-3) ** 2 - 0.01 * math.log2(lora.r)
-        store.finish(asked.number, {"eval_loss": loss, "trainable_params": 1000.0 * lora.r})
+        figures = {"eval_loss": loss, "accuracy": loss / 8, "trainable_params": 1000.0 * lora.r}
+        store.finish(asked.number, figures)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,13 @@ def test_importances_are_those_that_optuna_computes_on_the_study_itself(finished
 
     assert found is not None
     assert found.trials == 60
-    assert found.ped_anova == pytest.approx(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))
-    assert found.fanova == pytest.approx(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
-    assert next(iter(found.ped_anova)) == next(iter(found.fanova)) == "learning_rate"
-    assert set(found.ped_anova) == {"r", "target_modules", "learning_rate", "lora_dropout"}
-    assert "lora_dropout" not in found.fanova
-    assert sum(found.fanova.values()) == pytest.approx(1.0)
+    ped_anova, fanova = found.shares["PED-ANOVA"], found.shares["fANOVA"]
+    assert ped_anova == pytest.approx(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))
+    assert fanova == pytest.approx(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
+    assert next(iter(ped_anova)) == next(iter(fanova)) == "learning_rate"
+    assert set(ped_anova) == {"r", "target_modules", "learning_rate", "lora_dropout"}
+    assert "lora_dropout" not in fanova
+    assert sum(fanova.values()) == pytest.approx(1.0)
 
 
 def test_the_best_trial_is_optunas(finished):
@@ -90,18 +92,30 @@ def test_the_caveat_says_what_the_sampler_did(finished):
     spec, store, _ = finished
     trials = store.results()
 
-    assert "region that it searched" not in importances(spec, trials).caveat
+    assert "region" not in importances(spec, trials).caveat
     assert "best tenth" not in importances(spec, trials).caveat
     few = importances(study_spec("tpe"), trials[:12]).caveat
-    assert "The sampler (tpe) tried promising values more often" in few
+    assert "the region that the sampler (tpe) searched" in few
     assert "here 2 trials: read it as a hint" in few
+
+
+def test_what_a_score_depends_on_is_found_as_for_a_loss(finished, accuracy):
+    """The better the lower loss, so the shares are those of the loss; taken for a loss, the worst tenth would count."""
+    spec, store, _ = finished
+    scored = [
+        replace(one, metrics={**one.metrics, accuracy.name: 1 - one.metrics["eval_loss"] / 8})
+        for one in store.results()
+    ]
+
+    found = importances(study_spec(metric=accuracy.name), scored)
+
+    assert found.shares["PED-ANOVA"] == pytest.approx(importances(spec, scored).shares["PED-ANOVA"])
 
 
 def test_too_few_trials_or_values_have_no_importance(finished):
     spec, store, _ = finished
 
     assert importances(spec, store.results()[:9]) is None
-    assert importances(spec, store.results(), metric="forgetting") is None
 
 
 def test_without_scikit_learn_there_is_ped_anova_alone(finished, monkeypatch):
@@ -117,17 +131,18 @@ def test_without_scikit_learn_there_is_ped_anova_alone(finished, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", refuse)
 
-    assert importances(spec, store.results()).fanova == {}
+    assert set(importances(spec, store.results()).shares) == {"PED-ANOVA"}
 
 
-def test_the_pareto_front_is_optunas(tmp_path):
+@pytest.mark.parametrize("name", ["eval_loss", "accuracy"])
+def test_the_pareto_front_is_optunas(tmp_path, accuracy, name):
     url = f"sqlite:///{tmp_path}/study.db"
-    spec = study_spec(metric=[{"name": "eval_loss"}, {"name": "trainable_params"}], n_trials=16)
+    spec = study_spec(metric=[{"name": name}, {"name": "trainable_params"}], n_trials=16)
     with open_store(spec, url) as store:
         run(store)
         study = optuna.load_study(study_name="importance", storage=url)
 
-        found = front(store.results(), ("trainable_params",))
+        found = front(store.results(), ("trainable_params",), spec.sweep.judged)
 
     assert found is not None
     assert {member.number for member in found.members} == {trial.number for trial in study.best_trials}

@@ -177,11 +177,11 @@ def test_contents_are_kept_by_source_once_there_are_trials(store: StudyStore) ->
 
 
 def test_what_belongs_to_the_study_is_kept(store: StudyStore, spec_of: Callable[..., StudySpec], url: str) -> None:
-    assert store.record.base_losses() is None
-    store.record.keep_base_losses(3.5, None)
+    assert store.record.base_values() is None
+    store.record.keep_base_values({"eval_loss": 3.5, "forgetting_loss": None, "accuracy": 0.0})
     store.record.mark_complete()
     with open_store(spec_of(), url) as again, open_store(spec_of(n_trials=9), url) as wider:
-        assert again.record.base_losses() == (3.5, None)
+        assert again.record.base_values() == {"eval_loss": 3.5, "accuracy": 0.0}
         assert (again.record.is_complete, wider.record.is_complete) == (True, False)
 
 
