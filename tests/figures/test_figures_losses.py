@@ -49,7 +49,7 @@ def test_the_heat_map_is_blank_where_nothing_was_tried() -> None:
         trial(1, 4.2, r=4, alpha_ratio=1.0),
         trial(2, 4.1, r=8, alpha_ratio=2.0),
     ]
-    (heat,) = rank_and_ratio(trials, findings_of(trials)).figure.data
+    (heat,) = rank_and_ratio(trials).figure.data
 
     assert list(heat.x) == ["4", "8"]
     assert list(heat.y) == ["1", "2"]
@@ -63,7 +63,7 @@ def test_the_heat_map_marks_what_the_noise_floor_does_not_tell_from_the_best() -
             [(4, 0, 4.00), (4, 1, 4.02), (8, 0, 4.01), (8, 1, 4.03), (16, 0, 4.40), (16, 1, 4.42)]
         )
     ]
-    panel = rank_and_ratio(trials, findings_of(trials))
+    panel = rank_and_ratio(trials)
 
     assert list(panel.figure.data[0].text[0]) == ["4.010 ≈", "4.020 ≈", "4.410"]
     assert "Marked with ≈: within the noise floor" in panel.words
@@ -71,7 +71,7 @@ def test_the_heat_map_marks_what_the_noise_floor_does_not_tell_from_the_best() -
 
 def test_too_many_ratios_are_not_drawn_but_counted() -> None:
     trials = [trial(i, 4.0, lora_alpha=float(i + 1)) for i in range(13)]
-    panel = rank_and_ratio(trials, findings_of(trials))
+    panel = rank_and_ratio(trials)
 
     assert panel.figure is None
     assert "13 values of alpha / r" in panel.words

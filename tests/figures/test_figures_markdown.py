@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def summary(evidence: Callable, *arguments: object, top: int = 8) -> str:
+def summary(evidence: Callable, *arguments: object) -> str:
     whole = evidence(*arguments)
-    return markdown_summary(whole, panels_of(whole), top=top)
+    return markdown_summary(whole, panels_of(whole))
 
 
 def section(text: str, title: str) -> list[str]:
@@ -23,13 +23,13 @@ def section(text: str, title: str) -> list[str]:
 
 
 def test_the_summary_holds_question_verdict_caveats_and_the_best_trials(evidence: Callable) -> None:
-    text = summary(evidence, results(), top=3)
+    text = summary(evidence, results())
 
     assert text.startswith("# How do rank and alpha trade off against loss, memory and trainable parameters?\n")
     assert "- Best: trial 25 (r=128" in text
     assert "## Read with care" in text
     best = section(text, "The best trials of the search")
-    assert len(best) == 2 + 3
+    assert len(best) == 2 + 8
     losses = [float(line.split("|")[2]) for line in best[2:]]
     assert losses == sorted(losses)
 

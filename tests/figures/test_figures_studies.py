@@ -62,7 +62,7 @@ def test_studies_on_other_bases_are_compared_by_their_gain(evidence: Callable, t
     (line, _) = [t for t in comparison_panels(studies)[0].figure.data if t.mode == "lines+markers"]
 
     assert not same_base(studies)
-    assert "the losses themselves are not comparable" in read_page(tmp_path / "comparison.html").words
+    assert "the values themselves are not comparable" in read_page(tmp_path / "comparison.html").words
     assert list(line.y) == sorted(line.y)
 
 
