@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from lora_lab.analysis.verdict_words import sentences
-from lora_lab.analysis.wording import config_label, interval_text, nats
+from lora_lab.analysis.wording import config_label, measure_interval, measure_text, value_and_unit, value_name
 from lora_lab.data.locations import HUB_ID
 from lora_lab.study.settings import DatasetRef
 
@@ -93,20 +93,26 @@ def _dataset_words(ref: DatasetRef) -> str:
 
 
 def _measured(result: TrialResult, findings: Findings) -> str:
-    if result.eval_loss is None:
+    measure = findings.measure
+    value = result.metrics.get(measure.name)
+    if value is None:
         return "It has no result."
     row = next((row for row in findings.rows if row.standing.number == result.number), None)
     text = (
-        f"Loss on held-out data: {nats(result.eval_loss)} nats per token; the bare base has {nats(findings.base_loss)}."
+        f"{value_name(measure).capitalize()} on held-out data: {value_and_unit(measure, value)}; the bare base has "
+        f"{measure_text(measure, findings.base_value)}."
     )
     if row is None or row.value_interval is None:
         return f"{text} It was trained once, so no interval is known."
-    interval = interval_text(row.value_interval)
-    return f"{text} Over {row.standing.runs} trainings: {nats(row.standing.value)}, 95% {interval}."
+    interval = measure_interval(measure, row.value_interval)
+    mean = measure_text(measure, row.standing.value)
+    return f"{text} Over {row.standing.runs} trainings: {mean}, 95% {interval}."
 
 
 def _chosen(result: TrialResult, findings: Findings) -> str:
-    standings = {"the lowest loss": findings.best, "the cheapest that ties with it": findings.cheapest}
+    end = "highest" if findings.measure.goal == "maximize" else "lowest"
+    best = f"the {end} {value_name(findings.measure)}"
+    standings = {best: findings.best, "the cheapest that ties with it": findings.cheapest}
     roles = [role for role, standing in standings.items() if standing and standing.number == result.number]
     if not roles:
         return f"Trial {result.number} was picked by hand. The study's verdict:"
