@@ -117,7 +117,7 @@ def run(
         if store.record.base_values() is None:
             store.record.keep_base_values({"eval_loss": BASE_LOSS})
         done, total = store.budget()
-        display.tell(StudyBegan("scripted", total, None, done))
+        display.tell(StudyBegan("scripted", total, None, done, study.sweep.judged))
         coordinator = Coordinator(
             study,
             store=guard(store),
