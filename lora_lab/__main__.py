@@ -9,6 +9,7 @@ import lora_lab.plan
 import lora_lab.report
 import lora_lab.sweep
 import lora_lab.ui
+from lora_lab.command_line import run_app
 
 app = typer.Typer(
     help="Hyperparameter sweeps for LoRA and QLoRA on one shared base model.",
@@ -25,7 +26,7 @@ app.command("ui")(lora_lab.ui.ui)
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    run_app(app)
 
 
 if __name__ == "__main__":

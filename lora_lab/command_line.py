@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_lab.common.errors import LoraLabError
+from lora_lab.common.secrets import redact, redact_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 # Nobody's training run should tell a third party about itself, and no progress bar belongs into our own view.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -48,7 +51,7 @@ def errors_shown() -> Iterator[None]:
     try:
         yield
     except LoraLabError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {redact(str(error))}", err=True)
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         if error.errno not in DISK_FAULTS:
@@ -64,8 +67,22 @@ def arguments(context: typer.Context) -> list[str]:
     return words if context.parent is None else words[1:]
 
 
+def command_text(verb: str, words: Sequence[str]) -> str:
+    """A command line as it may be printed and kept: without the secrets among its words."""
+    return shlex.join(["python", "-m", f"lora_lab.{verb}", *map(redact_address, words)])
+
+
 def run_command(command: Callable[..., None]) -> None:
     """Run one command as a program of its own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(command)
-    app()
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a program; what it did not expect ends it with a traceback, without secrets, and exit code 1."""
+    try:
+        app()
+    except Exception:  # noqa: BLE001 -- whatever it is, its message may hold an address with a password
+        sys.stderr.write(redact(traceback.format_exc()))
+        sys.exit(1)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import Overrides, errors_shown, run_command
+from lora_lab.command_line import Overrides, command_text, errors_shown, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,7 +60,7 @@ def _write_one(study: Path, overrides: list[str]) -> Evidence:
     spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)
     words = [str(study), *(word for override in overrides for word in ("--set", override))]
-    command = shlex.join(["python", "-m", "lora_lab.sweep", *words])
+    command = command_text("sweep", words)
     with open_store(spec, storage_url(spec, folder), create=False) as store:
         return write_results(read_results(spec, store, folder), folder, command)
 

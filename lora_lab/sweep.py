@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import MemorySize, Overrides, StudyFile, TrackingUri, arguments, errors_shown, run_command
+from lora_lab.command_line import (
+    MemorySize,
+    Overrides,
+    StudyFile,
+    TrackingUri,
+    arguments,
+    command_text,
+    errors_shown,
+    run_command,
+)
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,10 +59,10 @@ def sweep(
             raise InputError("--fresh starts over and --resume goes on; give one of them")
         spec = _load(study, overrides or [], trials, fresh=fresh)
         options = _options(memory_limit, tracking_uri, checkpoint_interval, quiet=quiet, json=json)
-        complete = _run(spec, _command(arguments(context)), options, stop)
+        complete = _run(spec, command_text("sweep", arguments(context)), options, stop)
     if not complete:
         words = _resuming(arguments(context), spec.study_name if fresh else None)
-        typer.echo(f"To go on: {_command(words)}", err=True)
+        typer.echo(f"To go on: {command_text('sweep', words)}", err=True)
         raise typer.Exit(stop.exit_code)
 
 
@@ -97,10 +105,6 @@ def _run(spec: StudySpec, command: str, options: RunOptions, stop: StopRequest) 
         say_results(end.results, folder, options.tracking_uri, json=options.json, ran=end.ran)
         check_finished(end.results)
     return end.complete
-
-
-def _command(words: list[str]) -> str:
-    return shlex.join(["python", "-m", "lora_lab.sweep", *words])
 
 
 def _resuming(words: list[str], new_name: str | None) -> list[str]:

@@ -23,16 +23,19 @@ def ui(
 ) -> None:
     """Send MLflow what it lacks of this study, then serve its pages on 127.0.0.1 until Ctrl-C."""
     with errors_shown():
-        command = _prepare(study, overrides or [], port, tracking_uri)
+        command, store = _prepare(study, overrides or [], port, tracking_uri)
     typer.echo(f"http://127.0.0.1:{port}  ({shlex.join(command)})")
-    os.execv(command[0], command)  # noqa: S606 -- our own interpreter, with a fixed list of arguments
+    os.execve(command[0], command, os.environ | store)  # noqa: S606 -- our own interpreter, with fixed arguments
 
 
-def _prepare(study: Path, overrides: list[str], port: int, tracking_uri: str | None) -> list[str]:
+def _prepare(
+    study: Path, overrides: list[str], port: int, tracking_uri: str | None
+) -> tuple[list[str], dict[str, str]]:
+    """The command that serves the pages, and the environment variables that it needs besides."""
     from lora_lab.common.errors import InputError
     from lora_lab.results.folder import RunFolder
     from lora_lab.study.file.loading import load_study
-    from lora_lab.tracking.address import resolve_tracking_uri, ui_command
+    from lora_lab.tracking.address import resolve_tracking_uri, ui_command, ui_environment
     from lora_lab.tracking.mirror import catch_up
 
     folder = RunFolder.of(load_study(study, overrides).study_name)
@@ -42,7 +45,7 @@ def _prepare(study: Path, overrides: list[str], port: int, tracking_uri: str | N
     note = catch_up(folder.root, uri)
     if note:
         typer.echo(note, err=True)
-    return ui_command(uri, port)
+    return ui_command(port), ui_environment(uri)
 
 
 if __name__ == "__main__":

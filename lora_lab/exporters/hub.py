@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import InputError, StorageError
-from lora_lab.common.secrets import mask_secrets
+from lora_lab.common.secrets import redact
 from lora_lab.data.locations import HUB_ID
 from lora_lab.results.card import card, hub_id
 
@@ -48,7 +48,7 @@ def push(trial: ExportedTrial, repo: str, *, public: bool) -> str:
             api.create_repo(repo, private=not public, exist_ok=True)
             return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {trial.title}"))
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = mask_secrets(" ".join(str(error).split()))[:300]
+        reason = redact(" ".join(str(error).split()))[:300]
         raise StorageError(
             f"--push {repo}: {reason}; log in with `hf auth login` (a token that may write), unset HF_HUB_OFFLINE, "
             "and run the same command again"

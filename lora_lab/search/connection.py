@@ -9,8 +9,9 @@ from optuna.storages import RDBStorage, get_storage
 from sqlalchemy import event
 
 from lora_lab.common.errors import StorageError
+from lora_lab.common.secrets import redact_address
 from lora_lab.search.patience import STORAGE_FAULTS, PatientStorage, storage_error
-from lora_lab.search.urls import mask_password, parse_url, sqlite_file
+from lora_lab.search.urls import parse_url, sqlite_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,7 @@ def connect(url: str, *, create: bool = True) -> tuple[PatientStorage, Engine]:
             file.parent.mkdir(parents=True, exist_ok=True)
         elif file is not None and not file.is_file():
             raise StorageError(
-                f"storage {mask_password(url)}: there is no such file; run `python -m lora_lab.sweep` with the "
+                f"storage {redact_address(url)}: there is no such file; run `python -m lora_lab.sweep` with the "
                 "study first, in the same folder"
             )
         # Optuna fills the URL as a format string; a brace in a path or password must survive that.
@@ -74,7 +75,7 @@ def _faults_named(url: str) -> Iterator[None]:
     except ImportError as error:
         driver = parse_url(url).drivername
         raise StorageError(
-            f"storage {mask_password(url)}: the Python driver for {driver} is not installed ({error}); "
+            f"storage {redact_address(url)}: the Python driver for {driver} is not installed ({error}); "
             "install it, for example `pip install psycopg` for postgresql+psycopg"
         ) from error
     except (*STORAGE_FAULTS, OSError, RuntimeError) as error:

@@ -15,7 +15,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from lora_lab.common.errors import StorageError
-from lora_lab.search.urls import mask_password, without_secrets_of
+from lora_lab.common.secrets import redact, redact_address, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,10 +53,10 @@ def storage_error(url: str, error: BaseException, waited_s: float = 0.0) -> Stor
     """The one-line message for a storage fault, without the URL's secrets."""
     cause = _driver_error(error)
     said = " ".join(str(cause.orig if cause is not None else error).split())
-    said = without_secrets_of(url, said)
+    said = redact(said, secrets_of(url))
     after = f", for {waited_s:.0f} s" if waited_s else ""
     return StorageError(
-        f"storage {mask_password(url)}: {said}{after}; nothing told so far is lost: put this right (database "
+        f"storage {redact_address(url)}: {said}{after}; nothing told so far is lost: put this right (database "
         "running? disk full? file writable?) and run the same command again"
     )
 

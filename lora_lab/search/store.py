@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import TrialState as Told
 
 from lora_lab.common.errors import StorageError, TrainingError
+from lora_lab.common.secrets import redact_address
 from lora_lab.search import records
 from lora_lab.search.asking import Asking
 from lora_lab.search.connection import connect
@@ -25,7 +26,6 @@ from lora_lab.search.space import SearchSpace
 from lora_lab.search.study_record import StudyRecord
 from lora_lab.search.telling import INFEASIBLE
 from lora_lab.search.trajectories import ShorterRuns
-from lora_lab.search.urls import mask_password
 from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.results import FINISHED_WITH_VALUE
 
@@ -65,7 +65,7 @@ def open_store(spec: StudySpec, url: str, *, create: bool = True) -> StudyStore:
         except KeyError:
             engine.dispose()
             raise StorageError(
-                f"storage {mask_password(url)}: there is no study {spec.study_name!r} in it; "
+                f"storage {redact_address(url)}: there is no study {spec.study_name!r} in it; "
                 "run `python -m lora_lab.sweep` with the study first"
             ) from None
     return StudyStore(spec, study, storage, engine)

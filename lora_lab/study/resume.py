@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import InputError
-from lora_lab.common.secrets import mask_secrets, shown
+from lora_lab.common.secrets import redact, shown
 from lora_lab.study.identity import WITHOUT_EFFECT
 from lora_lab.study.settings import Settings
 from lora_lab.study.sweep import SEARCHABLE, SECTIONS
@@ -140,4 +140,4 @@ def _fixed(spec: StudySpec, section: str, name: str) -> str:
 
 def _compact(settings: Settings) -> str:
     """As in a study file: `{min: 1, max: 2}`."""
-    return mask_secrets(json.dumps(settings.model_dump(mode="json", exclude_defaults=True)).replace('"', ""))
+    return redact(json.dumps(settings.model_dump(mode="json", exclude_defaults=True)).replace('"', ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from lora_lab.analysis.verdict_words import sentences
 from lora_lab.terminal.end_table import end_table
-from lora_lab.tracking.address import shown_uri
+from lora_lab.tracking.address import shown_uri, ui_words
 
 if TYPE_CHECKING:
     from lora_lab.results.folder import RunFolder
@@ -62,10 +61,7 @@ def _places(results: Results, folder: RunFolder, tracking_uri: str) -> dict[str,
     if cheapest and best and cheapest.number != best.number:
         kept = "" if (folder.recommended / "adapter").exists() else "; only config.yaml: its adapter was dropped"
         places["recommended"] = f"{folder.recommended}/ (trial {cheapest.number}, the cheapest within the margin{kept})"
-    if tracking_uri.startswith(("http://", "https://")):
-        return places | {"MLflow": shown_uri(tracking_uri)}
-    command = ["mlflow", "ui", "--backend-store-uri", tracking_uri, "--host", "127.0.0.1", "--port", "5000"]
-    return places | {"MLflow": f"{shlex.join(command)}   then open http://127.0.0.1:5000"}
+    return places | {"MLflow": ui_words(tracking_uri)}
 
 
 def _as_json(results: Results, folder: RunFolder, tracking_uri: str) -> None:

@@ -1,13 +1,14 @@
-"""Where MLflow is: which store is meant, how to show its address, and the command that browses it."""
+"""Where MLflow is: which store is meant, how to show its address, and how to browse it."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
 from lora_lab.common.errors import InputError
-from lora_lab.tracking.redaction import redact
+from lora_lab.common.secrets import redact_address
 
 SQLITE = "sqlite:///"
 DEFAULT_DATABASE = "mlflow.db"
@@ -33,20 +34,31 @@ def sqlite_path(tracking_uri: str) -> Path | None:
 
 def shown_uri(tracking_uri: str) -> str:
     """The address without user, password and query."""
-    return redact(tracking_uri.partition("?")[0])
+    return redact_address(tracking_uri).partition("?")[0]
 
 
-def ui_command(tracking_uri: str, port: int = 5000) -> list[str]:
-    """The command that serves MLflow's pages for this store on 127.0.0.1 only.
+def ui_command(port: int = 5000) -> list[str]:
+    """The command that serves MLflow's pages on 127.0.0.1 only, of the store that `ui_environment` names."""
+    return [*(sys.executable, "-m", "mlflow", "ui"), *("--host", LOOPBACK, "--port", str(port), "--workers", "1")]
+
+
+def ui_environment(tracking_uri: str) -> dict[str, str]:
+    """The variable that `ui_command` reads the store from: a command line, and a password in it, is seen by everybody.
 
     Raises:
         InputError: the store is a server, which has its own pages.
-
     """
     if tracking_uri.startswith(("http://", "https://")):
         raise InputError(f"{shown_uri(tracking_uri)} is an MLflow server and has its own pages; open it in a browser")
-    return [
-        *(sys.executable, "-m", "mlflow", "ui"),
-        *("--backend-store-uri", tracking_uri),
-        *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
-    ]
+    return {"MLFLOW_BACKEND_STORE_URI": tracking_uri}
+
+
+def ui_words(tracking_uri: str) -> str:
+    """How to browse this store, as the end of a sweep says it."""
+    if tracking_uri.startswith(("http://", "https://")):
+        return shown_uri(tracking_uri)
+    served = f"mlflow ui --host {LOOPBACK} --port 5000"
+    then = f"then open http://{LOOPBACK}:5000"
+    if redact_address(tracking_uri) != tracking_uri:
+        return f"{shown_uri(tracking_uri)}: set MLFLOW_BACKEND_STORE_URI to the whole address, run {served}, {then}"
+    return f"{served} --backend-store-uri {shlex.quote(tracking_uri)}   {then}"

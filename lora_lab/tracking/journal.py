@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lora_lab.common.errors import StorageError
+from lora_lab.common.secrets import redact
 from lora_lab.study.events import Evaluated, Logged
 from lora_lab.tracking.records import KINDS, DatasetInput, TrialEnded
-from lora_lab.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

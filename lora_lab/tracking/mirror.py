@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from lora_lab.common.secrets import redact, secrets_of
 from lora_lab.tracking.address import shown_uri
 from lora_lab.tracking.journal import JOURNAL_NAME, journal_id, read
-from lora_lab.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,8 +98,8 @@ class MlflowMirror:
                 try:
                     self._catch_up()
                     self._problem, wait_s, delay_s = "", POLL_S, FIRST_DELAY_S
-                except Exception as error:  # noqa: BLE001 - whatever MLflow raises is shown, and training goes on
-                    self._problem, self._store = _one_line(error), None
+                except Exception as error:  # noqa: BLE001 - whatever MLflow raises is shown_uri, and training goes on
+                    self._problem, self._store = _one_line(error, self._tracking_uri), None
                     wait_s, delay_s = delay_s, min(2 * delay_s, LONGEST_DELAY_S)
                 if is_last:
                     return
@@ -176,8 +176,8 @@ def _to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, tracking_uri: str) -> str:
     if isinstance(error, Timeout):
         return "another process of this study is sending"
-    text = " ".join(redact(str(error)).split()) or type(error).__name__
+    text = " ".join(redact(str(error), secrets_of(tracking_uri)).split()) or type(error).__name__
     return text if len(text) <= ERROR_WIDTH else f"{text[:ERROR_WIDTH]}..."

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lora_lab.common.errors import InputError
-from lora_lab.tracking.address import resolve_tracking_uri, shown_uri, ui_command
+from lora_lab.tracking.address import resolve_tracking_uri, shown_uri, ui_command, ui_environment, ui_words
 
 
 def test_the_default_store_lies_in_the_working_directory(tmp_path, monkeypatch):
@@ -22,14 +22,29 @@ def test_a_shown_address_has_no_secrets():
     assert shown_uri("postgresql://me:pw@host/db?sslpassword=x") == "postgresql://***@host/db"
 
 
-def test_the_browser_command_binds_to_this_machine_only():
-    command = ui_command("sqlite:////srv/mlflow.db", port=5055)
+def test_the_pages_are_served_on_this_machine_only_and_the_store_is_not_on_the_command_line():
+    address = "postgresql://me:canary@host/db"
+    command = ui_command(port=5055)
     assert command[1:4] == ["-m", "mlflow", "ui"]
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert command[command.index("--backend-store-uri") + 1] == "sqlite:////srv/mlflow.db"
     assert command[command.index("--port") + 1] == "5055"
+    assert ui_environment(address) == {"MLFLOW_BACKEND_STORE_URI": address}
+
+
+def test_the_words_can_be_pasted_where_there_is_no_secret_in_them():
+    words = ui_words("sqlite:////srv/ml flow.db")
+    assert "--backend-store-uri 'sqlite:////srv/ml flow.db'" in words
+    assert "then open http://127.0.0.1:5000" in words
+    assert ui_words("https://me:canary@mlflow.example.org") == "https://***@mlflow.example.org"
+
+
+@pytest.mark.parametrize("password", ["canary", "canary@x", "x/canary", "my canary", "?canary#"])
+def test_the_words_hold_no_password(password):
+    words = ui_words(f"postgresql://me:{password}@host/db?sslpassword=canary")
+    assert words.startswith("postgresql://***@host/db: set MLFLOW_BACKEND_STORE_URI")
+    assert "canary" not in words
 
 
 def test_a_server_has_its_own_pages():
     with pytest.raises(InputError, match="open it in a browser"):
-        ui_command("https://me:pw@mlflow.example.org")
+        ui_environment("https://me:pw@mlflow.example.org")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from scripted_study import (
 )
 
 from lora_lab.tracking import mirror
-from lora_lab.tracking.address import ui_command
+from lora_lab.tracking.address import ui_command, ui_environment
 from lora_lab.tracking.journal import Journal
 from lora_lab.tracking.mirror import MlflowMirror, catch_up
 from lora_lab.tracking.records import Attached, StudyEnded, TrialEnded
@@ -233,6 +235,17 @@ def test_kill_minus_nine_at_every_kind_of_call(folder, migrated_database, tmp_pa
         assert_mirrored(MlflowClient(uri), study)
 
 
+def command_lines_of(session: int) -> list[str]:
+    """What everybody on this machine sees of the processes of a session."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getsid(int(process.name)) == session:
+                lines.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    assert any("mlflow" in line for line in lines)
+    return lines
+
+
 @pytest.mark.slow
 def test_a_server_that_comes_back_gets_everything_and_shows_it(folder, database_uri, client, dead_port, quick):
     write_study(folder)
@@ -240,8 +253,9 @@ def test_a_server_that_comes_back_gets_everything_and_shows_it(folder, database_
     follower.start()
     wait_for(lambda: "(" in follower.status and "starting" not in follower.status)
     server = subprocess.Popen(
-        ui_command(database_uri, dead_port),
+        ui_command(dead_port),
         cwd=Path(folder).parent,
+        env=os.environ | ui_environment(database_uri),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -250,13 +264,14 @@ def test_a_server_that_comes_back_gets_everything_and_shows_it(folder, database_
         wait_for(lambda: follower.status == "ok")
         assert follower.close() is None
         assert_mirrored(client, folder)
+        assert not [line for line in command_lines_of(server.pid) if database_uri in line]
         _, children = runs_in_mlflow(client, "rank_alpha")
         address = f"http://127.0.0.1:{dead_port}/get-artifact?run_uuid={children[0].info.run_id}"
         with urllib.request.urlopen(f"{address}&path=adapter/adapter_config.json") as answer:
             assert answer.read() == b"{}"
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(120)
 
 
 def test_the_terminal_shows_nothing_but_the_note(folder, tmp_path, dead_port):

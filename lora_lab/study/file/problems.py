@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from pydantic import BaseModel
 
-from lora_lab.common.secrets import mask_secrets, shown
+from lora_lab.common.secrets import redact, shown
 from lora_lab.study.settings import RuleError
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.sweep import OTHER_NAMES, SEARCHABLE
@@ -187,8 +187,8 @@ def _text(error: ErrorDetails, path: KeyPath, value: Any) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(path)
     if kind == "value_error":
-        return mask_secrets(str(context["error"]))
-    return f"{mask_secrets(error['msg'])}, but is {shown(value)}"
+        return redact(str(context["error"]))
+    return f"{redact(error['msg'])}, but is {shown(value)}"
 
 
 def _unknown_key(path: KeyPath) -> str:
