@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import uuid
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -27,6 +25,7 @@ from lora_lab.builtin.standard_library import (
     windows,
 )
 from lora_lab.common.errors import InputError
+from lora_lab.common.files import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -62,23 +61,10 @@ def write_dataset(name: str, folder: Path) -> dict[str, Path]:
         known = ", ".join(sorted(BUILTIN_DATASETS))
         raise InputError(f"no built-in dataset '{name}'; known are: {known}")
     splits = BUILTIN_DATASETS[name].make()
-    folder.mkdir(parents=True, exist_ok=True)
-    return {split: _write_rows(folder / f"{split}.jsonl", rows) for split, rows in splits.items()}
-
-
-def _write_rows(path: Path, rows: list[Row]) -> Path:
-    # A temporary name of its own for each writer: two processes may write the same dataset at once.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
+    files = {split: folder / f"{split}.jsonl" for split in splits}
+    for split, rows in splits.items():
+        write_durably(files[split], "".join(json.dumps(row) + "\n" for row in rows))
+    return files
 
 
 def stdlib_code() -> dict[str, list[Row]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_lab.common.errors import StorageError
+from lora_lab.common.files import replacing_folder
 from lora_lab.exporters.readme import readme
 from lora_lab.exporters.table import Remark, judge
 from lora_lab.exporters.targets import WRITERS
@@ -47,21 +46,10 @@ def hand_over(trial: ExportedTrial, target: TargetName, parent: Path) -> Export:
     if refusals:
         return Export(target, None, "", warnings, refusals)
     folder = parent / target
-    partial = parent / f".{target}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with replacing_folder(folder) as partial:
         _link_base(trial, partial)
         command = WRITERS[target](trial, partial)
         (partial / "README.md").write_text(readme(trial, target, command, warnings), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)  # noqa: PTH105 -- the atomic rename is the point
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {folder}: {error.strerror or error} ({error.filename}); free space, or give --output"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Export(target, folder, command, warnings, refusals)
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from html import escape
 from typing import TYPE_CHECKING
 
 from plotly.offline import get_plotlyjs
 
-from lora_lab.common.errors import StorageError
+from lora_lab.common.files import write_durably
 from lora_lab.figures.cells import folded
 
 if TYPE_CHECKING:
@@ -162,20 +161,7 @@ def write_page(path: Path, title: str, body: str) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    # The number of the process keeps two reports apart; a file left by a killed one blocks nobody.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(page(title, body))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write the report {path}: {error.strerror or error}; free space or fix permissions, and run the "
-            "same command again: nothing is trained twice"
-        ) from error
+    write_durably(path, page(title, body))
 
 
 def _hash(script: str) -> str:

@@ -8,7 +8,6 @@ heat maps, rules and bands.
 from __future__ import annotations
 
 import html
-import os
 import re
 import warnings
 from io import BytesIO
@@ -19,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from lora_lab.common.errors import StorageError
+from lora_lab.common.files import storage_errors, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,20 +55,11 @@ def write_stills(folder: Path, panels: Sequence[Panel]) -> list[Path]:
     """
     drawn = {panel.key: panel for panel in panels if panel.key in KEY_FIGURES and panel.figure is not None}
     paths = [folder / f"{key}.png" for key in drawn]
-    try:
-        folder.mkdir(exist_ok=True)
-        for path, panel in zip(paths, drawn.values(), strict=True):
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            with temporary.open("wb") as file:
-                file.write(png(panel))
-            temporary.replace(path)
+    for path, panel in zip(paths, drawn.values(), strict=True):
+        write_durably(path, png(panel))
+    with storage_errors(folder):
         for key in set(KEY_FIGURES) - set(drawn):
             (folder / f"{key}.png").unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write the figures into {folder}: {error.strerror or error}; free space or fix permissions, and "
-            "run the same command again: nothing is trained twice"
-        ) from error
     return paths
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from typing import TYPE_CHECKING
 
 import yaml
 
-from lora_lab.common.errors import StorageError
+from lora_lab.common.files import replacing_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,23 +30,13 @@ def write_choice(folder: Path, result: TrialResult, adapter: Path | None, card: 
     Raises:
         StorageError: the folder cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        if adapter is None:
-            partial.mkdir()
-        else:
+    with replacing_folder(folder) as partial:
+        if adapter is not None:
             shutil.copytree(adapter, partial / "adapter")
             if card:
                 (partial / "adapter" / "README.md").write_text(card, encoding="utf-8")
             shutil.copy2(adapter / "adapter_config.json", partial / "adapter_config.json")
         (partial / "config.yaml").write_text(configuration_yaml(result))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)  # noqa: PTH105 -- the atomic rename is the point
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {folder}: {error.strerror} ({error.filename}); free space and run again"
-        ) from error
 
 
 def configuration_yaml(result: TrialResult) -> str:

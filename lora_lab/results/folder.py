@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import StorageError
+from lora_lab.common.files import move_folder
 from lora_lab.study.trial_folder import TrialFolder
 
 if TYPE_CHECKING:
@@ -122,13 +122,7 @@ class RunFolder:
         files, target = self.files_of(source).shorter_run(epochs).path, self.trial(number)
         if not files.is_dir():
             return
-        try:
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(files, target)  # noqa: PTH105 -- the atomic rename is the point
-        except OSError as error:
-            raise StorageError(
-                f"cannot move {files} to {target}: {error.strerror}; fix the permissions and run again"
-            ) from error
+        move_folder(files, target)
 
     def drop_shorter_runs(self, source: int, epochs: int | None = None) -> None:
         """Remove what is left in a trial's folder of its shorter run of so many epochs, or of all its shorter runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_lab.common.files import write_durably
 from lora_lab.results.choice import write_choice
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def write_results(results: Results, folder: RunFolder, command: str, device: str
     panels = panels_of(evidence)
     write_report(folder.report, evidence, panels)
     write_stills(folder.figures, panels)
-    folder.summary.write_text(markdown_summary(evidence, panels), encoding="utf-8")
+    write_durably(folder.summary, markdown_summary(evidence, panels))
     _choose(results, folder, results.findings.best, folder.best)
     _choose(results, folder, results.findings.cheapest, folder.recommended)
     return evidence

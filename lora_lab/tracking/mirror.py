@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from lora_lab.common.files import write_durably
 from lora_lab.common.secrets import redact, secrets_of
 from lora_lab.tracking.address import shown_uri
 from lora_lab.tracking.journal import JOURNAL_NAME, journal_id, read
@@ -146,10 +147,8 @@ class MlflowMirror:
         return offset if is_same and offset <= (self._folder / JOURNAL_NAME).stat().st_size else 0
 
     def _save_cursor(self) -> None:
-        path = self._folder / CURSOR_NAME
-        draft = path.with_name(f"{CURSOR_NAME}.draft")
-        draft.write_text(json.dumps({"tracking_uri": shown_uri(self._tracking_uri), "offset": self._offset}))
-        draft.replace(path)
+        cursor = {"tracking_uri": shown_uri(self._tracking_uri), "offset": self._offset}
+        write_durably(self._folder / CURSOR_NAME, json.dumps(cursor))
 
     def _pending(self) -> int:
         """Entries that MLflow does not have yet."""

@@ -45,7 +45,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(mirror, "POLL_S", 0.05)
 
 
-def wait_for(condition, timeout_s=60.0):
+def wait_for(condition, timeout_s=240.0):
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from common.killer import killed
 from safetensors.torch import save
 
 from lora_lab.common.errors import CheckpointError, StorageError
-from lora_lab.common.files import write_durably
 from lora_lab.training.checkpoint import MANIFEST, read_checkpoint, write_checkpoint
 from lora_lab.training.progress import Counters
 
@@ -102,67 +102,6 @@ def test_special_values_survive(tmp_path, dtype):
 
 
 # Kills
-
-
-class Killer:
-    """Ends the process, without any clean-up, at the n-th thing that it does to the disk."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def count(self) -> None:
-        if self.left == 0:
-            os._exit(9)
-        self.left -= 1
-
-    def wrap(self, function):
-        def counted(*args, **kwargs):
-            self.count()
-            return function(*args, **kwargs)
-
-        return counted
-
-    def opened(self, path, mode):
-        self.count()
-        file = open(path, mode)  # noqa: PTH123, SIM115 -- what Path.open is replaced by
-        return HalfWriter(file, self) if "b" in mode and mode != "rb" else file
-
-    def install(self) -> None:
-        for owner, name in ((os, "replace"), (os, "fsync"), (os, "open"), (Path, "unlink"), (Path, "mkdir")):
-            setattr(owner, name, self.wrap(getattr(owner, name)))
-        Path.open = lambda path, mode="r": self.opened(path, mode)
-
-
-class HalfWriter:
-    """A file in which a kill can fall between the two halves of a write."""
-
-    def __init__(self, file, killer) -> None:
-        self.file, self.killer = file, killer
-
-    def write(self, payload) -> None:
-        for part in (payload[: len(payload) // 2], payload[len(payload) // 2 :]):
-            self.file.write(part)
-            self.file.flush()
-            self.killer.count()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-
-def killed(at: int, action) -> bool:
-    """Run `action` in a forked process that dies at its n-th disk operation; whether it did."""
-    child = os.fork()
-    if child == 0:
-        Killer(at).install()
-        action()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
 def test_a_kill_at_any_disk_operation_leaves_the_old_or_the_new_one(tmp_path):
@@ -270,16 +209,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "0001").write_text("a file in the way")
     with pytest.raises(StorageError, match=r"cannot write .*0001/checkpoint.*Not a directory; free space or fix"):
         write_new(tmp_path / "0001" / "checkpoint")
-
-
-def test_a_link_in_the_place_of_a_partial_file_is_not_followed(tmp_path):
-    victim = tmp_path / "victim"
-    victim.write_text("untouched")
-    (tmp_path / ".file.partial").symlink_to(victim)
-    write_durably(tmp_path / "file", b"content")
-    assert victim.read_text() == "untouched"
-    assert (tmp_path / "file").read_bytes() == b"content"
-    assert not (tmp_path / "file").is_symlink()
 
 
 # What is refused

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lora_lab.common.files import storage_errors, write_durably
+from lora_lab.common.files import replacing_folder
 from lora_lab.study.targets import compact_targets, resolve_targets
 
 if TYPE_CHECKING:
@@ -120,15 +118,10 @@ def write_adapter(
     folder: Path, config: LoraConfig, model: ModelSettings, tensors: Mapping[str, Tensor], model_path: str
 ) -> None:
     """The same for tensors by the names that they have in PEFT's file."""
-    partial = folder.with_name(f".{folder.name}.partial")
     config.base_model_name_or_path = model_path
     config.revision = model.revision
     config.inference_mode = True
     fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    with storage_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        write_durably(partial / "adapter_model.safetensors", save(dict(tensors), metadata={"format": "pt"}))
-        write_durably(partial / "adapter_config.json", (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)  # noqa: PTH105 -- the atomic rename is the point
+    with replacing_folder(folder) as partial:
+        (partial / "adapter_model.safetensors").write_bytes(save(dict(tensors), metadata={"format": "pt"}))
+        (partial / "adapter_config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
