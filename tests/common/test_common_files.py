@@ -20,7 +20,6 @@ from lora_lab.figures import page
 from lora_lab.results.choice import write_choice
 from lora_lab.results.folder import RunFolder
 from lora_lab.study.results import TrialResult
-from lora_lab.study.trajectory import folder_of_shorter_run
 from lora_lab.tracking.mirror import MlflowMirror
 
 if TYPE_CHECKING:
@@ -58,10 +57,10 @@ def by_a_move(folder: Path, text: str) -> None:
 
 def shorter_run(folder: Path, text: str) -> None:
     run = RunFolder(folder)
-    files = folder_of_shorter_run(run.trial(0), 1)
+    files = run.files_of(0).shorter_run(1).path
     files.mkdir(parents=True, exist_ok=True)
     (files / "one").write_text(text)
-    run.adopt_shorter(0, 1, 1)
+    run.adopt_shorter_run(0, 1, 1)
 
 
 def choice(folder: Path, text: str) -> None:

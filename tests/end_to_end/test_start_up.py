@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
-LIMIT_S = 0.5
 HEAVY = {"torch", "transformers", "peft", "mlflow", "optuna", "plotly", "pandas", "scipy"}
-
-
-def call(folder, *words: str, options: tuple[str, ...] = ()) -> tuple[subprocess.CompletedProcess, float]:
-    began = time.perf_counter()
-    ended = subprocess.run([sys.executable, *options, *words], cwd=folder, capture_output=True, text=True, check=False)
-    return ended, time.perf_counter() - began
+MODULES = 500
+"""What a command may import before it answers; with numpy or one of the heavy ones it would be far more."""
 
 
 @pytest.mark.parametrize(
@@ -31,13 +25,12 @@ def call(folder, *words: str, options: tuple[str, ...] = ()) -> tuple[subprocess
         (["-m", "lora_lab.plan", "bad.yaml", "--device", "abacus"], 2),
     ],
 )
-def test_help_and_mistakes_answer_in_half_a_second(tmp_path, words, code):
+def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(tmp_path, words, code):
     (tmp_path / "bad.yaml").write_text("study_name: x\nmodle: {}\n")
-    calls = [call(tmp_path, *words) for _ in range(3)]
-    assert {ended.returncode for ended, _ in calls} == {code}
-    assert min(seconds for _, seconds in calls) < LIMIT_S
-
-    traced, _ = call(tmp_path, *words, options=("-X", "importtime"))
+    command = [sys.executable, "-X", "importtime", *words]
+    traced = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert traced.returncode == code
     imported = {line.split("|")[-1].strip() for line in traced.stderr.splitlines() if line.startswith("import time:")}
     assert "typer" in imported
     assert not imported & HEAVY
+    assert len(imported) < MODULES

@@ -6,7 +6,8 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.study._multi_objective import _fast_non_domination_rank
 
 from lora_lab.search.pareto import _fronts, worse_half
@@ -51,10 +52,11 @@ def test_the_dominated_half_of_the_first_pack_ends(spec_of: Callable[..., StudyS
         assert [one.state for one in store.results()] == ["running", "running", "pruned", "pruned"]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_who_is_dominated_by_nobody_goes_on(seed: int) -> None:
-    numbers = np.random.default_rng(seed)
-    rows = [tuple(row) for row in numbers.integers(0, 6, size=(int(numbers.integers(1, 12)), 2)).astype(float)]
+LEVELS = st.integers(0, 5).map(float)
+
+
+@given(st.lists(st.tuples(LEVELS, LEVELS), min_size=1, max_size=12))
+def test_who_is_dominated_by_nobody_goes_on(rows: list[tuple[float, float]]) -> None:
     reported = figures(*rows)
     ended = worse_half(reported, LOSS_AND_SIZE)
     front = {
@@ -67,10 +69,10 @@ def test_who_is_dominated_by_nobody_goes_on(seed: int) -> None:
     assert kept == max(len(front), len(rows) // 2, 1)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_fronts_are_optunas(seed: int) -> None:
-    values = np.random.default_rng(seed).integers(0, 5, size=(15, 3)).astype(float)
-    ranks = np.zeros(15, dtype=int)
+@given(st.lists(st.tuples(LEVELS, LEVELS, LEVELS), min_size=1, max_size=15))
+def test_fronts_are_optunas(rows: list[tuple[float, float, float]]) -> None:
+    values = np.array(rows)
+    ranks = np.zeros(len(rows), dtype=int)
     for rank, front in enumerate(_fronts(values)):
         ranks[front] = rank
     assert ranks.tolist() == _fast_non_domination_rank(values).tolist()

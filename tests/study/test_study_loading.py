@@ -314,10 +314,9 @@ def test_a_sweep_file_may_not_be_a_list_or_empty(study_file: Path, sweep_file: P
 
 def test_loading_imports_no_heavy_library() -> None:
     code = (
-        "import sys, time; began = time.process_time(); import lora_lab.study.file.loading, lora_lab.study.resume, "
-        "lora_lab.study.identity; "
+        "import sys; import lora_lab.study.file.loading, lora_lab.study.resume, lora_lab.study.identity; "
         "print([m for m in ('torch', 'transformers', 'peft', 'optuna', 'mlflow', 'numpy', 'pandas', 'plotly')"
-        " if m in sys.modules], time.process_time() - began < 1.5)"
+        " if m in sys.modules], len(sys.modules) < 700)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["[]", "True"]

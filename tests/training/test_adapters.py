@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle, product
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -51,8 +53,15 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+# Each dtype with a third of the settings: values are drawn in float32 whatever the base is, and rounded at the end.
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [*zip(SETTINGS, cycle(DTYPES)), (SETTINGS[0], torch.float64), (SETTINGS[0], torch.bfloat16)],
+    ids=str,
+)
 def test_initial_weights_and_modules_are_those_of_get_peft_model(settings, dtype):
     lora = LoraSettings(**settings)
     model = make_llama(dtype)
@@ -77,9 +86,16 @@ def test_initial_weights_leave_the_global_random_state_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("make", [make_llama, make_gpt2])
-@pytest.mark.parametrize("targets", ["attention", "mlp", "all-linear", "all-linear+head"])
-@pytest.mark.parametrize("layers", ["all", "first_half", "last_half", "every_2nd", (1,)], ids=str)
+TARGETS = ("attention", "mlp", "all-linear", "all-linear+head")
+LAYERS = ("all", "first_half", "last_half", "every_2nd", (1,))
+
+
+# All targets with all layers, on one base or the other in turn; each base meets every target and every layers.
+@pytest.mark.parametrize(
+    ("make", "targets", "layers"),
+    [(make, *pair) for make, pair in zip(cycle((make_llama, make_gpt2)), product(TARGETS, LAYERS))],
+    ids=str,
+)
 def test_peft_adapts_exactly_the_resolved_modules(make, targets, layers):
     model = make()
     lora = LoraSettings(r=2, target_modules=targets, layers=layers)
