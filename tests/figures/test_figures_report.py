@@ -192,8 +192,9 @@ def test_the_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it(report: C
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "study"}
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "absent" / "report.html"
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "file" / "report.html"
     evidence = Evidence(
         spec=study(),
         results=[],
@@ -201,7 +202,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         reproduction=Reproduction(command="lora-lab sweep x", study_hash="0"),
     )
 
-    with pytest.raises(StorageError, match=r"cannot write the report .*absent.*No such file"):
+    with pytest.raises(StorageError, match=r"cannot write .*file/report.html.*Not a directory; free space or fix"):
         write_report(path, evidence, [])
 
 
