@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         reproduction=Reproduction(command="lora-lab sweep x", study_hash="0"),
     )
 
-    with pytest.raises(StorageError, match=r"cannot write .*file/report.html.*Not a directory; free space or fix"):
+    with pytest.raises(StorageError, match=r"cannot write .*file/report.html: File exists; free space or fix"):
         write_report(path, evidence, [])
 
 
