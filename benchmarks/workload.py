@@ -47,7 +47,7 @@ class RandomTokens:
 
     def __init__(self, rows: int, length: int, vocabulary: int = 1000) -> None:
         ids = tuple(np.random.default_rng(0).integers(3, vocabulary, (rows, length)))
-        self.train = TokenizedDataset(ids, ids, truncated=0, cut_tokens=0, fingerprint="random", notes=())
+        self.train = TokenizedDataset(ids, ids, fingerprint="random", notes=())
         self._splits = TokenizedSplits(self.train, self.train, None, {}, ())
 
     def splits(self, _: DataSettings) -> TokenizedSplits:
