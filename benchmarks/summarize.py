@@ -133,40 +133,6 @@ def whole_study(result: dict[str, Any]) -> str:
     )
 
 
-def gpu(result: dict[str, Any]) -> str:
-    rows = []
-    for base in result["bases"]:
-        for cell in base["cells"]:
-            if not cell["packs"]:
-                continue
-            name, best = max(cell["packs"].items(), key=lambda one: one[1]["speedup"])
-            errors = [abs(one["memory_error_percent"]) for one in cell["memory"] if "memory_error_percent" in one]
-            rows.append(
-                [
-                    f"{base['model']}, {base['quantization']}",
-                    f"{cell['rows']} x {cell['length']}",
-                    f"{cell['sequential_ms']:.0f}",
-                    f"{cell['packs']['1']['speedup']:.2f}" if "1" in cell["packs"] else "",
-                    f"{best['speedup']:.2f} (K = {name})",
-                    f"{best['tokens_per_second']:,}",
-                    f"{100 * best['share_of_ceiling']:.0f}%",
-                    f"{max(errors):.1f}%" if errors else "",
-                ]
-            )
-    head = [
-        "base",
-        "rows x length",
-        "sequential, ms",
-        "K = 1",
-        "best ratio",
-        "tokens/s",
-        "share of the matmul ceiling",
-        "largest error of predicted memory",
-    ]
-    missing = "".join(f" Not run, for lack of time: {' '.join(map(str, cell))}." for cell in result["not_run"])
-    return f"{conditions(result)} Ceiling: {result['ceiling_tflops']:.0f} TFLOP/s.{missing}\n\n{table(head, rows)}"
-
-
 def curves(result: dict[str, Any]) -> str:
     """An SVG: the ratio over sequential training against tokens per trial and step, a line for each pack size."""
     cells = result["cells"]
@@ -205,7 +171,7 @@ def curves(result: dict[str, Any]) -> str:
 
 def main() -> None:
     page = PAGE.read_text()
-    for section in (equal_work, processes, whole_study, gpu):
+    for section in (equal_work, processes, whole_study):
         name = section.__name__
         result = read(name)
         text = "Not measured yet." if result is None else section(result)

@@ -1,4 +1,4 @@
-"""A tiny Llama with grouped heads on the device: trials in a pack and with `Trainer` + `peft`, and how far they differ."""
+"""A tiny Llama with grouped heads: trials in a pack and with `Trainer` + `peft`, and how far the two differ."""
 
 from __future__ import annotations
 

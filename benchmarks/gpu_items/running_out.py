@@ -160,11 +160,7 @@ PLACES: dict[str, Callable[[PackedEngine, Trap], tuple[Any, str, Callable[..., A
             keep=True,
         ),
     ),
-    "periodic checkpoint": lambda engine, trap: (
-        engine,
-        "_save_checkpoint",
-        trap.around(engine._save_checkpoint),
-    ),
+    "periodic checkpoint": lambda engine, trap: (engine._checkpoints, "save", trap.around(engine._checkpoints.save)),
     "memory probe": lambda engine, trap: (engine._probe, "measure", trap.around(engine._probe.measure)),
 }
 """What is replaced while a sweep runs: the object, its attribute, and what stands there instead."""
@@ -183,7 +179,7 @@ class RunningOut:
         bench = self._get()
         engine = bench.engine
         bench.empty()
-        engine._memory = type(engine._memory)()  # the probe measures again
+        engine._memory._by_shape.clear()  # the probe measures again
         engine._make_room = bench.make_room
         sweep, outcome = Sweep(bench, before_step), "handled"
         try:

@@ -1,10 +1,11 @@
-"""The figures of once.py as text: python3 once_table.py gpu.json [CHARACTERS]"""
+"""The figures of a run as text: python -m gpu_items.table gpu.json [CHARACTERS]"""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
 
 EXACT = ("exact64", "exact32", "exact16", "exactq")
 PLAIN = re.compile(r"T(\d+) (Trainer|bare loop of PEFT|(?:loop|blocks|graph|blocks \+ graph|loop \+ graph) K\d+)")
+ADAPTER_PRODUCTS = ("loop", "bmm", "gradient_loop", "gradient_bmm", "bmm_out_dtype")
+STUDY = (
+    *("seconds", "seconds_to_first_step", "longest_trial_s", "over_longest"),
+    "from the first step, over longest",
+)
 SPEED = {"speed8b": "8B bf16", "speed8bq": "8B nf4", "speed1b": "1B bf16"}
 
 
@@ -42,7 +48,8 @@ def columns(head: list[str], rows: list[list[Any]]) -> Iterator[str]:
     widths = [max(len(row[i]) for row in texts) for i in range(len(head))]
     for row in texts:
         yield "  ".join(
-            text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths))
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
 
 
@@ -58,7 +65,8 @@ def opening(facts: dict, items: dict) -> Iterator[str]:
         for name in ("torch", "transformers", "peft", "bitsandbytes")
         if packages.get(name)
     )
-    yield f"GPU EVIDENCE  {v.get('device', 'no GPU')}, {v.get('device_gb', '-')} GB; {named}; cuDNN {v.get('cudnn')}; project {facts.get('project', {})}"
+    card = f"{v.get('device', 'no GPU')}, {v.get('device_gb', '-')} GB"
+    yield f"GPU EVIDENCE  {card}; {named}; cuDNN {v.get('cudnn')}; project {facts.get('project', {})}"
     yield f"{len(lines)} cells in {facts.get('elapsed_s', 0):.0f} s: {failed} failed, {waiting} not run"
 
 
@@ -66,7 +74,8 @@ def machine(_: dict, items: dict) -> Iterator[str]:
     env = cells(items, "env")
     if found := env.get("ceilings"):
         rows = ", ".join(f"{n}: {short(one['tflops'])}" for n, one in found["mlp_rows"].items())
-        yield f"copy {short(found['copy_tb_s'])} TB/s; square product {short(found['square_tflops'])} TFLOP/s (float32 {short(found['square_float32_tflops'])}); rows of 8B's MLP: {rows}"
+        square = f"{short(found['square_tflops'])} TFLOP/s (float32 {short(found['square_float32_tflops'])})"
+        yield f"copy {short(found['copy_tb_s'])} TB/s; square product {square}; rows of 8B's MLP: {rows}"
     if found := env.get("launches"):
         yield "host us: " + ", ".join(f"{name[:-3]} {short(value)}" for name, value in found.items())
     if (found := env.get("context")) and "attention" in found:
@@ -81,9 +90,13 @@ def machine(_: dict, items: dict) -> Iterator[str]:
         kernel = next(
             (k for k in found["kernels"] if "cudnn" in k.lower() or "flash" in k.lower() or "fmha" in k.lower()), "?"
         )
-        yield f"SDPA {name}: new shapes {first} ms, again {second}; steady 64/512: {short(found['ms_64'])}/{short(found['ms_512'])} ms; {kernel[:40]}"
+        steady = f"{short(found['ms_64'])}/{short(found['ms_512'])}"
+        yield f"SDPA {name}: new shapes {first} ms, again {second}; steady 64/512: {steady} ms; {kernel[:40]}"
     for n, found in env.get("adapters", {}).items():
-        yield f"adapter products, 8 trials x {n} rows, us: loop {short(found['loop_us'])} / bmm {short(found['bmm_us'])}; gradient loop {short(found['gradient_loop_us'])} / bmm {short(found['gradient_bmm_us'])} / bmm(out_dtype) {short(found.get('bmm_out_dtype_us'))}"
+        us = {name: short(found.get(f"{name}_us")) for name in ADAPTER_PRODUCTS}
+        outputs = f"loop {us['loop']} / bmm {us['bmm']}"
+        gradients = f"loop {us['gradient_loop']} / bmm {us['gradient_bmm']} / bmm(out_dtype) {us['bmm_out_dtype']}"
+        yield f"adapter products, 8 trials x {n} rows, us: {outputs}; gradient {gradients}"
     if found := env.get("operators"):
         yield "operators: " + "; ".join(f"{name}: {str(value)[:80]}" for name, value in found.items())
     if found := env.get("quantized"):
@@ -93,46 +106,28 @@ def machine(_: dict, items: dict) -> Iterator[str]:
 def exactness(_: dict, items: dict) -> Iterator[str]:
     rows, remarks = [], []
     for name, found in cells(items, *EXACT).items():
-        ratio = found.get("norm_ratio")
-        rows.append(
-            [
-                name,
-                found.get("loss"),
-                found.get("adapter"),
-                found.get("eval"),
-                ratio,
-                f"{found['trials']}x{found['steps']}" if "trials" in found else "",
-            ]
-        )
-        if "Trainer against itself, padded" in found:
-            a, b, c = (
-                found[key]
-                for key in (
-                    "packed against Trainer",
-                    "Trainer against itself, padded",
-                    "packed against alone in the packed engine",
-                )
-            )
-            remarks.append(
-                f"  bf16 noise: packed/Trainer {short(a['loss'])}, Trainer/itself padded {short(b['loss'])}, packed/alone {short(c['loss'])}"
-            )
-            remarks.append(
-                f"  first gradient norms, packed/Trainer - 1: {[float(short(x)) for x in a.get('norm_ratio_first_step', [])]}; Trainer padded: {[float(short(x)) for x in b.get('norm_ratio_first_step', [])]}"
-            )
-        if name.endswith("dropout") or "diverging" in name:
-            remarks.append(
-                f"  {name}: "
-                + "; ".join(
-                    f"{key}: {short(part['loss'])}{' (' + str(part['neighbour'])[:40] + ')' if part.get('neighbour') else ''}"
-                    for key, part in found.items()
-                    if isinstance(part, dict)
-                )
-            )
-        if "ends" in found or "unequal numbers of steps" in found:
-            remarks.append(f"  {name}: {found.get('ends')} {found.get('unequal numbers of steps', '')}")
+        size = f"{found['trials']}x{found['steps']}" if "trials" in found else ""
+        rows.append([name, *(found.get(key) for key in ("loss", "adapter", "eval", "norm_ratio")), size])
+        remarks += _remarks(name, found)
     if rows:
         yield from columns(["largest difference", "loss", "adapter", "eval", "norm-1", ""], rows)
         yield from remarks
+
+
+def _remarks(name: str, found: dict) -> Iterator[str]:
+    if "Trainer against itself, padded" in found:
+        ours, noise = found["packed against Trainer"], found["Trainer against itself, padded"]
+        alone = found["packed against alone in the packed engine"]
+        losses = [short(one["loss"]) for one in (ours, noise, alone)]
+        first = [[float(short(x)) for x in one.get("norm_ratio_first_step", [])] for one in (ours, noise)]
+        yield f"  bf16 noise: packed/Trainer {losses[0]}, Trainer/itself padded {losses[1]}, packed/alone {losses[2]}"
+        yield f"  first gradient norms, packed/Trainer - 1: {first[0]}; Trainer padded: {first[1]}"
+    if name.endswith("dropout") or "diverging" in name:
+        parts = {key: part for key, part in found.items() if isinstance(part, dict)}
+        ends = {key: f" ({str(part['neighbor'])[:40]})" if part.get("neighbor") else "" for key, part in parts.items()}
+        yield f"  {name}: " + "; ".join(f"{key}: {short(part['loss'])}{ends[key]}" for key, part in parts.items())
+    if "ends" in found or "unequal numbers of steps" in found:
+        yield f"  {name}: {found.get('ends')} {found.get('unequal numbers of steps', '')}"
 
 
 def running_out(_: dict, items: dict) -> Iterator[str]:
@@ -155,7 +150,6 @@ def memory(_: dict, items: dict) -> Iterator[str]:
             continue
         said = predicted.get(name.removeprefix("memory "), {})
         whole, counted, allocated = said.get("predicted"), found["counted"], found.get("allocated_1")
-        percent = lambda one, other: 100 * (one / other - 1) if one and other else None  # noqa: E731
         own = (found["allocated_4"] - allocated) / 3e9 if found.get("allocated_4") and allocated else None
         rows.append(
             [
@@ -171,8 +165,8 @@ def memory(_: dict, items: dict) -> Iterator[str]:
                         found.get("product_says_allocated"),
                     )
                 ),
-                percent(whole, counted),
-                percent(whole, allocated),
+                _percent(whole, counted),
+                _percent(whole, allocated),
                 said.get("own", 0) / 1e9 or None,
                 own,
             ]
@@ -194,6 +188,10 @@ def memory(_: dict, items: dict) -> Iterator[str]:
             ],
             rows,
         )
+
+
+def _percent(one: float | None, other: float | None) -> float | None:
+    return 100 * (one / other - 1) if one and other else None
 
 
 def speeds(items: dict, item: str) -> tuple[dict[str, dict], dict[int, float]]:
@@ -237,47 +235,37 @@ def pivot(_: dict, items: dict) -> Iterator[str]:
             ]
             widths = [max(len(row[i]) for row in texts) for i in range(len(heads) + 1)]
             for row in texts:
-                yield "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+                yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 def speed(_: dict, items: dict, *, others_only: bool = False) -> Iterator[str]:
     ceiling = cells(items, "env").get("ceilings", {}).get("square_tflops")
     for item, title in SPEED.items():
         found, alone = speeds(items, item)
-        rows = []
-        for name, one in found.items():
-            if others_only and PLAIN.fullmatch(name):
-                continue
-            if one.get("does_not_fit"):
-                rows.append([name, *[None] * 6, "does not fit"])
-                continue
-            if "ms_trial" not in one:
-                continue
-            tflops = one.get("tflops")
-            remark = ["cuDNN on"] if one.get("cudnn") else []
-            if "gradient_difference" in one:
-                remark.append(
-                    f"gradient {short(one['gradient_difference'])} (noise {short(one['noise'])}), fwd+bwd {short(one['replay_ms'])}, eager {short(one['eager_ms'])}"
-                )
-            if "in_blocks" in one and one["in_blocks"] != one["K"]:
-                remark.append(f"{one['in_blocks']} in blocks")
-            if "ended" in one:
-                remark.append(str(one["ended"]))
-            ratio = alone[one["T"]] / one["ms_trial"] if one["T"] in alone else None
-            rows.append(
-                [
-                    name,
-                    one["ms_step"],
-                    one["ms_trial"],
-                    ratio,
-                    one.get("tokens_s"),
-                    100 * tflops / ceiling if tflops and ceiling else None,
-                    one.get("allocated_gb"),
-                    ", ".join(remark),
-                ]
-            )
+        rows = [
+            _speed_row(name, one, alone, ceiling)
+            for name, one in found.items()
+            if not (others_only and PLAIN.fullmatch(name)) and (one.get("does_not_fit") or "ms_trial" in one)
+        ]
         if rows:
             yield from columns([title, "ms/step", "ms/trial", "x Trainer", "tokens/s", "% ceiling", "GB", ""], rows)
+
+
+def _speed_row(name: str, one: dict, alone: dict[int, float], ceiling: float | None) -> list[Any]:
+    if one.get("does_not_fit"):
+        return [name, *[None] * 6, "does not fit"]
+    remarks = ["cuDNN on"] if one.get("cudnn") else []
+    if "gradient_difference" in one:
+        gradient = f"gradient {short(one['gradient_difference'])} (noise {short(one['noise'])})"
+        remarks.append(f"{gradient}, fwd+bwd {short(one['replay_ms'])}, eager {short(one['eager_ms'])}")
+    if "in_blocks" in one and one["in_blocks"] != one["K"]:
+        remarks.append(f"{one['in_blocks']} in blocks")
+    if "ended" in one:
+        remarks.append(str(one["ended"]))
+    ratio = alone[one["T"]] / one["ms_trial"] if one["T"] in alone else None
+    share = 100 * one["tflops"] / ceiling if one.get("tflops") and ceiling else None
+    figures = [one["ms_step"], one["ms_trial"], ratio, one.get("tokens_s"), share, one.get("allocated_gb")]
+    return [name, *figures, ", ".join(remarks)]
 
 
 def profiles(_: dict, items: dict) -> Iterator[str]:
@@ -287,7 +275,8 @@ def profiles(_: dict, items: dict) -> Iterator[str]:
                 continue
             parts = ", ".join(f"{key} {short(value)}" for key, value in one.get("parts_ms", {}).items())
             busy = 100 * one["busy_ms"] / one["span_ms"] if one.get("span_ms") else 0
-            yield f"{title} {name}: {one['launches']} launches, {one['copies']} copies, busy {short(one['busy_ms'])} of {short(one['span_ms'])} ms ({busy:.0f}%); {parts}"
+            time = f"busy {short(one['busy_ms'])} of {short(one['span_ms'])} ms ({busy:.0f}%)"
+            yield f"{title} {name}: {one['launches']} launches, {one['copies']} copies, {time}; {parts}"
             top = "; ".join(f"{kernel[:34]} x{count} {short(ms)}" for kernel, count, ms in one.get("top", [])[:3])
             yield f"    {top}"
 
@@ -297,7 +286,11 @@ def rest(_: dict, items: dict) -> Iterator[str]:
         yield f"{name}: {json.dumps(found)[:300]}"
     for item, where in (("study", "beside the others"), ("studyalone", "alone, Flash")):
         for name, found in cells(items, item).items():
-            yield f"{name} {where}: rc {found['rc']}{', CUT' if found['cut'] else ''}, {short(found['seconds'])} s, first step after {short(found['seconds_to_first_step'])} s, longest trial {short(found['longest_trial_s'])} s, over it {short(found['over_longest'])} ({short(found['from the first step, over longest'])} from the first step); {found['stopped']}"
+            cut, text = ", CUT" if found["cut"] else "", {key: short(found[key]) for key in STUDY}
+            over = f"over it {text['over_longest']} ({text['from the first step, over longest']} from the first step)"
+            times = f"{text['seconds']} s, first step after {text['seconds_to_first_step']} s"
+            longest = f"longest trial {text['longest_trial_s']} s"
+            yield f"{name} {where}: rc {found['rc']}{cut}, {times}, {longest}, {over}; {found['stopped']}"
             if found["rc"]:
                 yield f"    {' '.join(found['stderr'].split())[-300:]}"
     for name, found in cells(items, "predict1b", "predict8b").items():
@@ -367,7 +360,7 @@ def table(facts: dict, items: dict, limit: int | None = None) -> str:
         lines: list[str] = []
         try:
             lines.extend(part(facts, items))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- the figures are in the JSON in any case
             lines.append(f"(this part could not be made: {type(error).__name__}: {error})")
         if lines:
             made += [f"--- {title}"] * bool(title) + lines
@@ -379,5 +372,5 @@ def table(facts: dict, items: dict, limit: int | None = None) -> str:
 
 
 if __name__ == "__main__":
-    whole = json.load(open(sys.argv[1]))
+    whole = json.loads(Path(sys.argv[1]).read_text())
     print(table(whole, whole["items"], int(sys.argv[2]) if len(sys.argv) > 2 else None))

@@ -29,27 +29,6 @@ def run(script, output, *options):
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_runs_in_miniature(tmp_path, summarize):
-    result = run("gpu.py", tmp_path / "gpu.json", "--toy", "--steps", "1", "--packs", "1", "2")
-    assert [base["quantization"] for base in result["bases"]] == ["none", "nf4"]
-    cells = [cell for base in result["bases"] for cell in base["cells"]]
-    assert [(cell["rows"], cell["length"]) for cell in cells] == [(1, 16), (2, 32), (1, 16)]
-    for cell in cells:
-        assert all(cell["packs"][pack]["tokens_per_second"] > 0 for pack in ("1", "2"))
-        assert [one["r"] for one in cell["memory"]] == [4, 256, 16, 64]
-        assert all(abs(one["memory_error_percent"]) < 5 for one in cell["memory"])
-    assert result["not_run"] == []
-    assert summarize.gpu(result).count("\n| toy, ") == 3
-
-
-@pytest.mark.slow
-def test_cells_without_time_are_named(tmp_path, summarize):
-    result = run("gpu.py", tmp_path / "gpu.json", "--toy", "--minutes", "0")
-    assert result["not_run"] == [["toy", "none", 1, 16], ["toy", "none", 2, 32], ["toy", "nf4", 1, 16]]
-    assert "Not run, for lack of time: toy nf4 1 16." in summarize.gpu(result)
-
-
-@pytest.mark.slow
 def test_equal_work_runs_in_miniature(tmp_path, summarize):
     options = ("--tokens", "64", "128", "--packs", "1", "8", "--repeats", "1", "--steps", "1", "--clock", "cpu")
     result = run("equal_work.py", tmp_path / "equal_work.json", *options)
@@ -80,5 +59,5 @@ def test_processes_and_a_pack_are_compared(tmp_path, summarize):
 
 def test_the_page_has_a_place_for_every_result():
     page = (ROOT / "docs" / "performance.md").read_text()
-    for name in ("equal_work", "processes", "whole_study", "gpu"):
+    for name in ("equal_work", "processes", "whole_study"):
         assert page.index(f"<!-- {name} -->") < page.index(f"<!-- /{name} -->")
