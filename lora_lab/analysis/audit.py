@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from lora_lab.analysis.audit_design import AuditNote, Kind, design_notes
 from lora_lab.analysis.importance import adaptive_caveat
 from lora_lab.analysis.replicates import replicate_groups
-from lora_lab.analysis.selection import value_of
 from lora_lab.analysis.wording import number_text, plural
 from lora_lab.study.space import choices
+from lora_lab.study.trial_settings import value_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

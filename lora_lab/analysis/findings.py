@@ -34,6 +34,8 @@ class Standing:
     number: int
     """Of its trial in the search; of several seeds, of the best one."""
     config: TrialConfig
+    label: str
+    """The configuration in a few words."""
     value: float
     """The mean over the retrainings with fresh seeds; without any, over its seeds in the search."""
     search_value: float

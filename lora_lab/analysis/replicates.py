@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_lab.analysis.selection import measured, retrainings, search_trials
+from lora_lab.analysis.wording import config_label
 from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class ReplicateGroup:
     """The trial of the search that stands for it: of several seeds, the one with the lowest loss."""
     config: TrialConfig
     """Of that trial."""
+    searched: tuple[str, ...]
+    """The parameters that the study searched in it."""
     search_value: float
     """Of that trial."""
     search_mean: float
@@ -49,6 +52,11 @@ class ReplicateGroup:
     """Retrainings with a value; where there are any, `runs` are these."""
     lost: int
     """Trainings of the same kind as `runs` that ended without a value."""
+
+    @property
+    def label(self) -> str:
+        """The configuration in a few words."""
+        return config_label(self.config, self.searched)
 
     @property
     def mean(self) -> float:
@@ -136,6 +144,7 @@ def _group(trials: Sequence[TrialResult], fresh: Sequence[TrialResult], measure:
         measure=measure,
         number=first.number,
         config=first.config,
+        searched=tuple(first.params),
         search_value=value,
         search_mean=statistics.fmean(loss for _, loss in searched.values()),
         runs={seed: run for seed, (run, _) in runs.items()},

@@ -1,4 +1,4 @@
-"""Which rows of the trial table a statistic may use, and the value that a trial had for a parameter."""
+"""Which rows of the trial table a statistic may use."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 from lora_lab.study.measures import EVAL_LOSS
-from lora_lab.study.sweep import SEARCHABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
-    from lora_lab.study.settings import TrialConfig
-    from lora_lab.study.sweep import Value
 
 
 def search_trials(results: Iterable[TrialResult]) -> list[TrialResult]:
@@ -42,13 +39,3 @@ def ranked(results: Iterable[TrialResult], measure: Measure = EVAL_LOSS) -> list
 def retrainings(results: Iterable[TrialResult], number: int) -> list[TrialResult]:
     """The retrainings of trial `number` with fresh seeds, whatever became of them."""
     return [result for result in results if result.replicate > 0 and result.confirms == number]
-
-
-def value_of(config: TrialConfig, name: str) -> Value:
-    """The value of parameter `name`, searched or fixed; alpha and its ratio are derived from each other."""
-    if name == "alpha_ratio":
-        return config.lora.alpha / config.lora.r
-    if name == "lora_alpha":
-        return config.lora.alpha
-    value: Value = getattr(getattr(config, SEARCHABLE[name]), name)
-    return value

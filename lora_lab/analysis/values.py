@@ -7,9 +7,10 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.selection import finished, measured, search_trials, value_of
+from lora_lab.analysis.selection import finished, measured, search_trials
 from lora_lab.analysis.wording import number_text, rate_text, value_text
 from lora_lab.study.measures import TRAINABLE_PARAMS
+from lora_lab.study.trial_settings import value_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -135,6 +135,7 @@ def standing_of(group: ReplicateGroup, cost: str) -> Standing:
     return Standing(
         number=group.number,
         config=group.config,
+        label=group.label,
         value=group.value,
         search_value=group.measure.as_loss(group.search_value),
         runs=len(group.values),

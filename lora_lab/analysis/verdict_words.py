@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.comparison import seeds_to_decide
 from lora_lab.analysis.wording import (
-    config_label,
     distance_text,
     measure_interval,
     measure_text,
@@ -87,7 +86,7 @@ def _runs_text(measure: Measure, standing: Standing) -> str:
 def _best_sentence(findings: Findings, best: Standing) -> str:
     measure, gain = findings.measure, abs(findings.gain)
     return (
-        f"Best: trial {best.number} ({config_label(best.config)}) reaches {measure.label} "
+        f"Best: trial {best.number} ({best.label}) reaches {measure.label} "
         f"{value_and_unit(measure, best.value)} ({_runs_text(measure, best)}), {measure_text(measure, gain)} "
         f"{_gain_side(findings)} the bare base ({measure_text(measure, findings.base_value)})."
     )
@@ -173,7 +172,7 @@ def _tested_choice(findings: Findings, best: Standing, cheapest: Standing) -> st
     row = next(row for row in findings.rows if row.standing.number == cheapest.number)
     assert row.corrected_p is not None
     return (
-        f"As good and cheaper: trial {cheapest.number} ({config_label(cheapest.config)}) is "
+        f"As good and cheaper: trial {cheapest.number} ({cheapest.label}) is "
         f"{_distance(measure, row)} the best, shown to be within {margin} (one-sided paired test, Holm-corrected p "
         f"{p_text(row.corrected_p)}): "
         f"{measure.label} {measure_text(measure, cheapest.value)}, {_cost_comparison(cheapest, best)}."
@@ -188,7 +187,7 @@ def _untested_choice(findings: Findings, best: Standing, cheapest: Standing) -> 
     others = len(findings.equivalent) - 1
     return (
         f"{plural(others, 'other trial')} {'comes' if others == 1 else 'come'} {within}. "
-        f"The cheapest choice is trial {cheapest.number} ({config_label(cheapest.config)}): "
+        f"The cheapest choice is trial {cheapest.number} ({cheapest.label}): "
         f"{measure.label} {measure_text(measure, cheapest.value)}, {_cost_comparison(cheapest, best)}. "
         "This is not tested: it takes replicates."
     )

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from lora_lab.common.sizes import bytes_text
 from lora_lab.study.measures import EVAL_LOSS
+from lora_lab.study.trial_settings import changed_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from lora_lab.study.measures import Measure, Style
     from lora_lab.study.settings import ModelSettings, TrialConfig
@@ -70,7 +71,7 @@ def number_text(value: float) -> str:
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    return f"{value:.4g}"
+    return f"{value:.0f}" if value == round(value) else f"{value:.4g}"
 
 
 def signed_percent_text(percent: float) -> str:
@@ -124,7 +125,9 @@ def value_text(value: Value) -> str:
     """A parameter's value on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float)):
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
         return number_text(value)
     if isinstance(value, str):
         return one_line(value, 60)
@@ -132,41 +135,64 @@ def value_text(value: Value) -> str:
     return ",".join(shown) + (f",… ({len(value)})" if len(value) > len(shown) else "")
 
 
-def config_label(config: TrialConfig) -> str:
-    """A trial's configuration in a few words, without what is usually fixed."""
+def setting_text(name: str, value: Value | None) -> str:
+    """The value of the setting of this name on one line."""
+    if value is None:
+        return "none"
+    if name == "learning_rate" and isinstance(value, float):
+        return rate_text(value)
+    return value_text(value)
+
+
+def config_label(config: TrialConfig, searched: Collection[str]) -> str:
+    """A configuration in a few words: its adapter, length and rate, then what makes it unlike other trainings.
+
+    The seed is left out, which tells replicates apart but no configurations: see `trial_label`.
+
+    Args:
+        config: What is trained.
+        searched: The parameters that the study searched in it. What is fixed for the whole study is told only where it
+            makes another kind of training (`_KINDS`).
+    """
     lora, training = config.lora, config.training
     layers = "" if lora.layers == "all" else f" layers {value_text(lora.layers)}"
     length = plural(training.num_train_epochs, "epoch") if training.max_steps is None else f"{training.max_steps} steps"
+    changed = changed_of(config)
     parts = [
         f"r={lora.r} alpha={number_text(lora.alpha)} {value_text(lora.target_modules)}{layers}",
         length,
         f"lr {rate_text(training.learning_rate)}",
-        *_unusual(config),
+        *(words(config) for name, words in _KINDS.items() if name in changed),
+        *(f"{name}={setting_text(name, changed[name])}" for name in changed if name in searched and name not in _SAID),
     ]
     return ", ".join(parts)
 
 
-def _unusual(config: TrialConfig) -> Iterator[str]:
-    """Settings of a trial that most studies leave at their default, where they are not."""
-    model, data, lora, training = config.model, config.data, config.lora, config.training
-    if model.quantization != "none":
-        yield quantization_text(model)
-    if data.max_train_examples is not None:
-        yield plural(data.max_train_examples, "example")
-    if lora.init_lora_weights is not True:
-        yield f"init {value_text(lora.init_lora_weights)}"
-    if lora.use_rslora:
-        yield "rsLoRA"
-    if lora.use_dora:
-        yield "DoRA"
-    if lora.lora_dropout:
-        yield f"dropout {number_text(lora.lora_dropout)}"
-    if lora.bias != "none":
-        yield f"bias {lora.bias}"
-    if training.loraplus_lr_ratio is not None:
-        yield f"LoRA+ {number_text(training.loraplus_lr_ratio)}"
-    if training.gradient_checkpointing:
-        yield "checkpointing"
+def trial_label(config: TrialConfig, searched: Collection[str]) -> str:
+    """A configuration in a few words, as `config_label` has them, with the seed where it is not the default one."""
+    seed = changed_of(config).get("seed")
+    return config_label(config, searched) + ("" if seed is None else f", seed {seed}")
+
+
+_KINDS: Mapping[str, Callable[[TrialConfig], str]] = {
+    "quantization": lambda config: quantization_text(config.model),
+    "max_train_examples": lambda config: plural(config.data.max_train_examples or 0, "example"),
+    "init_lora_weights": lambda config: f"init {value_text(config.lora.init_lora_weights)}",
+    "use_rslora": lambda _: "rsLoRA",
+    "use_dora": lambda _: "DoRA",
+    "lora_dropout": lambda config: f"dropout {number_text(config.lora.lora_dropout)}",
+    "bias": lambda config: f"bias {config.lora.bias}",
+    "modules_to_save": lambda config: f"{value_text(config.lora.modules_to_save or ())} in full",
+    "loraplus_lr_ratio": lambda config: f"LoRA+ {number_text(config.training.loraplus_lr_ratio or 0)}",
+    "gradient_checkpointing": lambda _: "checkpointing",
+}
+"""Settings with a word of their own: where one is not at its default, it is another kind of training."""
+_SAID = {
+    *_KINDS,
+    *("r", "lora_alpha", "alpha_ratio", "scaling", "target_modules", "layers"),
+    *("num_train_epochs", "max_steps", "learning_rate", "double_quant", "seed"),
+}
+"""What a label says in other words than `name=value`, or not at all."""
 
 
 def quantization_text(model: ModelSettings) -> str:

@@ -33,7 +33,7 @@ def readme(trial: ExportedTrial, target: TargetName, command: str, warnings: Seq
 
 
 def _what(trial: ExportedTrial) -> str:
-    label = config_label(trial.config)
+    label = config_label(trial.config, trial.result.params)
     loss = trial.result.eval_loss
     measured = "It has no result." if loss is None else f"eval_loss {nats(loss)} nats per token on held-out data."
     return f"{label}, on {trial.model_words}. {measured}"

@@ -66,7 +66,7 @@ def pareto_panel(front: Front, results: Sequence[TrialResult]) -> Panel:
         f"{vertical(judged)} and left is better. Filled: no configuration beats it on both; hollow: so in some draws "
         f"of the noise; faint: beaten. {_volume(front)}"
     )
-    labels = {result.number: config_label(result.config) for result in results}
+    labels = {result.number: config_label(result.config, result.params) for result in results}
     rows = [_row(front, member, labels) for member in front.members]
     headers = [
         "trial",
@@ -107,7 +107,7 @@ def _spots(front: Front, results: Sequence[TrialResult]) -> list[_Spot]:
         )
         sure = "" if member is None or member.probability is None else f"; {_sure(member.probability)}"
         words = (
-            f"trial {group.number}: {plot_text(config_label(group.config))}<br>{value_and_unit(judged, group.value)} "
+            f"trial {group.number}: {plot_text(group.label)}<br>{value_and_unit(judged, group.value)} "
             f"({plural(len(group.values), 'run')}), {measure_text(MEASURES[front.axes[1]], spent)}{sure}"
         )
         spots.append(_Spot(targets, names.index(targets), group.value, spent, look, words))

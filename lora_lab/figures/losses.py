@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.replicates import noise_floor, replicate_groups
 from lora_lab.analysis.selection import finished, measured, search_trials
-from lora_lab.analysis.wording import config_label, nats, number_text, plural
+from lora_lab.analysis.wording import nats, number_text, plural
 from lora_lab.figures.style import (
     Panel,
     blank_figure,
@@ -197,9 +197,7 @@ def _pair_hover(group: ReplicateGroup | None) -> str:
     if group is None:
         return "not tried to the end"
     runs = plural(len(group.values), "run")
-    return (
-        f"trial {group.number}: {nats(group.mean)} nats per token ({runs})<br>{plot_text(config_label(group.config))}"
-    )
+    return f"trial {group.number}: {nats(group.mean)} nats per token ({runs})<br>{plot_text(group.label)}"
 
 
 def learning_curves(results: Sequence[TrialResult], findings: Findings) -> Panel:

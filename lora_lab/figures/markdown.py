@@ -91,7 +91,7 @@ def _best_trials(evidence: Evidence) -> Table:
         [
             number_cell(result.number),
             measure_cell(measure, value),
-            text_cell(config_label(result.config)),
+            text_cell(config_label(result.config, result.params)),
             measure_cell(TRAINABLE_PARAMS, result.metrics.get(TRAINABLE_PARAMS.name)),
         ]
         for result, value in ranked(evidence.results, measure)[:LISTED]

@@ -10,9 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.selection import finished, value_of
-from lora_lab.analysis.wording import number_text, rate_text, value_text
+from lora_lab.analysis.selection import finished
+from lora_lab.analysis.wording import setting_text
 from lora_lab.figures.style import BLUE, GRAY, ORANGE, Panel, blank_figure, hover, plot_text
+from lora_lab.study.settings import Trait
+from lora_lab.study.trial_settings import settings_with, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
     from lora_lab.study.sweep import Value
 
-AXES = ("r", "alpha_ratio", "learning_rate", "num_train_epochs", "target_modules", "layers")
-LOGARITHMIC = ("r", "alpha_ratio", "learning_rate")
 MOST_TICKS = 8
 Third = tuple[str, str, float]
 """Name, color and line width."""
@@ -39,8 +39,7 @@ class Axis:
 
 
 def _numeric_axis(name: str, values: Sequence[float]) -> Axis:
-    scale = math.log if name in LOGARITHMIC else float
-    text = rate_text if name == "learning_rate" else number_text
+    scale = math.log if name in settings_with(Trait.RATIO) and min(values) > 0 else float
     low, high = scale(min(values)), scale(max(values))
     span = (high - low) or 1.0
 
@@ -50,23 +49,24 @@ def _numeric_axis(name: str, values: Sequence[float]) -> Axis:
     marks = sorted(set(values))
     if len(marks) > MOST_TICKS:
         marks = [marks[0], marks[-1]]
-    return Axis(name, [height(value) for value in values], [(height(mark), text(mark)) for mark in marks])
+    return Axis(name, [height(value) for value in values], [(height(mark), setting_text(name, mark)) for mark in marks])
 
 
-def _named_axis(name: str, values: Sequence[Value]) -> Axis:
-    names = sorted({value_text(value) for value in values})
+def _named_axis(name: str, values: Sequence[Value | None]) -> Axis:
+    names = sorted({setting_text(name, value) for value in values})
     at = {text: index / max(1, len(names) - 1) for index, text in enumerate(names)}
     ticks = [(height, plot_text(text)) for text, height in at.items()]
-    return Axis(name, [at[value_text(value)] for value in values], ticks)
+    return Axis(name, [at[setting_text(name, value)] for value in values], ticks)
 
 
-def _axis(name: str, values: Sequence[Value]) -> Axis:
-    numbers = [float(value) for value in values if isinstance(value, (int, float))]
+def _axis(name: str, values: Sequence[Value | None]) -> Axis:
+    numbers = [float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     return _numeric_axis(name, numbers) if len(numbers) == len(values) else _named_axis(name, values)
 
 
 def _axes(points: Sequence[tuple[TrialResult, float]]) -> list[Axis]:
-    columns = {name: [value_of(result.config, name) for result, _ in points] for name in AXES}
+    searched = dict.fromkeys(name for result, _ in points for name in result.params)
+    columns = {name: [value_of(result.config, name) for result, _ in points] for name in searched}
     varied = [_axis(name, values) for name, values in columns.items() if len(set(map(repr, values))) > 1]
     return [*varied, _numeric_axis("eval_loss", [value for _, value in points])] if varied else []
 

@@ -9,11 +9,12 @@ from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import (
     config_label,
     measure_text,
-    number_text,
+    one_line,
     plural,
-    rate_text,
+    setting_text,
     value_text,
 )
+from lora_lab.common.secrets import redact
 from lora_lab.figures.cells import Table, folded, html_table, text_cell
 from lora_lab.figures.epochs import epochs_and_overfitting
 from lora_lab.figures.equal_budget import arm_panels
@@ -32,6 +33,7 @@ from lora_lab.figures.spectra import rank_used
 from lora_lab.figures.tables import ranks_table, trials_table, value_table
 from lora_lab.figures.verdict import facts_table, verdict_table
 from lora_lab.study.measures import MEASURES, PEAK_MEMORY, TRAINABLE_PARAMS
+from lora_lab.study.trial_settings import told_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from lora_lab.figures.style import Panel
     from lora_lab.study.results import TrialResult
     from lora_lab.study.spec import StudySpec
+    from lora_lab.study.sweep import Value
 
 
 def write_report(path: Path, evidence: Evidence, panels: Sequence[Panel]) -> None:
@@ -80,7 +83,7 @@ OTHER_SECTIONS = [("values", "Value by value"), ("trials", "All trials"), ("repr
 def panels_of(evidence: Evidence) -> list[Panel]:
     """The figures of a study in the order of the report, each with its words; some have only words."""
     results, findings = evidence.results, evidence.findings
-    labels = {result.number: config_label(result.config) for result in results}
+    labels = {result.number: config_label(result.config, result.params) for result in results}
     return [
         loss_by_rank(results, findings),
         adequate_ranks(evidence.rank_curves),
@@ -110,7 +113,7 @@ def _head(spec: StudySpec, findings: Findings) -> str:
         f'<section class="long"><h2>Verdict</h2>\n<p class="lead">{escape(first)}</p>\n'
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in others)}</ul>\n"
         f"{_cards(findings, choice) if choice else ''}"
-        f"{_configuration(choice) if choice else ''}</section>"
+        f"{_configuration(spec, choice) if choice else ''}</section>"
     )
 
 
@@ -135,25 +138,17 @@ def _cards(findings: Findings, choice: Standing) -> str:
     return f'<div class="cards">{shown}</div>\n'
 
 
-def _configuration(choice: Standing) -> str:
-    lora, training, model = choice.config.lora, choice.config.training, choice.config.model
-    lines = {
-        "r": str(lora.r),
-        "lora_alpha": number_text(lora.alpha),
-        "scaling": number_text(lora.scaling),
-        "use_rslora": value_text(lora.use_rslora),
-        "target_modules": value_text(lora.target_modules),
-        "layers": value_text(lora.layers),
-        "lora_dropout": number_text(lora.lora_dropout),
-        "learning_rate": rate_text(training.learning_rate),
-        "lr_scheduler_type": training.lr_scheduler_type,
-        "num_train_epochs": str(training.num_train_epochs),
-        "per_device_train_batch_size": str(training.per_device_train_batch_size),
-        "model": model.model_name_or_path,
-        "quantization": model.quantization,
-    }
-    text = "\n".join(f"{name}: {value}" for name, value in lines.items())
+def _configuration(spec: StudySpec, choice: Standing) -> str:
+    settings = told_of(spec, choice.config)
+    text = "\n".join(f"{name}: {_in_full(name, value)}" for name, value in settings.items())
     return f"<h3>The recommended configuration</h3>\n<pre>{escape(text)}</pre>\n"
+
+
+def _in_full(name: str, value: Value | None) -> str:
+    """The value of a setting as in a study file, however long, without secrets."""
+    if isinstance(value, str):
+        return redact(one_line(value, len(value)))
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else setting_text(name, value)
 
 
 def _evidence_for(findings: Findings) -> str:

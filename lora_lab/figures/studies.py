@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.verdict_words import sentences
-from lora_lab.analysis.wording import config_label, measure_interval, value_and_unit, value_text
+from lora_lab.analysis.wording import measure_interval, value_and_unit, value_text
 from lora_lab.figures.cells import Table, html_table, interval_cell, measure_cell, number_cell, text_cell
 from lora_lab.figures.page import not_drawn, section, write_page
 from lora_lab.figures.style import Panel, axis_of, blank_figure, color_of, decimal_axis, plot_text, symbol_of, vertical
@@ -158,7 +158,7 @@ def _choice_row(study: Evidence, label: str, standing: Standing) -> list[Cell]:
         text_cell(study.spec.study_name),
         text_cell(label),
         number_cell(standing.number),
-        text_cell(config_label(standing.config), "reason"),
+        text_cell(standing.label, "reason"),
         measure_cell(measure, standing.value),
         number_cell(standing.runs),
         interval_cell(intervals.get(standing.number), partial(measure_interval, measure)),
@@ -217,8 +217,7 @@ def _points(
         legendgroup=name,
         showlegend=joined,
         text=[
-            f"{name}, trial {group.number}: {plot_text(config_label(group.config))}<br>"
-            f"{value_and_unit(group.measure, group.value)}"
+            f"{name}, trial {group.number}: {plot_text(group.label)}<br>{value_and_unit(group.measure, group.value)}"
             for group, _ in groups
         ],
         hoverinfo="text",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from lora_lab.analysis.selection import measured
-from lora_lab.analysis.wording import config_label, count_text, nats, value_text
+from lora_lab.analysis.wording import count_text, nats, trial_label, value_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,7 +104,7 @@ def hover(result: TrialResult) -> str:
     """What a trial's point says under the mouse."""
     value = measured(result)
     loss = "" if value is None else f"<br>eval_loss {nats(value)} nats per token"
-    return f"trial {result.number}: {result.state}{loss}<br>{plot_text(config_label(result.config))}"
+    return f"trial {result.number}: {result.state}{loss}<br>{plot_text(trial_label(result.config, result.params))}"
 
 
 def log2_axis(values: Sequence[float]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.selection import measured, value_of
+from lora_lab.analysis.selection import measured
 from lora_lab.analysis.values import by_value, rank_table
 from lora_lab.analysis.wording import (
     count_text,
@@ -13,8 +13,8 @@ from lora_lab.analysis.wording import (
     value_text,
 )
 from lora_lab.figures.cells import Cell, Table, measure_cell, number_cell, text_cell
-from lora_lab.study.engines import engine_for
 from lora_lab.study.measures import MEASURES
+from lora_lab.study.trial_settings import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,24 +61,25 @@ TRIAL_COLUMNS: Mapping[str, Callable[[TrialResult], Cell]] = {
     "trial": lambda trial: number_cell(trial.number),
     "state": lambda trial: text_cell(trial.state.replace("_", " ")),
     "eval_loss, nats": lambda trial: number_cell(measured(trial), nats),
-    "r": lambda trial: number_cell(trial.config.lora.r),
-    "alpha": lambda trial: number_cell(trial.config.lora.alpha),
-    "scaling": lambda trial: number_cell(trial.config.lora.scaling),
-    "targets": lambda trial: text_cell(value_text(trial.config.lora.target_modules)),
-    "layers": lambda trial: text_cell(value_text(trial.config.lora.layers)),
-    "epochs": lambda trial: number_cell(trial.config.training.num_train_epochs),
-    "lr": lambda trial: number_cell(trial.config.training.learning_rate, rate_text),
 }
-"""What every study's table says of a trial before the other parameters that it searched."""
+SETTING_COLUMNS: Mapping[str, str] = {
+    "r": "r",
+    "lora_alpha": "alpha",
+    "scaling": "scaling",
+    "target_modules": "targets",
+    "layers": "layers",
+    "num_train_epochs": "epochs",
+    "learning_rate": "lr",
+}
+"""The settings that every study's table shows, searched or not, and how their columns are headed."""
 LAST_COLUMNS: Mapping[str, Callable[[TrialResult], Cell]] = {
-    "engine": lambda trial: text_cell(engine_for(trial.config).name),
+    "engine": lambda trial: text_cell(trial.engine.name),
     "source": lambda trial: number_cell(trial.source),
     "remark": lambda trial: text_cell(_remark(trial), "reason"),
 }
 """What became of it; between these stand its seed and what was measured of it."""
-SHOWN_APART = frozenset(
-    {"r", "lora_alpha", "alpha_ratio", "target_modules", "layers", "num_train_epochs", "learning_rate", "seed"}
-)
+SHOWN_OTHERWISE = ("alpha_ratio", "seed")
+"""Searched parameters without a column: alpha and r tell the ratio, and the seed stands with the figures."""
 
 
 def _figure_cell(trial: TrialResult, measure: Measure) -> Cell:
@@ -100,10 +101,10 @@ def _remark(result: TrialResult) -> str:
     return "; ".join(about)
 
 
-def _parameter_cell(value: Value) -> Cell:
+def _setting_cell(name: str, value: Value | None) -> Cell:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return number_cell(value)
-    return text_cell(value_text(value))
+        return number_cell(value, rate_text) if name == "learning_rate" else number_cell(value)
+    return text_cell("" if value is None else value_text(value))
 
 
 def trials_table(results: Sequence[TrialResult], choice: int | None) -> Table:
@@ -111,10 +112,12 @@ def trials_table(results: Sequence[TrialResult], choice: int | None) -> Table:
 
     Columns that no trial fills are left out.
     """
-    searched = dict.fromkeys(name for trial in results for name in trial.params if name not in SHOWN_APART)
+    searched = dict.fromkeys(name for trial in results for name in trial.params if name not in SHOWN_OTHERWISE)
+    headers = {**SETTING_COLUMNS, **{name: name for name in searched if name not in SETTING_COLUMNS}}
+    settings = [settings_of(trial.config) for trial in results]
     columns = {
         **{header: [show(trial) for trial in results] for header, show in TRIAL_COLUMNS.items()},
-        **{name: [_parameter_cell(value_of(trial.config, name)) for trial in results] for name in searched},
+        **{header: [_setting_cell(name, one[name]) for one in settings] for name, header in headers.items()},
         "seed": [number_cell(trial.config.training.seed) for trial in results],
         **{one.header: [_figure_cell(trial, one) for trial in results] for one in MEASURES.values() if one.header},
         **{header: [show(trial) for trial in results] for header, show in LAST_COLUMNS.items()},

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict_words import facts
-from lora_lab.analysis.wording import config_label, measure_interval, value_name
+from lora_lab.analysis.wording import measure_interval, value_name
 from lora_lab.figures.cells import Cell, Table, interval_cell, measure_cell, number_cell, p_cell, text_cell
 from lora_lab.study.measures import MEASURES, costs
 
@@ -37,7 +37,7 @@ def _row(measure: Measure, row: VerdictRow) -> list[Cell]:
     standing = row.standing
     return [
         number_cell(standing.number),
-        text_cell(config_label(standing.config), "reason"),
+        text_cell(standing.label, "reason"),
         text_cell(row.decision, "wrap"),
         measure_cell(measure, standing.value),
         interval_cell(row.value_interval, partial(measure_interval, measure)),

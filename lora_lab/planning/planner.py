@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.audit import audit
-from lora_lab.analysis.wording import value_text
+from lora_lab.analysis.wording import setting_text, value_text
 from lora_lab.common.errors import StorageError
 from lora_lab.planning.devices import Device
 from lora_lab.planning.example_count import training_examples
@@ -17,9 +17,11 @@ from lora_lab.planning.trainings import MOST_VARIANTS, GridTrainings, configurat
 from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
 from lora_lab.study.engines import engine_for
+from lora_lab.study.settings import Trait
 from lora_lab.study.space import deciding
 from lora_lab.study.targets import trainable_parameters
 from lora_lab.study.trajectory import trajectory_note
+from lora_lab.study.trial_settings import settings_with, value_of
 from lora_lab.training.base.loading import default_device, device_name, model_config
 from lora_lab.training.device import device_bytes
 from lora_lab.training.memory.predictor import CONTEXT_BYTES, MemoryPredictor
@@ -34,25 +36,11 @@ if TYPE_CHECKING:
     from lora_lab.study.targets import LinearMap
     from lora_lab.training.memory.predictor import MemoryPrediction
 
-MEMORY_PARAMETERS = (
-    "r",
-    "target_modules",
-    "layers",
-    "lora_dropout",
-    "init_lora_weights",
-    "use_dora",
-    "bias",
-    "modules_to_save",
-    "quantization",
-    "double_quant",
-    "max_length",
-    "packing",
-    "per_device_train_batch_size",
-    "gradient_checkpointing",
-    "optim",
+MEMORY_COLUMNS = (
+    *("quantization", "double_quant", "r", "target_modules", "layers"),
+    *("per_device_train_batch_size", "max_length"),
 )
-"""The parameters that decide a trial's memory, its engine, and its number of parameters."""
-COST_PARAMETERS = (*MEMORY_PARAMETERS, "num_train_epochs", "max_steps", "gradient_accumulation_steps")
+"""The settings that `Memory` has fields for."""
 ANY_RANK = {"r": 2, "lora_alpha": None}
 """Changes to the LoRA settings that leave alone everything but the rank; every initialization takes rank 2."""
 QUANTIZED = {"quantization": "nf4"}
@@ -121,7 +109,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         spec, sweep = self._spec, self._spec.sweep
-        shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, MEMORY_PARAMETERS)))))
+        shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, settings_with(Trait.MEMORY))))))
         grid = GridTrainings(spec, lambda _: self._linears) if sweep.sampler == "grid" else None
         asked = grid.cells if grid and sweep.n_trials is None else sweep.n_trials or 0
         if grid and sweep.n_trials is not None:
@@ -235,12 +223,18 @@ class _Planner:
     def _work(self, grid: GridTrainings | None, trained: int, retrainings: int) -> Work:
         spec = self._spec
         examples = training_examples(spec.data)
-        shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, COST_PARAMETERS)))))
+        names = (*settings_with(Trait.MEMORY), *settings_with(Trait.WORK))
+        shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, names)))))
         speed = _measured_speed(spec, self._folder)
         if examples is None:
             return Work(None, None, None, None, speed)
-        per_epoch = [self._flops(config, examples, epochs=1) for config in shapes]
-        costs = [self._costs(config, examples) for config in (grid.trained.values() if grid else shapes)]
+        available = training_examples(spec.data.model_copy(update={"max_train_examples": None})) or examples
+
+        def used(config: TrialConfig) -> int:
+            return min(available, config.data.max_train_examples or available)
+
+        per_epoch = [self._flops(config, used(config), epochs=1) for config in shapes]
+        costs = [self._costs(config, used(config)) for config in (grid.trained.values() if grid else shapes)]
         mean = [statistics.fmean(column) for column in zip(*costs, strict=True)]
         tokens, flops = (value * (trained + retrainings) for value in mean)
         return Work(
@@ -276,10 +270,10 @@ def _size(row: Memory) -> int:
 
 
 def _other(spec: StudySpec, config: TrialConfig) -> str:
-    """What is searched beside the columns of the table."""
-    shown = ("lora_dropout", "packing", "gradient_checkpointing", "optim", "use_dora", "bias", "init_lora_weights")
-    values = config.lora.model_dump() | config.training.model_dump() | config.data.model_dump()
-    return ", ".join(f"{name}={value_text(values[name])}" for name in shown if name in spec.sweep.parameters)
+    """What is searched and decides the memory beside the fields of `Memory`."""
+    names = [name for name in settings_with(Trait.MEMORY) if name in spec.sweep.parameters]
+    others = (name for name in names if name not in MEMORY_COLUMNS)
+    return ", ".join(f"{name}={setting_text(name, value_of(config, name))}" for name in others)
 
 
 def _at_once(predicted: MemoryPrediction, config: TrialConfig, limit: int) -> int:

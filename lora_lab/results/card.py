@@ -73,10 +73,11 @@ def card(study: str, result: TrialResult, findings: Findings, adapter: str = "ad
         findings: The verdict on the study.
         adapter: What the adapter is loaded from, a Hub id or the name of its folder.
     """
+    label = config_label(result.config, result.params)
     parts = [
         f"---\n{card_data(study, result).to_yaml()}\n---",
         f"# LoRA adapter of study {study}, trial {result.number}",
-        f"{config_label(result.config)}, on {base_words(result.config.model)}. {_measured(result, findings)}",
+        f"{label}, on {base_words(result.config.model)}. {_measured(result, findings)}",
         "## How it was chosen",
         _chosen(result, findings),
         "\n".join(f"- {sentence}" for sentence in sentences(findings)),

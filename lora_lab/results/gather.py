@@ -93,7 +93,9 @@ def adapter_spectra(results: Results, folder: RunFolder) -> list[AdapterSpectrum
             continue
         role = " and ".join(name for name, standing in chosen.items() if standing and standing.number == number)
         summary = summarize(read_spectra(adapter).values())
-        spectra.append(AdapterSpectrum(number=number, label=config_label(trial.config), role=role, summary=summary))
+        spectra.append(
+            AdapterSpectrum(number=number, label=config_label(trial.config, trial.params), role=role, summary=summary)
+        )
     return spectra[:MOST_SPECTRA]
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.wording import plural
+from lora_lab.analysis.wording import plural, trial_label
 from lora_lab.common.errors import InputError
-from lora_lab.study.engines import engine_for
 from lora_lab.terminal.messages import TrialBegan, TrialOver
 from lora_lab.tracking.describe import curve_read_off, trial_started
 from lora_lab.tracking.records import TrialEnded
@@ -45,13 +44,15 @@ class Announcer:
 
     def started(self, asked: Asked, engine: EngineChoice) -> None:
         """A trial trains from now on."""
-        tags = self._tags(asked.config) | {"engine_reason": engine.reason}
+        tags = self._tags(asked.config, engine)
         if asked.confirms is not None:
             tags |= {"confirms": str(asked.confirms), "replicate": str(asked.replicate)}
         if asked.branched_from is not None:
             tags |= {"branched_from": str(asked.branched_from)}
-        self._journal.append(trial_started(asked.number, asked.config, engine=engine.name, tags=tags))
-        self._display.tell(TrialBegan(asked.number, asked.config, is_retraining=asked.confirms is not None))
+        number, config, searched = asked.number, asked.config, asked.params
+        self._journal.append(trial_started(number, config, searched=searched, engine=engine.name, tags=tags))
+        label = trial_label(config, searched)
+        self._display.tell(TrialBegan(number, config, label, is_retraining=asked.confirms is not None))
 
     def shared(self, result: TrialResult, result_of: Callable[[int], TrialResult]) -> None:
         """A trial was told the outcome of another."""
@@ -61,12 +62,18 @@ class Announcer:
 
     def record(self, result: TrialResult, result_of: Callable[[int], TrialResult]) -> None:
         """Journal a trial from the storage alone: one that was not trained, or whose end a kill kept out."""
-        tags = self._tags(result.config)
+        tags = self._tags(result.config, result.engine)
         if result.source is not None:
             tags["shares"] = str(result.source)
         adapter = self._folder.files_of(result.number).adapter
         self._journal.append(
-            trial_started(result.number, result.config, engine=engine_for(result.config).name, tags=tags),
+            trial_started(
+                result.number,
+                result.config,
+                searched=result.params,
+                engine=result.engine.name,
+                tags=tags,
+            ),
             *curve_read_off(result),
             TrialEnded(
                 number=result.number,
@@ -78,9 +85,9 @@ class Announcer:
             ),
         )
 
-    def _tags(self, config: TrialConfig) -> dict[str, str]:
+    def _tags(self, config: TrialConfig, engine: EngineChoice) -> dict[str, str]:
         """What ties the trial to its replicates, and says why its engine trains it."""
-        tags = {"engine_reason": engine_for(config).reason}
+        tags = {"engine_reason": engine.reason}
         with suppress(InputError):  # of targets that match nothing: the trial is told as failed with that
             tags["config_id"] = self._identities.of_replicates(config)[:12]
         return tags

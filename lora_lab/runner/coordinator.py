@@ -201,10 +201,14 @@ class Coordinator:
             self._tidy_adapters()
 
     def _announce_started(self, events: list[TrialEvent]) -> list[TrialEvent]:
-        """Journal and show the trials that have a place on a device now; the other events."""
+        """Journal and show the trials that have a place on a device now; the other events.
+
+        What trains them is kept first: a kill between the two lets the trial start again.
+        """
         for event in events:
             if isinstance(event, Started):
                 engine = EngineChoice(event.engine, event.reason)
+                self._store.keep_engine(event.number, engine)
                 self._announcer.started(self._starting.pop(event.number), engine)
         return [event for event in events if not isinstance(event, Started)]
 

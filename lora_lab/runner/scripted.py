@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from lora_lab.common.errors import CheckpointError, InputError, TrainingError
 from lora_lab.runner.checkpoint_clock import CheckpointClock
 from lora_lab.runner.executor import Backend, Prepared
-from lora_lab.study.engines import engine_for
+from lora_lab.study.engines import EngineChoice, engine_for
 from lora_lab.study.events import (
     ENDINGS,
     Diverged,
@@ -84,6 +84,8 @@ class Script:
     base_loss: float = 4.0
     forgetting_loss: float | None = None
     """The loss of the bare base, and of every trial, on general text."""
+    refused_base: str | None = None
+    """Why the packed engine refuses the base, which no settings tell; None where it takes it."""
 
     def costs(self, config: TrialConfig) -> dict[str, float]:
         """What is known of a trial's price before its end."""
@@ -169,7 +171,8 @@ class ScriptedExecutor:
 
     def start(self, work: Work) -> None:
         """Begin a trial, or go on with it from its checkpoint."""
-        choice = engine_for(work.config)
+        refused = self.script.refused_base
+        choice = engine_for(work.config) if refused is None else EngineChoice("reference", refused)
         where = Where(number=work.number, step=0, epoch=0.0)
         self._told.append(Started(**where, engine=choice.name, reason=choice.reason))
         try:

@@ -3,7 +3,7 @@
 Each record is one user attribute, so that it is written whole or not at all. `asked` comes first: what the
 sampler chose, and the configuration made of it. `outcome` is written *before* Optuna's own state: a
 coordinator killed between the two finds it and finishes the telling. The outcome is the truth; Optuna's state
-says what the sampler learns.
+says what the sampler learns. `engine` is written when a trial begins to train, before anything is told of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from lora_lab.common.errors import StorageError
+from lora_lab.study.engines import EngineChoice, engine_for
 from lora_lab.study.results import TrialResult, TrialState
 from lora_lab.study.settings import TrialConfig
 
@@ -33,6 +34,7 @@ CONFIRMS = "confirms"
 SEED = "replicate_seed"
 BRANCHED_FROM = "branched_from"
 RUNGS = "rungs"
+ENGINE = "engine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,12 @@ def asked_of(trial: FrozenTrial) -> Asked | None:
     )
 
 
+def engine_of(trial: FrozenTrial, config: TrialConfig) -> EngineChoice:
+    """What trains or trained a trial; where no engine was kept with it, the one that its settings choose."""
+    kept = trial.user_attrs.get(ENGINE)
+    return engine_for(config) if kept is None else EngineChoice(*kept)
+
+
 def outcome_of(trial: FrozenTrial) -> Outcome | None:
     """How a trial ended, None for one that has not."""
     record = trial.user_attrs.get(OUTCOME)
@@ -131,6 +139,7 @@ def result_of(trial: FrozenTrial) -> TrialResult | None:
         state=outcome.state,
         params=asked.params,
         config=asked.config,
+        engine=engine_of(trial, asked.config),
         metrics=outcome.metrics,
         curve=curve_of(trial),
         source=outcome.source,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from sqlalchemy.engine import Engine
 
+    from lora_lab.study.engines import EngineChoice
     from lora_lab.study.results import TrialResult, TrialState
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Value
@@ -130,6 +131,10 @@ class StudyStore:
         To be called once, before the first `ask`: it also finishes what was half told.
         """
         return self._asking.running()
+
+    def keep_engine(self, number: int, engine: EngineChoice) -> None:
+        """Keep what trains a trial, and why; to be called when it begins, and again whenever it goes on."""
+        self._ledger.set(number, records.ENGINE, list(engine))
 
     def report(self, number: int, evaluation: int, eval_loss: float, known: Mapping[str, float] | None = None) -> None:
         """Record eval_loss after an evaluation (1, 2, ...); the same evaluation again changes nothing.
@@ -237,6 +242,8 @@ class StudyStore:
             outcome = Outcome(state=state, metrics=known.metrics, reason=reason, source=source)
         if outcome_of(self._ledger.trial(number)) is None:
             self._ledger.set(number, records.CURVE, records.first_of_curve(origin, evaluations))
+            if records.ENGINE in origin.user_attrs:
+                self._ledger.set(number, records.ENGINE, origin.user_attrs[records.ENGINE])
         self._ledger.conclude(number, outcome)
 
     def add_read_off(

@@ -75,6 +75,7 @@ class ShorterRuns:
             "user_attrs": {
                 records.ASKED: asked.record(),
                 records.CURVE: records.first_of_curve(source, evaluations),
+                **{key: value for key, value in source.user_attrs.items() if key == records.ENGINE},
                 **attributes,
             },
             "system_attrs": {FIXED_PARAMS: stored, **generation},

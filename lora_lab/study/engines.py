@@ -1,7 +1,8 @@
-"""Which training engine a trial runs on, and why: decided by its settings alone.
+"""Which training engine a trial runs on, and why, as far as its settings decide it.
 
 The packed engine trains many trials in one pass, and does exactly what it does. What it does not do runs on the
-reference engine, `transformers.Trainer` with `peft`, one trial at a time.
+reference engine, `transformers.Trainer` with `peft`, one trial at a time. So does what runs on a base that the packed
+engine refuses when it sees it, which no setting tells: the engine that trained a trial is kept with it in the storage.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class EngineChoice(NamedTuple):
 
 
 def engine_for(config: TrialConfig) -> EngineChoice:
-    """The engine that trains this configuration."""
+    """The engine that trains this configuration, unless the packed one refuses its base."""
     reasons = list(_beyond_packing(config.lora))
     if reasons:
         return EngineChoice("reference", "; ".join(reasons))

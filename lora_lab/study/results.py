@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lora_lab.study.engines import EngineChoice
     from lora_lab.study.settings import TrialConfig
     from lora_lab.study.sweep import Value
 
@@ -24,6 +25,8 @@ class TrialResult:
     params: Mapping[str, Value]
     """The values that the sampler chose, by parameter name."""
     config: TrialConfig
+    engine: EngineChoice
+    """What trains or trained it, and why; for `shared`, what trained `source`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Final figures by their MLflow names; empty for a trial that has none."""
     curve: Mapping[int, float] = field(default_factory=dict)

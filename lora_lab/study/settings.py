@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -26,6 +27,14 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_list_to_tuple), Field(min_le
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 
 TARGET_PRESETS = ("attention", "mlp", "all-linear", "all-linear+head")
+
+
+class Trait(Enum):
+    """What is known of a setting beside its type, as part of the field's annotation."""
+
+    MEMORY = "decides a trial's memory, its engine or its number of parameters"
+    WORK = "decides how many steps or tokens a trial trains"
+    RATIO = "is compared by ratios: drawn on a logarithmic axis"
 
 
 class RuleError(ValueError):
@@ -49,8 +58,8 @@ class ModelSettings(Settings):
     """`builtin/tiny-llama`, a local folder, or a Hub id."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
-    quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
-    double_quant: bool = False
+    quantization: Annotated[Literal["none", "int8", "nf4", "fp4"], Trait.MEMORY] = "none"
+    double_quant: Annotated[bool, Trait.MEMORY] = False
     """Quantize the quantization constants too (4-bit only); saves about 0.37 bit per parameter."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """`auto`: bfloat16 on a GPU that has it, float32 on a CPU."""
@@ -136,11 +145,11 @@ class DataSettings(Settings):
     """A share of the training rows, held out, or a dataset of its own."""
     forgetting: DatasetField | None = None
     """General text that the base must not get worse on; measured before and after training."""
-    max_train_examples: Annotated[int, Field(ge=1)] | None = None
+    max_train_examples: Annotated[Annotated[int, Field(ge=1)] | None, Trait.WORK, Trait.RATIO] = None
     """Train on the first N examples, after those of an `eval` share are held out; unlike a dataset, searchable."""
-    max_length: int = Field(default=512, ge=8)
+    max_length: Annotated[int, Trait.MEMORY, Trait.RATIO] = Field(default=512, ge=8)
     """Tokens per example; longer ones are cut, and how many is reported."""
-    packing: bool = False
+    packing: Annotated[bool, Trait.MEMORY] = False
     """Put several short training examples into one row of up to `max_length` tokens; none sees another."""
     # Left out of dumps where they are not given: trials from before these keys existed keep their identity.
     columns: ColumnNames | None = Field(default=None, exclude_if=_is_none)
@@ -173,26 +182,26 @@ class LoftQSettings(Settings):
 class LoraSettings(Settings):
     """What an adapter is; the names are those of `peft.LoraConfig`."""
 
-    r: int = Field(default=16, ge=1, le=4096)
-    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    r: Annotated[int, Trait.MEMORY, Trait.RATIO] = Field(default=16, ge=1, le=4096)
+    lora_alpha: Annotated[Annotated[float, Field(gt=0)] | None, Trait.RATIO] = None
     """The numerator of the scaling; give this or `alpha_ratio`, not both (default: 2 r)."""
-    alpha_ratio: Annotated[float, Field(gt=0)] | None = None
+    alpha_ratio: Annotated[Annotated[float, Field(gt=0)] | None, Trait.RATIO] = None
     """`lora_alpha / r`."""
-    target_modules: Names | Annotated[str, Field(min_length=1)] = "all-linear"
+    target_modules: Annotated[Names | Annotated[str, Field(min_length=1)], Trait.MEMORY] = "all-linear"
     """A preset (attention, mlp, all-linear, all-linear+head), PEFT's list of names, or PEFT's regex."""
-    layers: Literal["all", "first_half", "last_half", "every_2nd"] | Indices = "all"
+    layers: Annotated[Literal["all", "first_half", "last_half", "every_2nd"] | Indices, Trait.MEMORY] = "all"
     """Which decoder layers are adapted: a preset, or PEFT's `layers_to_transform` indices from 0."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    lora_dropout: Annotated[float, Trait.MEMORY] = Field(default=0.0, ge=0, lt=1)
     use_rslora: bool = False
-    init_lora_weights: InitializationName = True
+    init_lora_weights: Annotated[InitializationName, Trait.MEMORY] = True
     """`pissa`, `olora` and `loftq` also change the base's weights under the adapter."""
     loftq_config: LoftQSettings | None = None
     """Only with `init_lora_weights: loftq`."""
-    use_dora: bool = False
+    use_dora: Annotated[bool, Trait.MEMORY] = False
     """Train a magnitude per output beside the low-rank direction (arXiv:2402.09353)."""
-    bias: Literal["none", "all", "lora_only"] = "none"
+    bias: Annotated[Literal["none", "all", "lora_only"], Trait.MEMORY] = "none"
     """Which biases of the base are trained too; the model then differs from the base without the adapter."""
-    modules_to_save: Names | None = None
+    modules_to_save: Annotated[Names | None, Trait.MEMORY] = None
     """Modules trained in full beside the adapter, and saved with it."""
 
     @model_validator(mode="after")
@@ -239,11 +248,11 @@ class LoraSettings(Settings):
 class TrainingSettings(Settings):
     """How an adapter is trained; the names are those of `transformers.TrainingArguments`."""
 
-    learning_rate: float = Field(default=2e-4, gt=0)
-    per_device_train_batch_size: int = Field(default=8, ge=1)
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    num_train_epochs: int = Field(default=1, ge=1)
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Annotated[float, Trait.RATIO] = Field(default=2e-4, gt=0)
+    per_device_train_batch_size: Annotated[int, Trait.MEMORY, Trait.RATIO] = Field(default=8, ge=1)
+    gradient_accumulation_steps: Annotated[int, Trait.WORK, Trait.RATIO] = Field(default=1, ge=1)
+    num_train_epochs: Annotated[int, Trait.WORK] = Field(default=1, ge=1)
+    max_steps: Annotated[Annotated[int, Field(ge=1)] | None, Trait.WORK] = None
     """Stop after this many optimizer steps, whatever `num_train_epochs` says."""
     lr_scheduler_type: ScheduleName = "constant"
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -253,11 +262,11 @@ class TrainingSettings(Settings):
     """For warmup_stable_decay: share of all optimizer steps at the end in which the rate falls to 0 (default 0.1)."""
     decay_steps: Annotated[int, Field(ge=1)] | None = None
     """The same as a number of steps; give this or `decay_ratio`."""
-    optim: Literal["adamw_torch", "adamw_8bit", "sgd"] = "adamw_torch"
+    optim: Annotated[Literal["adamw_torch", "adamw_8bit", "sgd"], Trait.MEMORY] = "adamw_torch"
     """`adamw_8bit` keeps its moments in 8 bits (bitsandbytes)."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
     """LoRA+ (arXiv:2402.12354): the learning rate of B over that of A, which is `learning_rate`."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Trait.MEMORY] = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     weight_decay: float = Field(default=0.0, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)

@@ -40,9 +40,12 @@ SEARCHABLE: dict[str, str] = {
     "packing": "data",
     "max_train_examples": "data",
     **dict.fromkeys(TrainingSettings.model_fields, "training"),
-    **dict.fromkeys(LoraSettings.model_fields, "lora"),
+    **dict.fromkeys((name for name in LoraSettings.model_fields if name != "loftq_config"), "lora"),
 }
-"""Every name that may stand under `parameters`, and the section of the study file that it belongs to."""
+"""Every name that may stand under `parameters`, and the section of the study file that it belongs to.
+
+Of a whole section such as `loftq_config`, no list of values can be written there.
+"""
 
 OTHER_NAMES = {
     "alpha": "lora_alpha",

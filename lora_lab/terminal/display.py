@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.console import Console
 
-from lora_lab.analysis.wording import config_label, nats, one_line, plural
+from lora_lab.analysis.wording import nats, one_line, plural
 from lora_lab.study.events import Evaluated
 from lora_lab.terminal.live import LONGEST_NOTE, LiveView
 from lora_lab.terminal.messages import (
@@ -103,8 +103,8 @@ def plain_line(message: Message, progress: StudyProgress) -> str | None:
             earlier = f", {done} done before" if done else ""
             at_a_time = f"{pack_size} at a time" if pack_size else "as many at a time as pay"
             line = f"{study_name}: {plural(total, 'trial')}{earlier}, {at_a_time}"
-        case TrialBegan(number, config):
-            line = f"trial {number} started: {config_label(config)}"
+        case TrialBegan(number, _, label):
+            line = f"trial {number} started: {label}"
         case RetrainingsPlanned():
             line = retrainings_text(message, progress)
         case Evaluated():

@@ -34,6 +34,8 @@ class TrialBegan:
 
     number: int
     config: TrialConfig
+    label: str
+    """The configuration in a few words."""
     is_retraining: bool = False
     """Whether it repeats a finalist with a fresh seed, and so is no trial of the search."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict_words import STATE_WORDS
-from lora_lab.analysis.wording import config_label, duration_text, measure_text, one_line, plural
+from lora_lab.analysis.wording import duration_text, measure_text, one_line, plural
 from lora_lab.study.events import Evaluated, Logged, TrialEvent
 from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.results import FINISHED_WITH_VALUE
@@ -30,6 +30,8 @@ class RunningTrial:
 
     number: int
     config: TrialConfig
+    label: str
+    """The configuration in a few words."""
     is_retraining: bool = False
     step: int = 0
     epoch: float = 0.0
@@ -75,8 +77,8 @@ class StudyProgress:
                 self.study_name, self.total, self.earlier = message.study_name, message.total_trials, message.done
                 self.pack_size, self.began = message.pack_size, self.clock()
                 self.measure = message.measure
-            case TrialBegan(number, config, is_retraining):
-                self.running[number] = RunningTrial(number, config, is_retraining)
+            case TrialBegan(number, config, label, is_retraining):
+                self.running[number] = RunningTrial(number, config, label, is_retraining)
             case RetrainingsPlanned():
                 self.total += message.count
             case Tick():
@@ -106,7 +108,7 @@ class StudyProgress:
         if trial is not None and trial.is_retraining:
             return  # none of these is the best of the search
         if self.best is None or self.measure.gain_over(self.best[0], value) > 0:
-            self.best = (value, over.number, config_label(trial.config) if trial else over.reason)
+            self.best = (value, over.number, trial.label if trial else over.reason)
 
     def behind(self, trial: RunningTrial) -> float | None:
         """Nats by which a trial's last evaluation is above the best one that any trial had at that rung."""

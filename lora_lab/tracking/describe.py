@@ -6,11 +6,13 @@ import json
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from lora_lab.analysis.wording import one_line, trial_label
 from lora_lab.study.events import Evaluated
+from lora_lab.study.trial_settings import settings_of
 from lora_lab.tracking.records import DatasetInput, StudyStarted, TrialStarted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from lora_lab.study.results import TrialResult
     from lora_lab.study.settings import TrialConfig
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from lora_lab.study.sweep import Value
 
 PACKAGES = ("lora-lab", "torch", "transformers", "peft", "optuna", "mlflow", "bitsandbytes")
-NAME_WIDTH = 32
+NAME_WIDTH = 200
+"""MLflow keeps 250 characters of a run's name."""
 
 
 def versions() -> dict[str, str]:
@@ -27,55 +30,27 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES if name in installed}
 
 
-def _short(value: str | Sequence[object]) -> str:
-    text = value if isinstance(value, str) else "+".join(map(str, value))
-    return text if len(text) <= NAME_WIDTH else f"{text[: NAME_WIDTH - 3]}..."
-
-
-def trial_name(number: int, config: TrialConfig) -> str:
-    """Such as `trial-0007 r=16 a=32 all-linear e=2`; the layers stand in it where they are not all."""
-    lora = config.lora
-    layers = "" if lora.layers == "all" else f" {_short(lora.layers)}"
-    quantization = "" if config.model.quantization == "none" else f" {config.model.quantization}"
-    return (
-        f"trial-{number:04d} r={lora.r} a={lora.alpha:g} {_short(lora.target_modules)}{layers} "
-        f"e={config.training.num_train_epochs}{quantization}"
-    )
+def trial_name(number: int, config: TrialConfig, searched: Collection[str]) -> str:
+    """Such as `trial-0007 r=16 alpha=32 all-linear, 2 epochs, lr 2e-4, DoRA`."""
+    return one_line(f"trial-{number:04d} {trial_label(config, searched)}", NAME_WIDTH)
 
 
 def trial_params(config: TrialConfig, engine: str) -> dict[str, Value]:
-    """The parameters of one trial by the names that LoRA users know."""
-    lora, training, model = config.lora, config.training, config.model
-    return {
-        "r": lora.r,
-        "lora_alpha": lora.alpha,
-        "alpha_ratio": lora.alpha / lora.r,
-        "scaling": lora.scaling,
-        "target_modules": lora.target_modules,
-        "layers": lora.layers,
-        "lora_dropout": lora.lora_dropout,
-        "use_rslora": lora.use_rslora,
-        "init_lora_weights": lora.init_lora_weights,
-        "num_train_epochs": training.num_train_epochs,
-        "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.lr_scheduler_type,
-        "per_device_train_batch_size": training.per_device_train_batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "weight_decay": training.weight_decay,
-        "seed": training.seed,
-        "max_length": config.data.max_length,
-        "quantization": model.quantization,
-        "double_quant": model.double_quant,
-        "engine": engine,
-    }
+    """Every setting of a trial that has a value, by the names of the study file, and the engine that trains it."""
+    return {name: value for name, value in settings_of(config).items() if value is not None} | {"engine": engine}
 
 
 def trial_started(
-    number: int, config: TrialConfig, *, engine: str, tags: Mapping[str, str] | None = None
+    number: int,
+    config: TrialConfig,
+    *,
+    searched: Collection[str],
+    engine: str,
+    tags: Mapping[str, str] | None = None,
 ) -> TrialStarted:
     """The record with which a trial begins; `tags` tie it to others (config_id, confirms, ...)."""
     return TrialStarted(
-        number=number, name=trial_name(number, config), params=trial_params(config, engine), tags=tags or {}
+        number=number, name=trial_name(number, config, searched), params=trial_params(config, engine), tags=tags or {}
     )
 
 

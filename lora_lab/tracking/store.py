@@ -44,6 +44,7 @@ ADAPTER_TAG = "lora_lab.adapter_folder"
 ARTIFACTS_FOLDER = "mlartifacts"
 MAX_EXPONENT = 700.0
 MAX_DIGEST = 36
+MAX_PARAM = 6000
 BAD_NAME_CHARACTER = re.compile(r"[^\w\-./ ]")
 
 TRIAL_STATUS: Mapping[TrialState, str] = {"complete": "FINISHED", "shared": "FINISHED", "pruned": "KILLED"}
@@ -258,7 +259,8 @@ def _is_curve(name: str) -> bool:
 
 
 def _text(value: Value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text[:MAX_PARAM]
 
 
 def _dataset(item: DatasetInput) -> MlflowDatasetInput:

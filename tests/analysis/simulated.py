@@ -6,6 +6,7 @@ import math
 import random
 from typing import Any
 
+from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult, TrialState
 from lora_lab.study.spec import StudySpec
 
@@ -52,7 +53,10 @@ def trial(number: int, eval_loss: float | None = None, **changes: Any) -> TrialR
         metrics["trainable_params"] = float(config.lora.r * 1000)
     metrics |= fields.pop("metrics", {})
     state: TrialState = fields.pop("state", "complete")
-    return TrialResult(number=number, state=state, params=changes, config=config, metrics=metrics, **fields)
+    engine = engine_for(config)
+    return TrialResult(
+        number=number, state=state, params=changes, config=config, engine=engine, metrics=metrics, **fields
+    )
 
 
 def _surface(params: dict[str, Any], epoch: float, noise: random.Random) -> float:
@@ -130,11 +134,13 @@ def _trial(
         "epochs": float(epochs),
         "steps": float(epochs * STEPS_PER_EPOCH),
     }
+    config = spec.trial_config({**params, "seed": replicate})
     return TrialResult(
         number=number,
         state=state,
         params=params,
-        config=spec.trial_config({**params, "seed": replicate}),
+        config=config,
+        engine=engine_for(config),
         metrics=metrics if state == "complete" else {},
         curve=curve,
         reason=reason,

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from analysis.simulated import study
 
 from lora_lab.analysis.epochs import epoch_curves
+from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ def run(number: int, curve: Sequence[float], seed: int = 0, **params: Any) -> Tr
         state="complete",
         params=params,
         config=config,
+        engine=engine_for(config),
         metrics={"eval_loss": curve[-1]},
         curve=dict(enumerate(curve, start=1)),
     )
@@ -92,6 +95,6 @@ def test_steps_are_counted_where_evaluations_are_not_epochs() -> None:
 
 
 def test_single_points_and_unfinished_trials_are_no_curves() -> None:
-    pruned = TrialResult(number=1, state="pruned", params={}, config=run(0, [4.0, 4.1]).config, curve={1: 4.0, 2: 4.1})
+    pruned = replace(run(1, [4.0, 4.1]), state="pruned", metrics={})
 
     assert epoch_curves([run(0, [4.5]), pruned]) == []

@@ -36,6 +36,7 @@ def group(template: ReplicateGroup, values: Sequence[float]) -> ReplicateGroup:
         measure=EVAL_LOSS,
         number=template.number,
         config=template.config,
+        searched=template.searched,
         search_value=min(values),
         search_mean=float(np.mean(values)),
         runs=dict.fromkeys(range(len(values)), template.runs[0]),

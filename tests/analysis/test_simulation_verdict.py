@@ -42,6 +42,7 @@ class Study:
                 state="complete",
                 params=cell.params,
                 config=cell.config,
+                engine=cell.engine,
                 metrics={**cell.metrics, "eval_loss": float(loss)},
             )
             for cells, row in zip(self._cells, losses, strict=True)
@@ -143,6 +144,7 @@ def test_a_flat_curve_is_seldom_called_overfitting(evaluations: int) -> None:
                 state="complete",
                 params={},
                 config=cell.config,
+                engine=cell.engine,
                 metrics={"eval_loss": float(row[-1])},
                 curve=dict(enumerate(map(float, row), start=1)),
             )

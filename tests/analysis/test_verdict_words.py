@@ -8,7 +8,7 @@ from analysis.simulated import BASE_LOSS, results, trial
 
 from lora_lab.analysis.verdict import decide
 from lora_lab.analysis.verdict_words import facts, sentences
-from lora_lab.analysis.wording import config_label, interval_text, measure_text, nats, p_text
+from lora_lab.analysis.wording import interval_text, measure_text, nats, p_text
 from lora_lab.study.measures import MEASURES
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?")
 def cells(row: VerdictRow) -> str:
     """What a table shows of a row."""
     standing = row.standing
-    shown = [str(standing.number), config_label(standing.config), nats(standing.value), str(standing.runs)]
+    shown = [str(standing.number), standing.label, nats(standing.value), str(standing.runs)]
     shown += [measure_text(MEASURES[name], value) for name, value in standing.costs.items()]
     shown += [str(standing.lost_retrainings), str(standing.runs + standing.lost_retrainings)]
     shown += ["" if standing.spread is None else nats(standing.spread), nats(abs(row.estimate))]

@@ -10,6 +10,7 @@ from lora_lab.analysis.wording import (
     number_text,
     one_line,
     rate_text,
+    trial_label,
     value_text,
 )
 
@@ -27,6 +28,8 @@ from lora_lab.analysis.wording import (
         (number_text(0.0), "0"),
         (number_text(3e-4), "3e-4"),
         (number_text(0.5), "0.5"),
+        (number_text(12345.0), "12345"),
+        (value_text(123456), "123456"),
         (rate_text(0.002), "2e-3"),
         (rate_text(1.24e-4), "1.2e-4"),
         (value_text(True), "true"),
@@ -46,8 +49,8 @@ def test_one_line_drops_control_characters_and_cuts() -> None:
 def test_config_label_names_what_differs() -> None:
     config = trial(0, 4.0, r=16, alpha_ratio=2.0, layers=(0, 2), num_train_epochs=1, learning_rate=1e-3).config
 
-    assert config_label(config) == "r=16 alpha=32 all-linear layers 0,2, 1 epoch, lr 1e-3"
-    assert "50 steps" in config_label(trial(0, 4.0, max_steps=50).config)
+    assert config_label(config, ()) == "r=16 alpha=32 all-linear layers 0,2, 1 epoch, lr 1e-3"
+    assert "50 steps" in config_label(trial(0, 4.0, max_steps=50).config, ())
 
 
 def test_config_label_names_what_most_studies_leave_alone() -> None:
@@ -62,6 +65,21 @@ def test_config_label_names_what_most_studies_leave_alone() -> None:
         }
     )
 
-    assert config_label(unusual) == config_label(config) + (
+    assert config_label(unusual, ()) == config_label(config, ()) + (
         ", nf4 double, 64 examples, init false, rsLoRA, DoRA, dropout 0.1, bias all, LoRA+ 16, checkpointing"
     )
+
+
+def test_config_label_names_other_settings_only_where_the_study_searches_them() -> None:
+    config = trial(0, 4.0, weight_decay=0.1, warmup_steps=10, lr_scheduler_type="cosine").config
+
+    assert config_label(config, ["warmup_steps", "weight_decay", "adam_beta2"]) == config_label(config, ()) + (
+        ", warmup_steps=10, weight_decay=0.1"
+    )
+
+
+def test_the_seed_belongs_to_a_trial_and_not_to_its_configuration() -> None:
+    first, second = (trial(0, 4.0, seed=seed).config for seed in (0, 2))
+
+    assert config_label(first, ["seed"]) == config_label(second, ["seed"]) == trial_label(first, ["seed"])
+    assert trial_label(second, ["seed"]) == f"{config_label(second, ['seed'])}, seed 2"

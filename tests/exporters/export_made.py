@@ -10,6 +10,7 @@ from lora_lab.analysis.verdict import decide
 from lora_lab.exporters.trial import read_trial
 from lora_lab.results.folder import RunFolder
 from lora_lab.results.results import Results
+from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.targets import resolve_targets, trainable_parameters
@@ -84,7 +85,15 @@ def exported(folder: Path, data_form: DataForm | None = None, **sections: Any) -
         "peak_memory_bytes": 1e7,
         "base_bytes": float(width * linears.total_parameters),
     }
-    trial = TrialResult(number=3, state="complete", params={}, config=config, metrics=metrics, curve={1: 5.25})
+    trial = TrialResult(
+        number=3,
+        state="complete",
+        params={},
+        config=config,
+        engine=engine_for(config),
+        metrics=metrics,
+        curve={1: 5.25},
+    )
     findings = decide([trial], 5.4, spec.sweep.verdict.margin, losses={}, cost=spec.sweep.verdict.cost)
     results = Results(
         spec=spec,

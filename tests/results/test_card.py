@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from lora_lab.analysis.verdict import decide
 from lora_lab.results.card import base_words, card, hub_id
+from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult
 from lora_lab.study.settings import TrialConfig
 
@@ -20,7 +21,15 @@ def result(model: str = "builtin/tiny-llama", **data) -> TrialResult:
         {"model": {"model_name_or_path": model}, "data": data, "training": {}, "lora": {"lora_alpha": 22.5}}
     )
     metrics = {"eval_loss": 2.5, "trainable_params": 1e4, "train_seconds": 2.0, "peak_memory_bytes": 1e7}
-    return TrialResult(number=4, state="complete", params={}, config=config, metrics=metrics, curve={1: 2.5})
+    return TrialResult(
+        number=4,
+        state="complete",
+        params={},
+        config=config,
+        engine=engine_for(config),
+        metrics=metrics,
+        curve={1: 2.5},
+    )
 
 
 def written(one: TrialResult) -> ModelCard:

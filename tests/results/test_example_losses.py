@@ -11,6 +11,7 @@ from lora_lab.analysis.verdict import decide
 from lora_lab.common.errors import CheckpointError
 from lora_lab.results.example_losses import read_example_losses
 from lora_lab.results.folder import RunFolder
+from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult
 
 TOKENS = np.array([4, 6, 10, 5])
@@ -26,11 +27,13 @@ def trial(folder, number, r, seed, mean, *, evaluation=2, kept=True, **fields):
         path = folder.trial(number) / "evaluations" / f"eval-{evaluation:04d}.safetensors"
         path.parent.mkdir(parents=True)
         save_file({"nll": nll, "label_tokens": TOKENS}, path)
+    config = spec().trial_config({"r": r, "seed": seed})
     return TrialResult(
         number=number,
         state=fields.pop("state", "complete"),
         params={"r": r},
-        config=spec().trial_config({"r": r, "seed": seed}),
+        config=config,
+        engine=engine_for(config),
         metrics={"eval_loss": float(nll.sum() / TOKENS.sum()), "trainable_params": 100.0 * r, "train_seconds": 1.0},
         curve=dict.fromkeys(range(1, evaluation + 1), 4.0),
         **fields,

@@ -13,6 +13,7 @@ from lora_lab.common.errors import StorageError, StudyLockedError
 from lora_lab.results.choice import write_choice
 from lora_lab.results.folder import RunFolder, unused_name
 from lora_lab.runner.lease import lease
+from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult
 
 
@@ -58,7 +59,8 @@ def test_making_a_run_folder_leaves_nothing_in_it(tmp_path):
 @pytest.fixture
 def result():
     config = spec().trial_config({"r": 4, "learning_rate": 1e-3})
-    return TrialResult(number=7, state="complete", params={}, config=config, metrics={"eval_loss": 2.5})
+    engine = engine_for(config)
+    return TrialResult(number=7, state="complete", params={}, config=config, engine=engine, metrics={"eval_loss": 2.5})
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from runner.scripted import spec
 
 from lora_lab.runner.choosable import ALWAYS_KEPT, Choosable
+from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult
 from lora_lab.study.sweep import Verdict
 
@@ -17,7 +18,7 @@ CONFIG = spec().trial_config({"r": 8})
 
 def trial(number: int, loss: float, **more) -> TrialResult:
     fields = {"state": "complete", "params": {}, "config": CONFIG, "metrics": {"eval_loss": loss}}
-    return TrialResult(number=number, **(fields | more))
+    return TrialResult(number=number, engine=engine_for(CONFIG), **(fields | more))
 
 
 def out_of_all(results: list[TrialResult], margin: float) -> set[int]:

@@ -9,11 +9,14 @@ import signal
 import pytest
 from runner.scripted import Countdown, Killed, executor_for, journaled_ends, loss, results, run, spec
 
+from lora_lab.figures.tables import trials_table
 from lora_lab.results.folder import RunFolder
 from lora_lab.runner.scripted import Script, ScriptedExecutor
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search import records
-from lora_lab.search.store import open_store
+from lora_lab.search.store import StudyStore, open_store
+from lora_lab.tracking.journal import JOURNAL_NAME, read
+from lora_lab.tracking.records import TrialStarted
 
 
 @pytest.fixture
@@ -286,3 +289,45 @@ def test_asked_to_stop_it_keeps_a_checkpoint_of_every_trial(folder, told):
     assert {one.state for one in results(folder, study).values()} == {"running"}
     assert run(folder, study, told)[0]
     check_books(folder, study)
+
+
+REFUSED = "up_proj sees every row twice"
+
+
+def journaled_engines(folder):
+    """Engine and reason of every trial that began, as the journal has them."""
+    started = (entry.record for entry, _ in read(folder.root) if isinstance(entry.record, TrialStarted))
+    return {one.number: (one.params["engine"], one.tags["engine_reason"]) for one in started}
+
+
+def reported_engines(folder, study):
+    table = trials_table(list(results(folder, study).values()), None)
+    column = table.headers.index("engine")
+    return {row[column].text for row in table.rows}
+
+
+def test_the_engine_of_a_refused_base_is_told_everywhere_and_by_a_journal_that_a_kill_left_behind(folder, told):
+    epochs = {"num_train_epochs": {"values": [1, 3]}, "r": {"values": [2, 4]}}
+    study = spec(parameters=epochs, confirm={"top": 1, "seeds": 1})
+    trainer = ScriptedExecutor(folder.trials, script=Script(refused_base=REFUSED))
+    assert run(folder, study, told, trainer=trainer)[0]
+    found = results(folder, study)
+    assert any(one.source is not None for one in found.values()), "no trial was read off another"
+    expected = dict.fromkeys(found, ("reference", REFUSED))
+    assert {number: tuple(one.engine) for number, one in found.items()} == expected
+    assert journaled_engines(folder) == expected
+    assert reported_engines(folder, study) == {"reference"}
+
+    (folder.root / JOURNAL_NAME).unlink()  # what was never written because of a kill is added from the storage
+    assert run(folder, study, told)[0]
+    assert journaled_engines(folder) == expected
+
+
+def test_a_storage_without_engines_is_read_by_the_settings(folder, told, monkeypatch):
+    monkeypatch.setattr(StudyStore, "keep_engine", lambda *_: None)  # as it was written before engines were kept
+    study = spec(parameters={"use_dora": {"values": [False, True]}})
+    assert run(folder, study, told)[0]
+    assert {one.config.lora.use_dora: one.engine.name for one in results(folder, study).values()} == {
+        False: "packed",
+        True: "reference",
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from runner.scripted import spec
 
 from lora_lab.runner.finalists import finalists, first_fresh_seed
+from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult
 from lora_lab.study.sweep import Verdict
 
@@ -17,7 +18,10 @@ RUNS = {2: (3.15, 20.0), 4: (3.1, 40.0), 8: (3.0, 80.0), 16: (3.05, 160.0), 32: 
 def trial(number: int, r: int, seed: int = 0, loss: float | None = None, **more) -> TrialResult:
     config = spec().trial_config({"r": r, "seed": seed})
     metrics = {"eval_loss": RUNS[r][0] if loss is None else loss, "trainable_params": RUNS[r][1]}
-    return TrialResult(number=number, state="complete", params={"r": r}, config=config, metrics=metrics, **more)
+    engine = engine_for(config)
+    return TrialResult(
+        number=number, state="complete", params={"r": r}, config=config, engine=engine, metrics=metrics, **more
+    )
 
 
 def chosen(results, top: int, margin: float = 0.1) -> list[int]:

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Engine
 
 from lora_lab.search.store import StudyStore, open_store
 from lora_lab.search.urls import sqlite_url
+from lora_lab.study.engines import EngineChoice
 from lora_lab.study.spec import StudySpec
 
 KILLED = 9
@@ -39,6 +40,7 @@ SPEC = StudySpec.model_validate(
     }
 )
 LOSSES = {0: 1.0, 1: 2.0, 2: 0.5}
+ENGINE = EngineChoice("reference", "the packed engine refuses the base")
 
 
 def go_on(store: StudyStore) -> None:
@@ -54,6 +56,8 @@ def go_on(store: StudyStore) -> None:
 
 def train(store: StudyStore, number: int, *, is_replicate: bool) -> None:
     """Trial 0 completes, 1 is pruned, 2 diverges, 3 shares the outcome of 0."""
+    if number != 3:
+        store.keep_engine(number, ENGINE)
     if is_replicate:
         store.finish(number, {"eval_loss": 1.1})
     elif number == 3:

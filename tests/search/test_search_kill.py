@@ -55,6 +55,7 @@ def test_a_study_killed_before_any_write_ends_as_an_undisturbed_one(tmp_path: Pa
             assert store.running() == [], file.name
             assert store.budget() == (4, 4), file.name
             assert store.record.stored_spec() == study.SPEC
+        assert {result.engine for result in after} == {study.ENGINE}, file.name
         for kept in before:
             assert (after[kept.number].params, after[kept.number].config) == (kept.params, kept.config)
             if kept.state != "running":

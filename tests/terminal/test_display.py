@@ -9,6 +9,7 @@ from analysis.simulated import BASE_LOSS, results, trial
 from rich.console import Console
 
 from lora_lab.analysis.verdict import decide
+from lora_lab.analysis.wording import config_label
 from lora_lab.study.events import Evaluated, Finished, Logged
 from lora_lab.terminal.display import Display, JsonView, PlainView, choose_display
 from lora_lab.terminal.end_table import end_table
@@ -33,6 +34,7 @@ class Terminal(io.StringIO):
 
 
 CONFIG = trial(0, 4.0, r=16, alpha_ratio=2.0, learning_rate=1e-3).config
+LABEL = config_label(CONFIG, ())
 
 
 def logged(number: int, step: int, epoch: float = 0.5) -> Logged:
@@ -46,8 +48,8 @@ def evaluated(number: int, loss: float, evaluation: int = 1) -> Evaluated:
 def play(display: Display) -> None:
     """A small study: one trial completes, one diverges."""
     display.tell(StudyBegan("rank_alpha", 2, 2))
-    display.tell(TrialBegan(0, CONFIG))
-    display.tell(TrialBegan(1, CONFIG))
+    display.tell(TrialBegan(0, CONFIG, LABEL))
+    display.tell(TrialBegan(1, CONFIG, LABEL))
     for step in range(1, 51):
         display.tell(logged(0, step))
     display.tell(Tick(5200.0, "MLflow: ok"))
@@ -91,11 +93,11 @@ def test_retrainings_are_counted_on_and_are_not_the_best_of_the_search() -> None
     ]
     for display in displays:
         display.tell(StudyBegan("rank_alpha", 1, 2))
-        display.tell(TrialBegan(0, CONFIG))
+        display.tell(TrialBegan(0, CONFIG, LABEL))
         display.tell(TrialOver(0, "complete", 4.05))
         display.tell(RetrainingsPlanned((0,), 2))
         for number in (1, 2):
-            display.tell(TrialBegan(number, CONFIG, is_retraining=True))
+            display.tell(TrialBegan(number, CONFIG, LABEL, is_retraining=True))
             display.tell(TrialOver(number, "complete", 4.0))
         display.tell(SessionOver())
 
@@ -200,7 +202,7 @@ def test_the_live_view_fits_80_columns_and_shows_every_slot() -> None:
     progress = StudyProgress(Clock())
     progress.take(StudyBegan("rank_alpha", 32, 8, done=0))
     for result in results()[:8]:
-        progress.take(TrialBegan(result.number, result.config))
+        progress.take(TrialBegan(result.number, result.config, LABEL))
         progress.take(logged(result.number, 40, 1.5))
         progress.take(evaluated(result.number, 4.0 + result.number / 100))
     progress.take(Tick(5233.0, "MLflow: behind: 12 events"))
@@ -219,7 +221,7 @@ def test_slots_beyond_the_terminal_are_counted() -> None:
     progress = StudyProgress(Clock())
     progress.take(StudyBegan("rank_alpha", 64, 64, done=0))
     for number in range(64):
-        progress.take(TrialBegan(number, CONFIG))
+        progress.take(TrialBegan(number, CONFIG, LABEL))
 
     lines = text_of(live_view(progress, height=20)).splitlines()
 
@@ -230,7 +232,7 @@ def test_slots_beyond_the_terminal_are_counted() -> None:
 def test_hostile_names_are_no_markup_in_the_terminal() -> None:
     progress = StudyProgress(Clock())
     progress.take(StudyBegan("rank_alpha", 1, 1, done=0))
-    progress.take(TrialBegan(0, trial(0, 4.0, target_modules="[red]x[/red]").config))
+    progress.take(TrialBegan(0, trial(0, 4.0, target_modules="[red]x[/red]").config, LABEL))
 
     assert "[red]x" in text_of(live_view(progress))
 
@@ -241,9 +243,9 @@ def test_the_time_left_comes_from_finished_work() -> None:
     progress.take(StudyBegan("rank_alpha", 14, 2, done=4))
     clock.now_s += 60
     assert progress.left_s is None
-    progress.take(TrialBegan(0, CONFIG))
+    progress.take(TrialBegan(0, CONFIG, LABEL))
     progress.take(TrialOver(0, "complete", 4.0))
-    progress.take(TrialBegan(1, CONFIG))
+    progress.take(TrialBegan(1, CONFIG, LABEL))
     progress.take(logged(1, 96, epoch=1.5))
 
     # One and a half of ten trials took 60 s.
@@ -251,14 +253,14 @@ def test_the_time_left_comes_from_finished_work() -> None:
 
 
 def test_max_steps_measures_a_trial_by_its_steps() -> None:
-    running = RunningTrial(0, trial(0, 4.0, max_steps=100).config, step=25, epoch=2.9)
+    running = RunningTrial(0, trial(0, 4.0, max_steps=100).config, LABEL, step=25, epoch=2.9)
 
     assert running.share == 0.25
 
 
 def test_only_trials_that_reached_their_end_can_be_the_best() -> None:
     progress = StudyProgress(Clock())
-    progress.take(TrialBegan(0, CONFIG))
+    progress.take(TrialBegan(0, CONFIG, LABEL))
     progress.take(TrialOver(0, "pruned", 3.0))
     progress.take(TrialOver(1, "complete", math.nan))
     assert progress.best is None
