@@ -94,7 +94,7 @@ LAYERS = ("all", "first_half", "last_half", "every_2nd", (1,))
 @pytest.mark.parametrize(
     ("make", "targets", "layers"),
     [(make, *pair) for make, pair in zip(cycle((make_llama, make_gpt2)), product(TARGETS, LAYERS))],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_peft_adapts_exactly_the_resolved_modules(make, targets, layers):
     model = make()
