@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-slow test-faults check format ui bench clean help
+.PHONY: demo test test-slow test-faults test-exports check format ui bench clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,13 +25,16 @@ ui: $(STAMP) ## browse the finished study in MLflow
 	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
 
 test: $(STAMP) ## set up, then run the tests but the slow ones (about 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not faults and not gpu"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not faults and not gpu and not exports"
 
 test-slow: $(STAMP) ## the tests of ten seconds and more: equivalence at length, benchmarks in miniature, ...
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "slow and not faults and not gpu"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "slow and not faults and not gpu and not exports"
 
 test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moments, ...)
 	$(BIN)/python -m pytest -q -m "faults"
+
+test-exports: $(STAMP) ## exports in Axolotl, LLaMA-Factory, Unsloth and ms-swift, each installed under .exports/ (long)
+	$(BIN)/python -m pytest -q -m "exports"
 
 check: $(STAMP) ## lint, format, types, import direction
 	$(BIN)/ruff check .
