@@ -101,7 +101,7 @@ def exported(folder: Path, data_form: DataForm | None = None, **sections: Any) -
         findings=findings,
         losses={},
         notes=audit(spec, findings, [trial]),
-        base_forgetting=None,
+        base_values={"eval_loss": 5.4},
     )
     run_folder = RunFolder.of("handover", folder / "runs")
     adapter = run_folder.adapter_of(trial)

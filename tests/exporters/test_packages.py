@@ -6,8 +6,9 @@ Each package has an environment of its own (`packages.toml`); the first run inst
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from environments import NoPythonError, environment
@@ -18,6 +19,9 @@ from test_golden import TRIALS
 
 from lora_lab.builtin.catalog import model_folder
 from lora_lab.exporters.handover import hand_over
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [pytest.mark.exports, pytest.mark.timeout(7200)]
 
@@ -120,6 +124,4 @@ def _losses(output: Path, printed: str) -> list[float]:
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         if any("loss" in line for line in lines):
             return [float(line["loss"]) for line in lines if "loss" in line and "eval_loss" not in line]
-    import re
-
     return [float(found) for found in re.findall(r"'loss': '?([0-9.]+)", printed)]
