@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_lab.command_line import Overrides, StudyFile, errors_shown, run_command
-from lora_lab.exporters.names import SERVERS, TRAINERS
+from lora_lab.exporters.targets import SERVERS, TRAINERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_lab.exporters.handover import Export
-    from lora_lab.exporters.names import TargetName
+    from lora_lab.exporters.targets import TargetName
     from lora_lab.exporters.trial import DataForm, ExportedTrial, Role
 
 TARGETS: tuple[TargetName, ...] = (*TRAINERS, *SERVERS)

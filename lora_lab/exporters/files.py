@@ -9,7 +9,7 @@ import yaml
 
 from lora_lab.data.examples import Completion, Conversation, Text
 from lora_lab.data.tokens import IGNORED
-from lora_lab.exporters.names import package
+from lora_lab.exporters.targets import package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lora_lab.data.examples import Example
     from lora_lab.data.tokens import TokenizedDataset
-    from lora_lab.exporters.names import TargetName
+    from lora_lab.exporters.targets import TargetName
     from lora_lab.exporters.trial import ExportedTrial, Specials
 
 SPLITS = ("train", "validation")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from lora_lab.common.files import replacing_folder
 from lora_lab.exporters.readme import readme
 from lora_lab.exporters.table import Remark, judge
-from lora_lab.exporters.targets import WRITERS
+from lora_lab.exporters.targets import TARGETS
 from lora_lab.exporters.trial import BASE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lora_lab.exporters.names import TargetName
+    from lora_lab.exporters.targets import TargetName
     from lora_lab.exporters.trial import ExportedTrial
 
 
@@ -48,7 +48,7 @@ def hand_over(trial: ExportedTrial, target: TargetName, parent: Path) -> Export:
     folder = parent / target
     with replacing_folder(folder) as partial:
         _link_base(trial, partial)
-        command = WRITERS[target](trial, partial)
+        command = TARGETS[target].writer(trial, partial)
         (partial / "README.md").write_text(readme(trial, target, command, warnings), encoding="utf-8")
     return Export(target, folder, command, warnings, refusals)
 

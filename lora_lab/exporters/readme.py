@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.wording import config_label, nats
-from lora_lab.exporters.names import TRAINERS, package
+from lora_lab.exporters.targets import TRAINERS, package
 from lora_lab.exporters.trial import BASE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_lab.exporters.names import TargetName
     from lora_lab.exporters.table import Remark
+    from lora_lab.exporters.targets import TargetName
     from lora_lab.exporters.trial import ExportedTrial
 
 

@@ -1,7 +1,7 @@
 """What each target can say: one row per property of a trial, one cell per target; no cell means that it is written.
 
 A cell is `warned` (the meaning is kept, numbers may differ) or `refused` (the target cannot do it). The facts were
-read and tried in the versions of `names.PACKAGES`.
+read and tried in the versions of `targets.TARGETS`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lora_lab.exporters.names import SERVERS, TRAINERS, TargetName, package
+from lora_lab.exporters.targets import SERVERS, TRAINERS, TargetName, package
 from lora_lab.study.settings import LoftQSettings
 
 if TYPE_CHECKING:

@@ -1,30 +1,63 @@
-"""What writes each target's files. A new target is a module, a line here, a name in `names`, and cells in `table`."""
+"""The targets by name, what their files are made for, and what writes them.
+
+A new target is a module, its name and its line here, and its cells in `table`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from lora_lab.exporters import axolotl, llama_factory, merged, ms_swift, peft_script, serving, trl, unsloth
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
-    from lora_lab.exporters.names import TargetName
     from lora_lab.exporters.trial import ExportedTrial
 
-WRITERS: Mapping[TargetName, Callable[[ExportedTrial, Path], str]] = {
-    "peft": peft_script.write,
-    "trl": trl.write,
-    "axolotl": axolotl.write,
-    "llama-factory": llama_factory.write,
-    "unsloth": unsloth.write,
-    "ms-swift": ms_swift.write,
-    "vllm": serving.write_vllm,
-    "sglang": serving.write_sglang,
-    "llama-cpp": serving.write_llama_cpp,
-    "ollama": serving.write_ollama,
-    "mlx": serving.write_mlx,
-    "merged": merged.write,
+Trainer = Literal["peft", "trl", "axolotl", "llama-factory", "unsloth", "ms-swift"]
+Server = Literal["vllm", "sglang", "llama-cpp", "ollama", "mlx", "merged"]
+TargetName = Trainer | Server
+
+TRAINERS: tuple[Trainer, ...] = get_args(Trainer)
+SERVERS: tuple[Server, ...] = get_args(Server)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What hands a trial to one other tool."""
+
+    package: str
+    """What people call it."""
+    version: str
+    """In which its defaults, refusals and keys were read."""
+    function: str
+    """What writes its files, as `module.function` of this package; imported when the target is asked for."""
+
+    @property
+    def writer(self) -> Callable[[ExportedTrial, Path], str]:
+        """Writes a trial into an export folder, which exists, and returns the command that is run there."""
+        module, _, name = self.function.partition(".")
+        found: Callable[[ExportedTrial, Path], str] = getattr(import_module(f"lora_lab.exporters.{module}"), name)
+        return found
+
+
+TARGETS: dict[TargetName, Target] = {
+    "peft": Target("peft", "0.21.2 with transformers 5.23.0", "peft_script.write"),
+    "trl": Target("TRL", "1.16.0", "trl.write"),
+    "axolotl": Target("Axolotl", "0.21.0", "axolotl.write"),
+    "llama-factory": Target("LLaMA-Factory", "0.9.5", "llama_factory.write"),
+    "unsloth": Target("Unsloth", "2026.10.9", "unsloth.write"),
+    "ms-swift": Target("ms-swift", "4.6.0", "ms_swift.write"),
+    "vllm": Target("vLLM", "0.33.0", "serving.write_vllm"),
+    "sglang": Target("SGLang", "0.5.23", "serving.write_sglang"),
+    "llama-cpp": Target("llama.cpp", "of November 2026", "serving.write_llama_cpp"),
+    "ollama": Target("Ollama", "of November 2026", "serving.write_ollama"),
+    "mlx": Target("mlx-lm", "0.32.2", "serving.write_mlx"),
+    "merged": Target("transformers", "5.23.0", "merged.write"),
 }
-"""Each writes a trial into an export folder, which exists, and returns the command that is run there."""
+
+
+def package(target: TargetName) -> str:
+    """Name and version, such as `TRL 1.16.0`."""
+    return f"{TARGETS[target].package} {TARGETS[target].version}"

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from lora_lab.builtin.catalog import model_folder
 from lora_lab.common.errors import InputError
 from lora_lab.exporters.handover import hand_over
-from lora_lab.exporters.names import SERVERS
+from lora_lab.exporters.targets import SERVERS
 from lora_lab.training.base.adapters import lora_config
 
 IDS = torch.arange(5, 45).reshape(2, 20)

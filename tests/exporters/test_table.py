@@ -10,8 +10,8 @@ from export_made import exported
 from test_readers import CONFIGURATIONS
 
 from lora_lab.exporters.handover import hand_over
-from lora_lab.exporters.names import SERVERS, TRAINERS
 from lora_lab.exporters.table import TABLE, judge
+from lora_lab.exporters.targets import SERVERS, TARGETS, TRAINERS
 
 REFUSED = {
     "float64": {"trl", "axolotl", "llama-factory", "unsloth", "ms-swift"},
@@ -120,3 +120,8 @@ def test_the_table_is_in_the_words_of_a_study():
         for cell in row.cells.values():
             assert cell.reason
             assert not cell.reason.endswith(".")
+
+
+def test_every_target_has_a_writer():
+    assert set(TARGETS) == {*TRAINERS, *SERVERS}
+    assert all(callable(target.writer) for target in TARGETS.values())
