@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-slow test-faults test-exports check format ui bench clean help
+.PHONY: demo test test-quick test-slow test-faults test-exports check format ui bench clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,6 +26,14 @@ ui: $(STAMP) ## browse the finished study in MLflow
 
 test: $(STAMP) ## set up, then run the tests but the slow ones (about 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not faults and not gpu and not exports"
+
+# Everything that knows nothing of torch, and the runner on scripted trials.
+QUICK := $(addprefix tests/,study analysis search figures tracking terminal common) \
+	$(addprefix tests/runner/test_,checkpoint_clock.py choosable.py coordinator.py finalists.py pack_size.py \
+	score_study.py scripted_study.py trajectories.py)
+
+test-quick: $(STAMP) ## the tests that need no torch, which would fail there: between two edits
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-torch -m "not slow and not faults and not gpu" $(QUICK)
 
 test-slow: $(STAMP) ## the tests of ten seconds and more: equivalence at length, benchmarks in miniature, ...
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "slow and not faults and not gpu and not exports"

@@ -1,8 +1,10 @@
-"""What all tests share: no hub access, and small models and data made on the spot."""
+"""What all tests share: no hub access, few threads, and `--no-torch` for the tests that need none."""
 
 from __future__ import annotations
 
 import os
+import sys
+from importlib.abc import MetaPathFinder
 
 import pytest
 
@@ -13,6 +15,30 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Small models: a second thread gains little, and costs fourfold when another process wants the core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+
+class NoTorch(MetaPathFinder):
+    """Makes every import of torch fail where it stands, in the tests of what must answer without it."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.partition(".")[0] == "torch":
+            raise ModuleNotFoundError("torch is imported in a run with --no-torch (make test-quick)", name="torch")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-torch", action="store_true", help="Let every import of torch fail.")
+
+
+def pytest_configure(config):
+    if config.getoption("--no-torch"):
+        assert "torch" not in sys.modules
+        sys.meta_path.insert(0, NoTorch())
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--no-torch"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("torch")])
+        items[:] = [item for item in items if not item.get_closest_marker("torch")]
 
 
 @pytest.fixture

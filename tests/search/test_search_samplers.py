@@ -62,7 +62,9 @@ def assert_in_space(asked: Asked) -> None:
     assert (config.lora.r, config.training.warmup_steps) == (params["r"], params["warmup_steps"])
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=pytest.mark.torch) if name == "gp" else name for name in SAMPLERS]
+)
 def test_every_sampler_stays_in_the_space_and_in_the_budget(
     spec_of: Callable[..., StudySpec], url: str, sampler: str
 ) -> None:
@@ -118,7 +120,7 @@ def test_another_seed_makes_other_choices(spec_of: Callable[..., StudySpec], url
     assert choices(spec_of(seed=7), url, (2,)) != choices(spec_of(seed=8), url + "2", (2,))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", pytest.param("gp", marks=pytest.mark.torch)])
 def test_samplers_learn_where_trials_diverge(spec_of: Callable[..., StudySpec], url: str, sampler: str) -> None:
     """Half of the space diverges. A sampler that learns goes there less often; one told `failed` would not."""
     space = {"learning_rate": {"min": 1e-4, "max": 1e-2, "log": True}, "r": {"values": [2, 4]}}

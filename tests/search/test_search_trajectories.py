@@ -59,7 +59,7 @@ def test_a_trial_that_is_read_off_is_there_as_one_that_was_asked_for(
     assert added.constraints == {"trainable": -1}
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", pytest.param("gp", marks=pytest.mark.torch), "nsga2"])
 def test_the_next_questions_know_it(spec_of: Callable[..., StudySpec], url: str, sampler: str) -> None:
     with open_store(spec_of(parameters=PARAMETERS, sampler=sampler, n_trials=40), url) as store:
         for _ in range(12):
