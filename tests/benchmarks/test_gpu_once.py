@@ -58,6 +58,7 @@ def test_every_item_runs_in_miniature(tmp_path, item):
     assert failures(found) == {}, done.stdout[-3000:]
     assert done.returncode == 0
     assert found["items"][item]["not_run"] == []
+    assert [line for line in found["items"][item]["cells"].values() if line["result"].get("rc")] == []
     assert f"{len(found['items'][item]['cells'])} cells in " in done.stdout
 
 
