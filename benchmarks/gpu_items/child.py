@@ -34,7 +34,7 @@ class Launch:
     environment: dict[str, str]
     toy: bool
     limits: float
-    """Factor on the time limits of cells."""
+    """Factor on the time limits of cells, and on the patience with imports."""
     inject: dict[str, dict[str, str]] = field(default_factory=dict)
     """By item and cell: what goes wrong there, in rehearsals."""
 
@@ -139,7 +139,7 @@ class Child:
         elif ended:
             self._lost(f"its process ended with {self._process.returncode}")
         elif not self._ready:
-            if time.time() > self._started + PATIENCE_S:
+            if time.time() > self._started + PATIENCE_S * self._launch.limits:
                 self._lost("did not get ready")
         elif not self.gone:
             self._go()

@@ -281,8 +281,8 @@ def operators() -> dict:
 class _Attention:
     """Causal attention with grouped heads, forward and backward."""
 
-    def __init__(self, *, toy: bool, batch: int = 8) -> None:
-        self._batch, (self._heads, self._groups, self._width) = batch, (4, 2, 16) if toy else (32, 8, 128)
+    def __init__(self, *, toy: bool) -> None:
+        self._batch, self._heads, self._groups, self._width = (1, 4, 2, 16) if toy else (8, 32, 8, 128)
 
     def _inputs(self, length: int) -> list[Tensor]:
         heads = (self._heads, self._groups, self._groups)

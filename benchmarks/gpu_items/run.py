@@ -72,7 +72,7 @@ class Run:
         self._output.mkdir(parents=True, exist_ok=True)
         self._one_by_one = options.toy and not options.parallel
         self._scratch = Path(tempfile.mkdtemp(prefix="gpu-once-"))
-        site = SITE if SITE.is_dir() else None
+        site = _site()
         self._launch = Launch(
             scratch=self._scratch,
             project=PROJECT,
@@ -247,6 +247,12 @@ class Run:
     def clean(self) -> bool:
         """Whether every cell that was tried succeeded."""
         return all(line["ok"] for found in self.items.values() for line in found["cells"].values())
+
+
+def _site() -> Path | None:
+    """The carried packages, where they are for this Python: a rehearsal beside them has its own."""
+    python = SITE / "PYTHON"
+    return SITE if python.is_file() and python.read_text().strip() == "{}.{}".format(*sys.version_info) else None
 
 
 def _environment(site: Path | None) -> dict[str, str]:
