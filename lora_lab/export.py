@@ -97,14 +97,16 @@ def _form(*, rows: bool, tokens: bool) -> DataForm | None:
 
 
 def _read(study: Path, overrides: list[str], choice: int | Role, form: DataForm | None) -> ExportedTrial:
+    from lora_lab.study.file.loading import load_study
+
+    spec = load_study(study, overrides)
+    # Below the loading, so that a mistake is told at once.
     from lora_lab.exporters.trial import read_trial
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import read_results
     from lora_lab.results.storage import storage_url
     from lora_lab.search.store import open_store
-    from lora_lab.study.file.loading import load_study
 
-    spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)
     with open_store(spec, storage_url(spec, folder), create=False) as store:
         results = read_results(spec, store, folder)
