@@ -19,7 +19,7 @@ class Engine(Protocol):
 
     For a trial that both engines can train, both tell the same events with the same numbers, and leave the same files.
     A trial's numbers do not depend on what else the engine trains or has trained, nor on where it was interrupted.
-    Errors of the device or the disk leave the engine as exceptions; those of a single trial are events.
+    What is wrong with the disk, or refused on admission, is raised; what befalls one trial in training is an event.
     """
 
     @property
