@@ -130,7 +130,9 @@ class Run:
         stages, background = self._planned(only, skip)
         self._watch_card()
         warm: dict[str, Child] = {}
-        behind: list[Child] = []
+        behind = [self._make(item) for item in background]
+        for child in behind:
+            child.begin(lambda: self._end - 8)
 
         def warm_up(index: int) -> None:
             if index < len(stages) and not self._one_by_one:
@@ -140,9 +142,6 @@ class Run:
             group = [warm.pop(item, None) or self._make(item) for item in stage.items]
             if index == 0:  # the first imports on a bare machine are slow: all at once
                 warm_up(1)
-                behind = [self._make(item) for item in background]
-                for child in behind:
-                    child.begin(lambda: self._end - 8)
             for child in group:
                 child.begin(lambda stage=stage, later=stages[index + 1 :]: self._deadline(stage, later))
             self._wait(group, behind, lambda index=index: warm_up(index + 1) if index else None)
@@ -251,8 +250,14 @@ class Run:
 
 def _site() -> Path | None:
     """The carried packages, where they are for this Python: a rehearsal beside them has its own."""
-    python = SITE / "PYTHON"
-    return SITE if python.is_file() and python.read_text().strip() == "{}.{}".format(*sys.version_info) else None
+    if not SITE.is_dir():
+        return None
+    known, own = SITE / "PYTHON", "{}.{}".format(*sys.version_info)
+    packed_for = known.read_text().strip() if known.is_file() else "another version"
+    if packed_for == own:
+        return SITE
+    print(f"{SITE.name} is left out: it is for Python {packed_for}, and this is {own}", flush=True)
+    return None
 
 
 def _environment(site: Path | None) -> dict[str, str]:

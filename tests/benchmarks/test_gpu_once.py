@@ -64,11 +64,34 @@ def test_every_item_runs_in_miniature(tmp_path, item):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_what_runs_beside_the_stages_also_runs_without_them(tmp_path):
+    done, found = call(tmp_path / "out", "--parallel", "--only", "predict1b")
+    assert failures(found) == {}, done.stdout[-3000:]
+    assert len(found["items"]["predict1b"]["cells"]) == 7
+    assert found["items"]["predict1b"]["not_run"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_packed_equals_trainer_and_blocks_equal_the_loop(tmp_path):
     _, found = call(tmp_path / "out", "--only", "exact64", "--minutes", "14")
     for name, line in found["items"]["exact64"]["cells"].items():
         assert line["result"]["loss"] < 1e-9, name
         assert line["result"].get("adapter", 0.0) < 1e-8, name
+
+
+def test_carried_packages_are_left_out_of_another_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from gpu_items import run
+
+    monkeypatch.setattr(run, "SITE", tmp_path)
+    own = "{}.{}".format(*sys.version_info)
+    (tmp_path / "PYTHON").write_text(f"{own}\n")
+    assert run._site() == tmp_path
+    assert capsys.readouterr().out == ""
+    (tmp_path / "PYTHON").write_text("3.0\n")
+    assert run._site() is None
+    assert f"it is for Python 3.0, and this is {own}" in capsys.readouterr().out
 
 
 def test_the_pages_name_the_script():
