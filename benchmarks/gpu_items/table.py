@@ -293,9 +293,10 @@ def rest(_: dict, items: dict) -> Iterator[str]:
             yield f"{name} {where}: rc {found['rc']}{cut}, {times}, {longest}, {over}; {found['stopped']}"
             if found["rc"]:
                 yield f"    {' '.join(found['stderr'].split())[-300:]}"
-    for name, found in cells(items, "predict1b", "predict8b").items():
-        if "parameters" in found:
-            yield f"{name}: {short(found['seconds'])} s for {found['parameters'] / 1e6:.0f}M"
+    for item in ("predict1b", "predict8b"):
+        for name, found in cells(items, item).items():
+            if "parameters" in found:
+                yield f"{item}, {name}: {short(found['seconds'])} s for {found['parameters'] / 1e6:.0f}M"
 
 
 def trouble(_: dict, items: dict) -> Iterator[str]:
