@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from gpu_items.child import Child, Launch
@@ -240,6 +241,7 @@ class Run:
             for file in sorted(self._scratch.glob("*.log"))
         ]
         (self._output / "log.txt").write_text("\n".join(logs))
+        rmtree(self._scratch, ignore_errors=True)
         self._write(now=True)
 
     @property
