@@ -16,6 +16,8 @@ SHORTEST_VALUE = 8
 
 _NAMES = r"token|secret|password|passwd|passphrase|pwd|signature|credentials?|api_?key|access_?key|private_?key"
 _SECRET_VARIABLE = re.compile(rf"(?:{_NAMES}|_key|_pat)$", re.IGNORECASE)
+_FOLDER_VARIABLES = ("PWD", "OLDPWD")
+"""Variables in which a shell keeps folders, although their names end as a password's."""
 _ADDRESS_VARIABLE = re.compile(r"(?:ur[il]|dsn)$", re.IGNORECASE)
 # Lengths are bounded, so that a long text without any secret is read in linear time.
 _ADDRESS = re.compile(r"://[^\s\"]+")
@@ -92,6 +94,8 @@ def _user_end(rest: str) -> int:
 def _secret_values() -> Iterator[str]:
     """Values of secret environment variables, and the passwords in those that hold addresses."""
     for name, value in os.environ.items():
+        if name in _FOLDER_VARIABLES:
+            continue
         if _SECRET_VARIABLE.search(name):
             found: Iterable[str] = [value]
         else:

@@ -114,6 +114,14 @@ def test_values_of_secret_variables_are_cut(monkeypatch: pytest.MonkeyPatch) -> 
     assert redact("the loss") == "the loss"
 
 
+def test_the_folder_that_a_shell_is_in_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/somebody/studies")
+    monkeypatch.setenv("OLDPWD", "/home/somebody/models")
+    monkeypatch.setenv("MYSQL_PWD", CANARY)
+    text = "sqlite:////home/somebody/studies/mlflow.db and /home/somebody/models"
+    assert redact(f"{text} {CANARY}") == f"{text} ***"
+
+
 def test_a_drivers_message_is_cut_by_the_secrets_of_its_address() -> None:
     address = f"postgresql://me:c%40n4ry@host/db?sslpassword={CANARY}&connect_timeout=5"
     assert secrets_of(address) == {"c%40n4ry", "c@n4ry", CANARY}
