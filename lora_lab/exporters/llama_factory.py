@@ -34,8 +34,9 @@ def write(trial: ExportedTrial, folder: Path) -> str:
 
 def _write_arrow(trial: ExportedTrial, folder: Path) -> None:
     """Tokens as the package keeps its own."""
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, disable_progress_bars
 
+    disable_progress_bars()  # the door says what it wrote
     tokens = trial.unpacked_tokens
     parts = zip(SPLITS, (tokens.train, tokens.eval), strict=True)
     DatasetDict({name: Dataset.from_list(list(token_rows(part))) for name, part in parts}).save_to_disk(str(folder))
