@@ -15,7 +15,7 @@ from lora_lab.builtin import datasets, standard_library
 from lora_lab.builtin.catalog import model_folder
 from lora_lab.builtin.datasets import BUILTIN_DATASETS, write_dataset
 from lora_lab.builtin.people import people
-from lora_lab.common.errors import InputError
+from lora_lab.common.errors import InputError, StorageError
 
 ROWS = {
     "builtin/stdlib-code": (256, 200),
@@ -152,7 +152,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         write_dataset("builtin/facts", tmp_path)
     assert (tmp_path / "train.jsonl").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2

@@ -19,6 +19,7 @@ from lora_lab.common.files import move_folder, replacing_folder, write_durably
 from lora_lab.figures import page
 from lora_lab.results.choice import write_choice
 from lora_lab.results.folder import RunFolder
+from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult
 from lora_lab.tracking.mirror import MlflowMirror
 
@@ -69,7 +70,14 @@ def choice(folder: Path, text: str) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (adapter / name).write_text(text)
     config = spec().trial_config({"r": 4, "learning_rate": 1e-3})
-    result = TrialResult(number=7, state="complete", params={}, config=config, metrics={"steps": float(len(text))})
+    result = TrialResult(
+        number=7,
+        state="complete",
+        params={},
+        config=config,
+        engine=engine_for(config),
+        metrics={"steps": float(len(text))},
+    )
     write_choice(folder / "out", result, adapter)
 
 
