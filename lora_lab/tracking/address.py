@@ -57,8 +57,8 @@ def ui_words(tracking_uri: str) -> str:
     """How to browse this store, as the end of a sweep says it."""
     if tracking_uri.startswith(("http://", "https://")):
         return shown_uri(tracking_uri)
-    served = f"mlflow ui --host {LOOPBACK} --port 5000"
-    then = f"then open http://{LOOPBACK}:5000"
+    where, then = f"--host {LOOPBACK} --port 5000", f"then open http://{LOOPBACK}:5000"
     if redact_address(tracking_uri) != tracking_uri:
-        return f"{shown_uri(tracking_uri)}: set MLFLOW_BACKEND_STORE_URI to the whole address, run {served}, {then}"
-    return f"{served} --backend-store-uri {shlex.quote(tracking_uri)}   {then}"
+        shown = shown_uri(tracking_uri)
+        return f"{shown}: set MLFLOW_BACKEND_STORE_URI to the whole address, run mlflow ui {where}, {then}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)} {where}   {then}"
