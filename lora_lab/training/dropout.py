@@ -13,7 +13,7 @@ class Dropout:
 
     Every mask has a seed of its own, made from (trial seed, step, micro-batch, module). So no generator state
     has to be kept: a resumed trial and a recomputed forward pass see the same masks. A mask is drawn for the
-    trial's own rows and length, before padding, so that a longer neighbour does not change it.
+    trial's own rows and length, before padding, so that a longer neighbor does not change it.
     """
 
     def __init__(self, probability: float, seed: int) -> None:

@@ -47,7 +47,7 @@ class PendingStep:
 
 
 class Slot:
-    """All state of one trial; nothing in it is shared with its neighbours.
+    """All state of one trial; nothing in it is shared with its neighbors.
 
     The adapter's parameters lie in one flat buffer [P]: the A [r, d_in] of module after module, then the B^T
     [r, d_out]. So clipping, the optimizer and a checkpoint handle one or two tensors, whatever the number of modules.
