@@ -58,3 +58,9 @@ def write_jsonl(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Where generated and converted datasets are kept."""
+    return tmp_path / "cache"

@@ -8,34 +8,11 @@ import json
 import datasets
 import pyarrow as pa
 import pytest
+from data.loading import TEN, ref, refusal, texts
 
 from lora_lab.common.errors import InputError
 from lora_lab.data.sources import load_examples, load_splits
-from lora_lab.study.settings import DatasetRef, DataSettings
-
-TEN = [{"text": f"row {index}"} for index in range(10)]
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-def ref(path, **more):
-    return DatasetRef(path=str(path), **more)
-
-
-def texts(loaded):
-    return [example.text for example in loaded.examples]
-
-
-def refusal(function, *arguments):
-    with pytest.raises(InputError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "; " in message
-    return message
+from lora_lab.study.settings import DataSettings
 
 
 class TestPatterns:

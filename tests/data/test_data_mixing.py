@@ -6,6 +6,7 @@ import gzip
 from collections import Counter
 
 import pytest
+from data.loading import texts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,10 +28,6 @@ def datasets(write_jsonl):
 def settings(datasets, eval_share=0.1, **weights):
     refs = tuple(DatasetRef(path=datasets[name], weight=weight) for name, weight in weights.items())
     return DataSettings(train=refs, eval=eval_share)
-
-
-def texts(loaded):
-    return [example.text for example in loaded.examples]
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.floats(0.05, 4)), min_size=1, max_size=4))
