@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $(STAMP)
 
-demo: $(STAMP) ## set up, then run studies/rank_alpha.yaml on the embedded base model (minutes on a CPU)
+demo: $(STAMP) ## set up, then run studies/rank_alpha.yaml on the built-in base model (minutes on a CPU)
 	$(BIN)/python -m lora_lab.sweep studies/rank_alpha.yaml
 
 ui: $(STAMP) ## browse the finished study in MLflow

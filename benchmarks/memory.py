@@ -1,6 +1,6 @@
 """Predicted against measured memory: python benchmarks/memory.py  (about two minutes on one core)
 
-Every configuration trains on the embedded base. Its peak is predicted on tensors without data, then measured by
+Every configuration trains on the built-in base. Its peak is predicted on tensors without data, then measured by
 counting the live bytes of one real step. Published figures of larger bases are predicted beside it, without weights.
 The result is printed and written as JSON.
 """

@@ -1,4 +1,4 @@
-"""The model card of the embedded base, written from its measurements."""
+"""The model card of the built-in base, written from its measurements."""
 
 from __future__ import annotations
 

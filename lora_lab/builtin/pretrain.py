@@ -1,4 +1,4 @@
-"""Pretrain the embedded base model: `python -m lora_lab.builtin.pretrain --output FOLDER [--steps N]`.
+"""Pretrain the built-in base model: `python -m lora_lab.builtin.pretrain --output FOLDER [--steps N]`.
 
 Runs once, on one CPU thread, in about a quarter of an hour; its output is committed as the folder
 `tiny-llama` beside this file.  The same Python and PyTorch give the same weights again.

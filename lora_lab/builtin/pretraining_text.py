@@ -1,4 +1,4 @@
-"""The text that the embedded base model is pretrained on; used by `pretrain.py` alone, which runs once."""
+"""The text that the built-in base model is pretrained on; used by `pretrain.py` alone, which runs once."""
 
 # ruff: noqa: S311 (synthetic text and data order, not secrets)
 

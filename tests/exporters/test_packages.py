@@ -74,7 +74,7 @@ def package(request):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A trained trial on a float32 copy of the embedded base, whose whole epoch is one step."""
+    """A trained trial on a float32 copy of the built-in base, whose whole epoch is one step."""
     folder = tmp_path_factory.mktemp("packages")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

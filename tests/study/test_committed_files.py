@@ -19,7 +19,7 @@ def test_committed_studies_load_and_are_named_after_their_file(path):
     assert spec.study_name == path.stem
     assert spec.question.endswith("?")
     if spec.model.model_name_or_path.startswith("builtin/"):
-        assert isinstance(spec.sweep.pack_size, int), "a study of the embedded base is reproducible"
+        assert isinstance(spec.sweep.pack_size, int), "a study of the built-in base is reproducible"
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/study-file.md"])
