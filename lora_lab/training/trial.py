@@ -39,7 +39,7 @@ class Trial(Protocol):
 
     @property
     def optimizer_bytes(self) -> int:
-        """Bytes that the optimizer keeps beside the parameters; 0 before the first step."""
+        """Bytes that the optimizer keeps beside the parameters, from the first step on at the latest."""
 
     @property
     def memory_shape(self) -> Hashable:

@@ -12,6 +12,7 @@ from workshop import llama_config, make_base, make_slot
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.settings import TrainingSettings
+from lora_lab.training.live_bytes import LiveBytes
 from lora_lab.training.packed.optimizer import BLOCK, SMALLEST_8BIT, SlotOptimizer
 
 KINDS = {
@@ -51,7 +52,6 @@ def test_state_comes_back_exactly(kind):
     training = TrainingSettings(**KINDS[kind])
     sides = make_leaves()
     optimizer = SlotOptimizer(training, *sides)
-    assert optimizer.state() == {}
     go(optimizer, sides, range(5))
     state = {name: tensor.clone() for name, tensor in optimizer.state().items()}
     assert {name: tensor.numel() for name, tensor in state.items()} == optimizer.state_sizes
@@ -68,12 +68,43 @@ def test_state_comes_back_exactly(kind):
     assert all(torch.equal(tensor, resumed.state()[name]) for name, tensor in optimizer.state().items())
 
 
-def test_restoring_a_trial_before_its_first_step_forgets_the_state():
-    sides = make_leaves()
-    optimizer = SlotOptimizer(TrainingSettings(), *sides)
-    go(optimizer, sides, range(2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_restoring_a_trial_before_its_first_step_forgets_the_state(kind):
+    used, new = make_leaves(), make_leaves()
+    optimizer, expected = (SlotOptimizer(TrainingSettings(**KINDS[kind]), *sides) for sides in (used, new))
+    go(optimizer, used, range(2))
     optimizer.restore({}, 0)
-    assert optimizer.state() == {}
+    with torch.no_grad():
+        for leaf, start in zip(used[0] + used[1], new[0] + new[1], strict=True):
+            leaf.copy_(start)
+    go(optimizer, used, range(3))
+    go(expected, new, range(3))
+    assert all(torch.equal(*pair) for pair in zip(used[0] + used[1], new[0] + new[1], strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_is_kept_is_made_with_the_optimizer(kind):
+    """So the first step, and taking up a checkpoint, ask for no memory that was not there before."""
+    sides = make_leaves()
+    optimizer = SlotOptimizer(TrainingSettings(**KINDS[kind]), *sides)
+    made = [tensor.data_ptr() for tensor in optimizer.tensors]
+    go(optimizer, sides, range(2))
+    optimizer.restore(optimizer.state(), 2)
+    assert [tensor.data_ptr() for tensor in optimizer.tensors] == made
+
+
+@pytest.mark.parametrize("kind", [name for name, settings in KINDS.items() if settings["optim"] != "adamw_8bit"])
+def test_a_step_allocates_nothing(kind):
+    """Where memory runs out, a step would else be half made (8-bit AdamW has kernels without buffers on CUDA alone)."""
+    sides = make_leaves()
+    optimizer = SlotOptimizer(TrainingSettings(**KINDS[kind]), *sides)
+    fill(sides, 0)
+    with LiveBytes(leaf for side in sides for leaf in side) as live:
+        live.count("gradients", [leaf.grad for side in sides for leaf in side])
+        live.count("optimizer", optimizer.tensors)
+        before = live.peak
+        optimizer.step(1e-2)
+    assert live.peak == before
 
 
 def test_what_is_kept_of_8_bits_is_an_eighth_and_a_little():

@@ -34,6 +34,9 @@ BLOCK = 256
 class SlotOptimizer:
     """Steps an adapter's A's and B's, with a learning rate for each of the two.
 
+    All that it keeps is made with it, so that a step allocates nothing: where memory runs out, every step is either
+    made or not begun.
+
     Args:
         training: Which optimizer, and its settings.
         a: The parameters of the A's; each has its `grad`, which stays where it is.
@@ -55,18 +58,26 @@ class SlotOptimizer:
                 "use adamw_torch, or another dtype"
             )
         self._has_moments = training.optim != "sgd"
+        self._decay_into_gradient = 0.0 if self._has_moments else training.weight_decay
         self._ratios = (1.0, training.loraplus_lr_ratio or 1.0)
         self._optimizer = _make(training, [{"params": list(a)}, {"params": list(b)}])
+        if self._has_moments:
+            for leaf in self._leaves:
+                self._optimizer.state[leaf] = self._initial(leaf)
 
     def step(self, learning_rate: float) -> None:
         """Change the parameters by their gradients; the rate is that of the A's."""
         for group, ratio in zip(self._optimizer.param_groups, self._ratios, strict=True):
             group["lr"] = learning_rate * ratio
+        if self._decay_into_gradient:  # torch's SGD would add the decay to a copy of the gradient
+            for leaf in self._leaves:
+                assert leaf.grad is not None
+                leaf.grad.add_(leaf.detach(), alpha=self._decay_into_gradient)
         self._optimizer.step()
 
     @property
     def state_sizes(self) -> dict[str, int]:
-        """Elements of each tensor in `state` after the first step."""
+        """Elements of each tensor in `state`."""
         return {name: sum(sizes) for name, sizes in self._splits().items()}
 
     @property
@@ -81,34 +92,36 @@ class SlotOptimizer:
         return tuple(value for value in values if isinstance(value, Tensor))
 
     def state(self) -> dict[str, Tensor]:
-        """The moments [n] by name, over all parameters; empty before the first step and for plain SGD."""
+        """The moments [n] by name, over all parameters, as copies on the CPU; empty for plain SGD.
+
+        Each is put together on the CPU, as the device may have no room for a copy.
+        """
         parts: dict[str, list[Tensor]] = {}
         for name, tensor in self._entries():
-            parts.setdefault(name, []).append(tensor.reshape(-1))
+            parts.setdefault(name, []).append(tensor.reshape(-1).cpu())
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
         for leaf in self._leaves:
-            if state := self._optimizer.state[leaf]:
-                for name, key in self._names(leaf).items():
-                    yield name, state[key]
+            for name, key in self._names(leaf).items():
+                yield name, self._optimizer.state[leaf][key]
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Take up what `state` gave after `step` steps."""
-        saved = self._optimizer.state_dict()
-        saved["state"] = {}
-        if step and self._has_moments:
-            parts = {name: iter(torch.split(tensors[name], sizes)) for name, sizes in self._splits().items()}
-            for index, leaf in enumerate(self._leaves):
-                moments = {key: next(parts[name]) for name, key in self._names(leaf).items()}
-                saved["state"][index] = self._constants(leaf, step) | moments
-        self._optimizer.load_state_dict(saved)
+        """Take up what `state` gave after `step` steps; with 0 of them, be as new."""
+        parts = {name: iter(torch.split(tensors[name], sizes)) for name, sizes in self._splits().items() if step}
+        for name, tensor in self._entries():
+            if step:
+                tensor.view(-1).copy_(next(parts[name]))
+            else:
+                tensor.zero_()
+        for leaf in self._leaves if self._has_moments else ():
+            count = self._optimizer.state[leaf]["step"]
+            self._optimizer.state[leaf]["step"] = count.fill_(step) if isinstance(count, Tensor) else step
 
     def _splits(self) -> dict[str, list[int]]:
         sizes: dict[str, list[int]] = {}
-        for leaf in self._leaves:
-            for name in self._names(leaf):
-                sizes.setdefault(name, []).append(_size(name, leaf))
+        for name, tensor in self._entries():
+            sizes.setdefault(name, []).append(tensor.numel())
         return sizes
 
     def _names(self, leaf: Tensor) -> Mapping[str, str]:
@@ -118,18 +131,25 @@ class SlotOptimizer:
             return MOMENTS
         return SMALL if leaf.numel() < SMALLEST_8BIT else LARGE
 
-    def _constants(self, leaf: Tensor, step: int) -> dict[str, Any]:
-        """The part of a parameter's state that is no moment, and follows from the number of steps."""
+    def _initial(self, leaf: Tensor) -> dict[str, Any]:
+        """A parameter's state before the first step, as its optimizer would make it in that step."""
         if not self._is_8bit:
-            return {"step": torch.tensor(float(step))}
-        if leaf.numel() < SMALLEST_8BIT:
-            return {"step": step}
-        maps = self._optimizer.name2qmap
-        return {"step": step, "qmap1": maps["dynamic"], "qmap2": maps["udynamic"]}
+            moments = {key: torch.zeros_like(leaf, requires_grad=False) for key in MOMENTS.values()}
+            return {"step": leaf.new_zeros((), dtype=torch.float32)} | moments
+        is_small = leaf.numel() < SMALLEST_8BIT
+        dtype = torch.float32 if is_small else torch.uint8
+        state = {"step": 0} | {key: torch.zeros_like(leaf, dtype=dtype, requires_grad=False) for key in SMALL.values()}
+        if is_small:
+            return state
+        maps, blocks = self._optimizer.name2qmap, -(-leaf.numel() // BLOCK)
+        for name, value in maps.items():
+            maps[name] = value.to(leaf.device)  # once: all parameters share them
+        scales = {key: leaf.new_zeros(blocks, dtype=torch.float32) for key in ("absmax1", "absmax2")}
+        return state | scales | {"qmap1": maps["dynamic"], "qmap2": maps["udynamic"]}
 
 
 def _make(training: TrainingSettings, groups: list[dict[str, Any]]) -> Any:
-    """As `Trainer` makes it; SGD has no momentum there either."""
+    """As `Trainer` makes it, but for the weight decay of SGD, which has no momentum there either."""
     rate, decay = training.learning_rate, training.weight_decay
     adam: dict[str, Any] = {
         "betas": (training.adam_beta1, training.adam_beta2),
@@ -143,8 +163,4 @@ def _make(training: TrainingSettings, groups: list[dict[str, Any]]) -> Any:
                 groups, lr=rate, weight_decay=decay, min_8bit_size=SMALLEST_8BIT, **adam
             )
         case "sgd":
-            return torch.optim.SGD(groups, lr=rate, weight_decay=decay)
-
-
-def _size(name: str, leaf: Tensor) -> int:
-    return -(-leaf.numel() // BLOCK) if name.endswith("absmax") else leaf.numel()
+            return torch.optim.SGD(groups, lr=rate)

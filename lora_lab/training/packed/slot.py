@@ -230,7 +230,7 @@ class Slot:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Bytes that the optimizer keeps beside the parameters; 0 before the first step."""
+        """Bytes that the optimizer keeps beside the parameters."""
         return self._optimizer.state_bytes
 
     @property
@@ -239,9 +239,12 @@ class Slot:
         return {"parameters": self.parameter_count} | self._optimizer.state_sizes
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters [P] and the optimizer's state, on the CPU."""
-        tensors = {"parameters": self.parameters.detach()} | self._optimizer.state()
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        """Parameters [P] and, from the first step on, the optimizer's state; as copies on the CPU.
+
+        The device needs no memory for it.
+        """
+        parameters = {"parameters": self.parameters.detach().to("cpu", copy=True)}
+        return parameters | self._optimizer.state() if self.progress.step else parameters
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Counters) -> None:
         """Take up from a checkpoint; a step that was half done when it was written starts again."""
