@@ -91,7 +91,7 @@ def _share(slots: Sequence[Slot]) -> Block:
         name: AdapterView(
             *(cut[index + side] for cut in cuts for side in (0, half)),
             scaling,
-            [slot.adapters[name].dropout for slot in slots] if first.adapters[name].dropout else None,
+            [slot.adapters[name] for slot in slots] if first.adapters[name].dropout else None,
         )
         for index, name in enumerate(first.adapters)
     }
@@ -141,7 +141,11 @@ def _add(
         count = view.a.shape[0]
         x = rows[span.start : span.stop].view(count, -1, rows.shape[1])
         dropped = training and view.dropout
-        mask = torch.stack([dropout(x[k]) for k, dropout in enumerate(view.dropout)]) if dropped else None
+        mask = (
+            torch.stack([one.dropout(x[k]) * one.dropout_gain for k, one in enumerate(view.dropout)])
+            if dropped
+            else None
+        )
         h = torch.bmm(x if mask is None else x * mask, view.a.transpose(1, 2))
         equal = isinstance(view.scaling, float)
         h = h if equal else h * view.scaling

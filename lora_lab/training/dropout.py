@@ -33,8 +33,13 @@ class Dropout:
         """Say what goes through the model next: its step, and its own rows and longest row."""
         self._step, self._micro_batch, self._rows, self._length = step, micro_batch, rows, length
 
+    @property
+    def gain(self) -> float:
+        """1 / (1 - p): what the product of a masked input is multiplied by, once, and not rounded to a low dtype."""
+        return 1.0 / (1.0 - self._probability)
+
     def mask(self, module: int, x: Tensor) -> Tensor:
-        """A mask for the input `x` [n, d] of module number `module`: 0, or 1 / (1 - p).
+        """A boolean mask for the input `x` [n, d] of module number `module`: True with chance 1 - p.
 
         `n` is rows x padded length in the body of the model, and the number of labels at its head.
         """
@@ -47,8 +52,8 @@ class Dropout:
         width = x.shape[-1]
         padded = x.shape[0] // self._rows if x.shape[0] % self._rows == 0 else 0
         if padded <= self._length:
-            return torch.empty_like(x).bernoulli_(keep, generator=generator).div_(keep)
-        mask = x.new_ones(self._rows, padded, width)
-        own = x.new_empty(self._rows, self._length, width)
-        mask[:, : self._length] = own.bernoulli_(keep, generator=generator).div_(keep)
+            return torch.empty_like(x, dtype=torch.bool).bernoulli_(keep, generator=generator)
+        mask = x.new_ones(self._rows, padded, width, dtype=torch.bool)
+        own = x.new_empty(self._rows, self._length, width, dtype=torch.bool)
+        mask[:, : self._length] = own.bernoulli_(keep, generator=generator)
         return mask.view(-1, width)

@@ -108,6 +108,7 @@ class Slot:
                 grad_bt=self._at(devices.get(name), grad_bt, self._away_gradients),
                 scaling=self.config.lora.scaling,
                 dropout=partial(self.dropout.mask, index) if self.dropout.active else None,
+                dropout_gain=self.dropout.gain,
             )
             for index, (name, a, bt, grad_a, grad_bt) in enumerate(sides)
         }

@@ -119,7 +119,8 @@ class _Masked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        return x * self._dropout.mask(self._index, x.reshape(-1, x.shape[-1])).view_as(x)
+        mask = self._dropout.mask(self._index, x.reshape(-1, x.shape[-1])).view_as(x)
+        return x * mask * self._dropout.gain
 
 
 def set_mode(model: nn.Module, *, training: bool) -> None:
