@@ -180,6 +180,35 @@ def test_head_losses_and_gradients_are_those_of_cross_entropy(dtype, tolerance, 
     assert (grad.float() - expected_grad.float()).abs().max() < tolerance
 
 
+@pytest.mark.parametrize("labels", [255, 511, 1023])
+def test_half_precision_keeps_the_denominator_of_the_loss(labels):
+    """One factor on all gradients of a trial's step, and another one for every length, would be no noise."""
+    torch.manual_seed(0)
+    head = nn.Linear(256, 200, bias=False, dtype=torch.bfloat16).requires_grad_(requires_grad=False)
+    hidden, targets = torch.randn(labels + 9, 256).bfloat16().requires_grad_(), torch.randint(0, 200, (labels + 9,))
+    nll = head_loss(hidden, targets, head, 2**26, [(labels, labels), (9, 9)])
+    (nll[:labels].sum() / labels + nll[labels:].sum() / 9).backward()
+    found, hidden.grad = hidden.grad.double(), None
+    nll = nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
+    (nll[:labels].sum() / labels + nll[labels:].sum() / 9).backward()
+    expected = hidden.grad.double()
+    for own in (slice(labels), slice(labels, None)):
+        ratio = float((found[own] * expected[own]).sum() / (expected[own] * expected[own]).sum())
+        assert ratio == pytest.approx(1, abs=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_denominator_that_is_said_changes_no_number_in_full_precision(dtype):
+    torch.manual_seed(0)
+    head = nn.Linear(16, 40, dtype=dtype).requires_grad_(requires_grad=False)
+    hidden, targets = torch.randn(7, 16, dtype=dtype, requires_grad=True), torch.randint(0, 40, (7,))
+    grads = [
+        torch.autograd.grad(head_loss(hidden, targets, head, 2**26, said).sum() / 7, hidden)[0]
+        for said in ((), [(7, 7)])
+    ]
+    assert torch.equal(*grads)
+
+
 def test_large_losses_do_not_underflow():
     (nll, grad), (expected, expected_grad) = losses_both_ways(torch.float32, 9, scale=2000.0)
     assert expected.max() > 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -269,3 +270,14 @@ def test_losses_are_taken_in_float32_below_float64(dtype):
     assert losses.nll.dtype == torch.float32
     assert slot.parameters.dtype == slot.parameters.grad.dtype == torch.float32
     assert all(view.grad_bt.any() for view in slot.adapters.values())
+
+
+def test_a_layout_says_what_the_losses_of_every_slot_are_divided_by():
+    base = make_base(llama_config())
+    tokens = [make_tokens(3, seed=1), make_tokens(2, seed=2), make_tokens(4, seed=3)]
+    slots = [make_slot(base, data=tokens[0]), None, make_slot(base, data=tokens[2])]
+    slots[0].begin([np.arange(3), np.arange(2)])  # two micro-batches have one denominator
+    labels = [[own.label_tokens(i) for i in range(len(own))] for own in tokens]
+    layout = PackedModel(base).layout(make_batch(*tokens), slots)
+    together = sum(labels[0]) + sum(labels[0][:2])
+    assert layout.denominators == ((sum(labels[0]), together), (sum(labels[1]), 1), (sum(labels[2]), 1))

@@ -46,6 +46,8 @@ class Layout:
     """[n] int64, on the device: the labels there."""
     row_counts: tuple[np.ndarray, ...]
     """Label tokens of every row, int64, slot after slot; they add up to n."""
+    denominators: tuple[tuple[int, int], ...]
+    """Label tokens of every slot, and what their losses are divided by in the optimizer step in work, 1 without one."""
     body: tuple[Span, ...]
     """The slots' rows of the flattened tokens."""
     head: tuple[Span, ...]
@@ -127,14 +129,19 @@ class PackedModel:
         row, column = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         counts = torch.bincount(row, minlength=len(batch.labels)).numpy()
         row_counts = tuple(np.split(counts, np.cumsum(batch.rows)[:-1]))
+        labels = [int(counts.sum()) for counts in row_counts]
+        steps = [None if slot is None else slot.pending for slot in slots]
         return Layout(
             input_ids=batch.input_ids.to(self._device),
             position_ids=None if batch.position_ids is None else batch.position_ids.to(self._device),
             positions=(row * length + column).to(self._device),
             targets=batch.labels[row, column + 1].to(self._device),
             row_counts=row_counts,
+            denominators=tuple(
+                (n, 1 if step is None else step.denominator) for n, step in zip(labels, steps, strict=True)
+            ),
             body=_spans(slots, [rows * length for rows in batch.rows]),
-            head=_spans(slots, [int(counts.sum()) for counts in row_counts]),
+            head=_spans(slots, labels),
             recompute=any(slot.config.training.gradient_checkpointing for slot in slots if slot is not None),
         )
 
@@ -172,7 +179,8 @@ class PackedModel:
         hidden = hidden.to(self._plain_head.weight.device)  # where the base is split, the head may be elsewhere
         if type(self._plain_head) is nn.Linear and not any(self._head_name in span.adapters for span in layout.head):
             targets = layout.targets.to(hidden.device)
-            return head_loss(hidden, targets, self._plain_head, LOGITS_AT_ONCE).to(self._device)
+            nll = head_loss(hidden, targets, self._plain_head, LOGITS_AT_ONCE, layout.denominators)
+            return nll.to(self._device)
         chunk = max(1, LOGITS_AT_ONCE // self._plain_head.weight.shape[0])
         if len(layout.targets) <= chunk or self._head_has_dropout():
             return self._cross_entropy(self._plain_head(hidden), layout.targets)
