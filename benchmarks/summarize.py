@@ -9,6 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from gpu_items.page import section as gpu_section
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 CURVES = ROOT / "docs" / "images" / "performance.svg"
@@ -133,6 +135,10 @@ def whole_study(result: dict[str, Any]) -> str:
     )
 
 
+def gpu(result: dict[str, Any]) -> str:
+    return gpu_section(result)
+
+
 def curves(result: dict[str, Any]) -> str:
     """An SVG: the ratio over sequential training against tokens per trial and step, a line for each pack size."""
     cells = result["cells"]
@@ -171,14 +177,14 @@ def curves(result: dict[str, Any]) -> str:
 
 def main() -> None:
     page = PAGE.read_text()
-    for section in (equal_work, processes, whole_study):
+    for section in (equal_work, processes, whole_study, gpu):
         name = section.__name__
         result = read(name)
         text = "Not measured yet." if result is None else section(result)
-        between = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not between.search(page):
             raise SystemExit(f"{PAGE} has no place for {name}: put <!-- {name} --> and <!-- /{name} --> into it")
-        page = between.sub(lambda found, text=text: found[1] + text + found[2], page)
+        page = between.sub(lambda found, text=text: found[1] + text + "\n" + found[2], page)
         if name == "equal_work" and result is not None:
             CURVES.write_text(curves(result))
     PAGE.write_text(page)

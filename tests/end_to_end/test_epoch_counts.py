@@ -97,9 +97,9 @@ def test_the_longest_are_trained_and_the_rest_equals_trials_trained_apart(lab, s
 
 
 def test_the_best_may_be_a_run_that_was_read_off(lab):
-    """At this rate training gets worse after its first epoch."""
-    sweep = GRID | {"parameters": {**EPOCHS, "r": {"values": [16]}}}
-    lab.write(study(model={"dtype": "float64"}, training={"learning_rate": 0.12}, sweep=sweep))
+    """Sixteen examples are learned by heart: after six epochs the loss is 0.2 nats above that after two."""
+    sweep = GRID | {"parameters": {"num_train_epochs": {"values": [2, 6]}, "r": {"values": [16]}}}
+    lab.write(study(model={"dtype": "float64"}, training={"learning_rate": 0.01}, sweep=sweep))
     assert lab.sweep().code == 0
     results = lab.results()
     best = min((one for one in results.values() if one.has_value), key=lambda one: one.eval_loss)
