@@ -147,7 +147,7 @@ def _rows(
     losses: Mapping[int, ExampleLosses],
     margin: float,
 ) -> tuple[dict[int, VerdictRow], int]:
-    """The comparisons with the best by trial, and how many of them are a family apart from the verdict's."""
+    """Comparisons of ranks with the best, by trial, and how many of them the verdict's family lacks."""
     known = {row.standing.number: row for row in findings.rows}
     smaller = {group.number for group in groups if group.config.lora.r < best.config.lora.r}
     same_best = findings.best is not None and findings.best.number == best.number

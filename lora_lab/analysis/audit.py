@@ -42,7 +42,7 @@ NOT_ORDERED = ("seed",)
 
 
 def audit(spec: StudySpec, findings: Findings | None = None, results: Sequence[TrialResult] = ()) -> list[AuditNote]:
-    """Name the confounds of a study; without findings, those of its design alone (for `plan`).
+    """Name the confounds of a study; without findings, only the confounds of its design (for `plan`).
 
     Args:
         spec: the study.

@@ -140,7 +140,7 @@ def _curve(
 
 
 def _p_above(values: np.ndarray, index: int, lowest: int) -> float | None:
-    """Of [runs, points] values: one-sided, that a point is no higher than the lowest one, corrected."""
+    """Corrected one-sided p-values that a point is no higher than the curve's lowest one, of [runs, points] values."""
     runs, points = values.shape
     if runs < 2:
         return None

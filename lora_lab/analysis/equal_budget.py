@@ -70,7 +70,7 @@ class ArmComparison:
 
 @dataclass(frozen=True, slots=True)
 class _Estimate:
-    """A weighted mean of configurations: one of them, or two around a budget."""
+    """A loss at a budget: of one configuration, or a weighted mean of the two configurations around the budget."""
 
     parts: tuple[tuple[float, ReplicateGroup], ...]
     tried: int
@@ -183,7 +183,7 @@ def _comparison(
 
 
 def _difference(one: _Estimate, best: _Estimate, noise: Noise | None) -> Difference | None:
-    """None where a configuration has no replicates: then the choice of it is all that is known."""
+    """The tested difference of two estimates; None where a configuration has no replicates, so no noise is known."""
     if noise is None or not (one.repeated and best.repeated):
         return None
     seeds = [set(group.values) for _, group in (*one.parts, *best.parts)]

@@ -60,7 +60,7 @@ class ReplicateGroup:
 
     @property
     def mean(self) -> float:
-        """Of `values`."""
+        """The mean of `values`."""
         return statistics.fmean(self.values.values())
 
     @property

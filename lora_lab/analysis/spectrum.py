@@ -33,7 +33,7 @@ class Spectrum:
 
     @property
     def frobenius_norm(self) -> float:
-        """Of the update."""
+        """The Frobenius norm of the update."""
         return float(np.linalg.norm(self.singular_values))
 
     @property

@@ -140,7 +140,7 @@ def _seeds_text(findings: Findings) -> str:
 
 
 def _seeds_to_decide(findings: Findings) -> int | None:
-    """Of the closest undecided configuration, if its distance is as estimated."""
+    """Seeds that would settle the closest undecided configuration, if its distance is as estimated."""
     if findings.noise is None or not (undecided := _undecided(findings)):
         return None
     needed = seeds_to_decide(findings.noise, findings.margin, max(0.0, undecided[0].estimate))

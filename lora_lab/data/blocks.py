@@ -11,7 +11,7 @@ from lora_lab.data.tokens import IGNORED, TokenArray, TokenizedDataset, fingerpr
 
 
 def pack_examples(examples: TokenizedDataset, max_length: int) -> TokenizedDataset:
-    """The same examples in rows of up to `max_length` tokens.
+    """Join whole examples into rows of up to `max_length` tokens.
 
     Each row has the positions of its tokens in their examples, so that attention can be kept inside them. An
     example's first token is not learned: what stands before it belongs to another one.

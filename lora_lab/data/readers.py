@@ -279,7 +279,7 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
 
 
 def _read_arrow(path: Path) -> Iterator[RawRow]:
-    """A stream of batches, as `datasets` writes it, or a file of them (Feather)."""
+    """Read Arrow batches from a stream, as `datasets` writes it, or from a file (Feather)."""
     import pyarrow as pa
     from pyarrow import ipc
 

@@ -63,7 +63,7 @@ def settings(trial: ExportedTrial, *, rows: bool) -> dict[str, Any]:
 
 
 def _targets(trial: ExportedTrial) -> list[str]:
-    """TRL makes a string, and so a regex, of a list of one name: that one matches the name as an ending."""
+    """Target modules for TRL, which makes a regex of a list of one name: one that matches the name as an ending."""
     names = list(trial.flat_targets)
     if len(names) > 1:
         return names

@@ -48,7 +48,7 @@ TAG = re.compile(r"<[^>]*>")
 
 
 def write_stills(folder: Path, panels: Sequence[Panel]) -> list[Path]:
-    """Write those of the panels that have a figure as `<key>.png`; files of figures that are gone are removed.
+    """Write every panel that has a figure as `<key>.png`, and remove the files of figures that are gone.
 
     Raises:
         StorageError: a file cannot be written.

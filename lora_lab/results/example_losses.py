@@ -40,7 +40,7 @@ def read_example_losses(folder: RunFolder, results: Sequence[TrialResult]) -> di
 
 
 def _path(folder: RunFolder, run: TrialResult) -> Path | None:
-    """The file of a trial's last evaluation; one read off another trial may have it in that one's folder."""
+    """The file of a trial's last evaluation; for a trial read off another one, that may be in the other's folder."""
     owners = [run.number] if run.source is None else [run.number, run.source]
     paths = [folder.files_of(owner).evaluation(max(run.curve, default=0)) for owner in owners]
     return next((path for path in paths if path.is_file()), None)

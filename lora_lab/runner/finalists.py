@@ -64,5 +64,5 @@ def _near(
 
 
 def first_fresh_seed(results: Sequence[TrialResult]) -> int:
-    """Above every seed that the search has used: a retraining with one of those would be no new evidence."""
+    """A seed above every seed of the search: a retraining with a seed that was used before would be no new evidence."""
     return 1 + max((result.config.training.seed for result in search_trials(results)), default=0)

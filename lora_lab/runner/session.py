@@ -130,7 +130,7 @@ class _Session:
                 self.display.tell(SessionOver())
 
     def _keep(self, prepared: Prepared, example: TrialConfig) -> None:
-        """Store what the study is, as the last thing before its first trial: until here, any of it may be a mistake."""
+        """Store what the study is, last of all before its first trial: until here, a mistake in it costs nothing."""
         if not self.store.record.has_trials or self.store.record.base_values() is None:
             eval_loss, forgetting_loss = self.backend.executor.base_losses(example)
             _check_base_loss("data.eval", eval_loss)

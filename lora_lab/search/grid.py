@@ -60,7 +60,7 @@ class Grid:
 
 
 def _trajectory(spec: StudySpec, cell: Mapping[str, Scalar]) -> str:
-    """Equal for cells of which the longest training contains the others."""
+    """A key that is equal for cells whose longest training contains the shorter ones."""
     if EPOCHS in cell and choice_shares(spec, cell) != "nothing":
         return _key({name: value for name, value in cell.items() if name != EPOCHS})
     return _key(cell)

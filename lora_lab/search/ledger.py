@@ -58,7 +58,7 @@ class Ledger:
         self._storage.set_trial_intermediate_value(self._id(number), evaluation, value)
 
     def conclude(self, number: int, outcome: Outcome) -> None:
-        """Record how a trial ended, then tell Optuna; the same again changes nothing."""
+        """Record how a trial ended, then tell Optuna; a second call with the same outcome changes nothing."""
         trial = self.trial(number)
         known = outcome_of(trial)
         if known is None and not trial.state.is_finished():

@@ -137,7 +137,7 @@ class StudyStore:
         self._ledger.set(number, records.ENGINE, list(engine))
 
     def report(self, number: int, evaluation: int, eval_loss: float, known: Mapping[str, float] | None = None) -> None:
-        """Record eval_loss after an evaluation (1, 2, ...); the same evaluation again changes nothing.
+        """Record eval_loss after an evaluation (1, 2, ...); a second call for an evaluation changes nothing.
 
         Args:
             number: Of the trial.

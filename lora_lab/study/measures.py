@@ -53,11 +53,11 @@ class Measure:
 
     @property
     def goal(self) -> Goal:
-        """Which direction is better."""
+        """Whether the search minimizes or maximizes the measure."""
         return "maximize" if self.kind == "score" else "minimize"
 
     def as_loss(self, value: float) -> float:
-        """The value on an axis on which less is better; the same again turns it back."""
+        """The value on an axis on which less is better; called on that, it gives the value back."""
         return -value if self.goal == "maximize" else value
 
     def gain_over(self, base: float, value: float) -> float:

@@ -139,5 +139,5 @@ def _fixed(spec: StudySpec, section: str, name: str) -> str:
 
 
 def _compact(settings: Settings) -> str:
-    """As in a study file: `{min: 1, max: 2}`."""
+    """A range or a choice as a study file writes it: `{min: 1, max: 2}`."""
     return redact(json.dumps(settings.model_dump(mode="json", exclude_defaults=True)).replace('"', ""))

@@ -90,7 +90,7 @@ def combinations(
 
 
 def deciding(spec: StudySpec, names: Sequence[str]) -> list[str]:
-    """Those of `names` that are searched, and all that their `when` refers to, in the order of the study file."""
+    """The searched parameters among `names`, and all that their `when` refers to, in the order of the study file."""
     searched = spec.sweep.parameters
     needed = {name for name in names if name in searched}
     for name in reversed(searched):

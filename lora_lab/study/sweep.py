@@ -168,7 +168,7 @@ class Parameter(Settings):
         return self
 
     def in_fractions(self) -> Parameter:
-        """The same parameter with every number as a float."""
+        """A copy of the parameter with every number as a float."""
 
         def number(value: Any) -> Any:
             return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -219,7 +219,7 @@ class Metric(Settings):
 
     @property
     def measure(self) -> Measure:
-        """What the table of measures says of it."""
+        """The measure that the verdict is about, from the table of measures."""
         return MEASURES[self.name]
 
 

@@ -50,7 +50,7 @@ def value_of(config: TrialConfig, name: str) -> Value:
 
 
 def changed_of(config: TrialConfig) -> Named:
-    """Those of `settings_of` that differ from their defaults, or have none."""
+    """The settings of `settings_of` that differ from their defaults, or have no default."""
     plain = TrialConfig(
         model=ModelSettings(model_name_or_path=config.model.model_name_or_path),
         data=DataSettings(train=config.data.train),

@@ -50,7 +50,7 @@ class RunningTrial:
 
 @dataclass(slots=True)
 class StudyProgress:
-    """Where the study stands; every view shows parts of it."""
+    """How far the study has come: its trials, evaluations and retrainings, which every view shows in part."""
 
     clock: Callable[[], float] = time.monotonic
     study_name: str = ""
@@ -116,7 +116,7 @@ class StudyProgress:
 
     @property
     def done(self) -> int:
-        """Trials that need no more work, those of earlier runs included."""
+        """The number of trials that need no more work, earlier runs included."""
         return self.earlier + self.states.total()
 
     @property

@@ -83,7 +83,7 @@ def pad_positions(rows: Sequence[np.ndarray | None], length: int) -> Tensor:
 def _position_ids(
     sets: Sequence[TokenizedDataset], chosen: Sequence[np.ndarray | Sequence[int]], length: int
 ) -> Tensor | None:
-    """None where every row holds one example: then attention needs no mask, which is faster."""
+    """Positions that start anew with every example of a row; None where rows hold one each: no mask is needed then."""
     if all(tokens.positions is None for tokens in sets):
         return None
     rows = [

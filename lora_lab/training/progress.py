@@ -75,7 +75,7 @@ class TrialProgress:
 
     @property
     def is_logged(self) -> bool:
-        """Whether the newest optimizer step is one of those that are told (`logging_steps`); the last one always is."""
+        """Whether the newest optimizer step is told (every `logging_steps`); the last one always is."""
         return self.step % self._training.logging_steps == 0 or self.finished
 
     def tokens(self, rows: Iterable[int]) -> int:

@@ -127,7 +127,7 @@ def _value_at(data: Any, path: KeyPath) -> Any:
 
 
 def _meant(errors: list[_Placed]) -> list[_Placed]:
-    """Of the errors for one union, those for the member that was meant: the value has its type."""
+    """The errors of the union's member that was meant, which is the one whose type the value has."""
     meant = {one.member for one in errors if not one.is_about_shape or len(one.path) > len(one.fork)}
     return [one for one in errors if one.member in meant] if meant else errors
 

@@ -117,7 +117,7 @@ def save_adapter(
 def write_adapter(
     folder: Path, config: LoraConfig, model: ModelSettings, tensors: Mapping[str, Tensor], model_path: str
 ) -> None:
-    """The same for tensors by the names that they have in PEFT's file."""
+    """Write an adapter folder from tensors that already have the names of PEFT's file."""
     config.base_model_name_or_path = model_path
     config.revision = model.revision
     config.inference_mode = True

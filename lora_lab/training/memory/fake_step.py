@@ -77,7 +77,7 @@ class FakeStep:
         self._model = self._with_adapters()
 
     def _with_adapters(self) -> PackedModel | None:
-        """None where a forward pass cannot be made without data."""
+        """The fake model with adapters; None where a forward pass cannot be made without data."""
         try:
             with self._without_data():
                 return PackedModel(self._base)

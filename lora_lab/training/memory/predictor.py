@@ -144,7 +144,7 @@ class MemoryPredictor:
         return (resolve_targets(self.linears, lora), tuple(batch.input_ids.shape), labels, how)
 
     def _candidates(self, config: TrialConfig, batch: PackedBatch) -> np.ndarray | None:
-        """Bytes by term [n, len(TERMS)] at moments of a step, of which the peak is one."""
+        """Bytes by term [n, len(TERMS)] at the moments of a step that can be its peak."""
         if self._shallow and self._is_alike_in_all_layers(config):
             few, more = (step.history(config, batch) for step in self._shallow)
             deep = None if few is None or more is None else _deeper(few, more, self.linears.num_layers)

@@ -41,7 +41,7 @@ def label_losses(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:
 
 
 def _autocast(base: Base) -> Any:
-    """As `Trainer` computes with `bf16`: products in the base's half precision, adapters kept in float32."""
+    """The autocast of `Trainer` with `bf16`: products in the base's half precision, adapters kept in float32."""
     if base.compute_dtype in (torch.float32, torch.float64):
         return nullcontext()
     return torch.autocast(base.device.type, dtype=base.compute_dtype)

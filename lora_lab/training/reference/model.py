@@ -91,7 +91,7 @@ def _own_biases(module: nn.Module) -> None:
 
 
 def _put_loftq(layer: Any, lora: LoraSettings, settings: LoftQSettings) -> None:
-    """As `peft` does it on a GPU."""
+    """Put LoftQ's adapters and base weights into the model, as `peft` does it on a GPU."""
     base_layer = layer.get_base_layer()
     bits: Any = settings.loftq_bits
     quantized, a, b = loftq(base_layer.weight, bits=bits, rank=lora.r, iterations=settings.loftq_iter)

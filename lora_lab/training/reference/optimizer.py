@@ -45,7 +45,7 @@ def state_tensors(optimizer: Any) -> list[Tensor]:
 
 
 def moments(optimizer: Any) -> dict[str, list[Tensor]]:
-    """What of it a checkpoint must keep, by name and dtype, in the order of the parameters."""
+    """The optimizer's moments that a checkpoint must keep, by name and dtype, in the order of the parameters."""
     found: dict[str, list[Tensor]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
