@@ -164,7 +164,7 @@ class _Planner:
         return tuple(rows)
 
     def _predict(self, config: TrialConfig) -> MemoryPrediction | None:
-        """Predicted memory of a configuration; None for the reference engine, whose step is PEFT's and the Trainer's."""
+        """Memory of a configuration; None for the reference engine, whose step is PEFT's and the Trainer's."""
         if engine_for(config).name == "reference":
             return None
         return self._predictor(config.model).predict(config)
