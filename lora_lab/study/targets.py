@@ -31,6 +31,18 @@ class LinearShape:
 
 
 @dataclass(frozen=True, slots=True)
+class InputLimits:
+    """What a base can take in: token ids, and positions."""
+
+    vocabulary: int | None = None
+    """Rows of its input embedding; token ids are below."""
+    positions: int | None = None
+    """The longest row that it can read at all, where it looks positions up in a table; None for no such limit."""
+    trained_positions: int | None = None
+    """The longest row that it was made for (`max_position_embeddings`); None where its config names none."""
+
+
+@dataclass(frozen=True, slots=True)
 class LinearMap:
     """The linear modules of a base model by name, in the order of `named_modules`."""
 
@@ -42,6 +54,7 @@ class LinearMap:
     """Parameters of the bare base, tied weights counted once."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Elements of every parameter by its full name, tied ones under each name; for `bias` and `modules_to_save`."""
+    limits: InputLimits = InputLimits()
 
     def layer_of(self, name: str) -> int | None:
         """Index of the decoder layer that a module belongs to, None for one outside the layers."""

@@ -47,10 +47,17 @@ class TokenizedSplits:
 
 
 class DataCatalog:
-    """Loads and tokenizes data on first use."""
+    """Loads and tokenizes data on first use.
 
-    def __init__(self, tokenizer: Any, cache_folder: Path) -> None:
+    Args:
+        tokenizer: Of the base.
+        cache_folder: For generated and converted datasets.
+        vocabulary: Rows of the base's input embedding, which every token must be below; None checks nothing.
+    """
+
+    def __init__(self, tokenizer: Any, cache_folder: Path, vocabulary: int | None = None) -> None:
         self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._cache_folder = cache_folder
         self._splits: dict[DataSettings, TokenizedSplits] = {}
         self._contents: dict[str, str] = {}
@@ -75,9 +82,24 @@ class DataCatalog:
                 f"data.eval: must leave at least {FEWEST_EVALUATED} rows to be measured on, since a verdict tests "
                 f"differences over them, but {loaded.sources['eval'].name} has {len(loaded.eval)}; give more rows"
             )
+        for tokens in (loaded.train, loaded.eval, *([loaded.forgetting] if loaded.forgetting else [])):
+            self._check_vocabulary(tokens)
         for source, digest in loaded.contents.items():
             if self._contents.get(source, digest) != digest:
                 raise InputError(f"{source} was changed while the study runs; put back what was there, and run again")
+
+    def _check_vocabulary(self, tokens: TokenizedDataset) -> None:
+        """Beyond the embedding's end a CPU raises an IndexError, and a CUDA device is lost to the process."""
+        if self._vocabulary is None:
+            return
+        highest = max((int(row.max()) for row in tokens.input_ids if len(row)), default=0)
+        if highest >= self._vocabulary:
+            token = self._tokenizer.convert_ids_to_tokens(highest)
+            raise InputError(
+                f"model.model_name_or_path: the tokenizer gives the data's token {token!r} the id {highest}, but the "
+                f"base's embedding has rows for ids below {self._vocabulary} only; give the tokenizer that the base "
+                "was trained with, or save the base after model.resize_token_embeddings(len(tokenizer))"
+            )
 
     def _load(self, data: DataSettings) -> TokenizedSplits:
         bad = BadRows(data.skip_invalid)

@@ -41,3 +41,16 @@ def test_a_source_that_changes_while_the_study_runs_is_refused(catalog, rows):
     rows.write_text(rows.read_text() + json.dumps({"text": "w1 w2 w3"}) + "\n")
     with pytest.raises(InputError, match=r"data.train: .* was changed while the study runs; put back"):
         catalog.splits(DataSettings(train=str(rows), eval=0.2, max_length=32))
+
+
+@pytest.mark.parametrize("split", ["train", "eval", "forgetting"])
+def test_a_token_beyond_the_embedding_is_refused_wherever_it_stands(tiny_base, tmp_path, rows, split):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    (tmp_path / "added.jsonl").write_text(rows.read_text() + json.dumps({"text": "w1 <added> w2"}) + "\n")
+    data = DataSettings(**({"train": str(rows), "eval": 0.2} | {split: str(tmp_path / "added.jsonl")}))
+    DataCatalog(tokenizer, tmp_path, len(tokenizer)).splits(data)
+    vocabulary = len(tokenizer)
+    tokenizer.add_tokens(["<added>"])
+    with pytest.raises(InputError, match=rf"'<added>' the id {vocabulary}, but .* below {vocabulary} only; give"):
+        DataCatalog(tokenizer, tmp_path, vocabulary).splits(data)
+    DataCatalog(tokenizer, tmp_path, vocabulary + 1).splits(data)

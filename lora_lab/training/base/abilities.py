@@ -6,12 +6,51 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_lab.common.errors import InputError
 
 PROBE_LENGTH = 7
 """Tokens of the examples with which it is tried whether a base keeps two of them in one row apart."""
+
+
+def require_causal(model: Any, device: torch.device) -> None:
+    """Prove that no token sees a later one: next-token loss on a base that shows it the answer measures nothing.
+
+    The gradient of one token's logits with respect to the later tokens' embeddings is looked at. Masked attention
+    makes it exactly zero in every dtype, while values differ a little wherever kernels or experts group rows.
+
+    Raises:
+        InputError: a later token changes an earlier one's logits, or no gradient goes through this base at all.
+    """
+    ids = torch.arange(2 * PROBE_LENGTH, device=device).unsqueeze(0) % model.get_input_embeddings().weight.shape[0]
+    embedded: list[Tensor] = []
+
+    def track(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(track)
+    try:
+        with torch.enable_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    answer = logits[0, PROBE_LENGTH].sum()
+    reached = torch.autograd.grad(answer, embedded, allow_unused=True) if answer.requires_grad else ()
+    seen = [gradient.reshape(2 * PROBE_LENGTH, -1) for gradient in reached if gradient is not None]
+    name = type(model).__name__
+    if not any(gradient[: PROBE_LENGTH + 1].any() for gradient in seen):
+        raise InputError(
+            f"model.model_name_or_path: no gradient goes through this base ({name}), so no adapter on it would train; "
+            "take another base, or another model.quantization"
+        )
+    if any(gradient[PROBE_LENGTH + 1 :].any() for gradient in seen):
+        raise InputError(
+            f"model.model_name_or_path: this base is not causal ({name}: tokens see later ones), so next-token loss "
+            "would leak the answer; take a decoder (an encoder's config may have is_decoder: true)"
+        )
 
 
 def require_separate_examples(model: Any, device: torch.device) -> None:
