@@ -163,7 +163,9 @@ class PackedEngine:
 
     def discard(self, number: int) -> None:
         """Take a trial out of the pack; its neighbors do not notice."""
-        self._slots.pop(number, None)
+        slot = self._slots.pop(number, None)
+        if slot is not None:
+            self._model.blocks.leave(slot)
 
     def save_checkpoints(self) -> None:
         """Write every active trial's state to its folder."""
@@ -194,8 +196,8 @@ class PackedEngine:
 
     def _step(self) -> Iterator[TrialEvent]:
         """One event at a time, so that what has happened is told also if memory runs out thereafter."""
-        slots = self._slots.values()
-        training = [slot for slot in slots if not slot.progress.finished and slot.progress.due_evaluation is None]
+        slots, arranged = self._slots.values(), self._model.blocks.arrange(self._slots.values())
+        training = [slot for slot in arranged if not slot.progress.finished and slot.progress.due_evaluation is None]
         if training:
             yield from self._train(training)
         due = [slot for slot in slots if slot.progress.due_evaluation is not None]
@@ -210,6 +212,7 @@ class PackedEngine:
     # Training
 
     def _train(self, slots: list[Slot]) -> Iterator[TrialEvent]:
+        """Train slots, in the order in which they stand in the batch."""
         started = time.perf_counter()
         chosen = [slot.next_micro_batch() for slot in slots]
         batch = self._batch(slots, chosen)
@@ -222,8 +225,9 @@ class PackedEngine:
                 due.append(slot)
         figures = torch.stack([*losses.unbind(), *(slot.clip() for slot in due)]).tolist()
         self._book(slots, chosen, figures[: len(slots)], time.perf_counter() - started)
-        for slot, norm in zip(due, figures[len(slots) :], strict=True):
-            yield from step_events(slot, partial(slot.update, norm))
+        norms = dict(zip(due, figures[len(slots) :], strict=True))
+        for slot in [slot for slot in self._slots.values() if slot in norms]:
+            yield from step_events(slot, partial(slot.update, norms[slot]))
 
     def _batch(self, slots: list[Slot], chosen: list[np.ndarray]) -> PackedBatch:
         for slot, rows in zip(slots, chosen, strict=True):

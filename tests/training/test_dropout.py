@@ -103,7 +103,7 @@ def test_half_precision_keeps_the_gain(p):
         torch.zeros(r, d),
         scaling=0.5,
         dropout=partial(dropout.mask, 0),
-        dropout_gain=dropout.gain,
+        masked_scaling=0.5 * dropout.gain,
     )
     module = torch.nn.Linear(d, d, bias=False, dtype=torch.bfloat16).requires_grad_(requires_grad=False)
     torch.nn.init.zeros_(module.weight)

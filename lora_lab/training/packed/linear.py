@@ -33,7 +33,10 @@ class UnpackableError(TrainingError):
 
 @dataclass(slots=True)
 class AdapterView:
-    """One module's part of one slot's adapter; the tensors are views of the slot's flat buffers."""
+    """One module's part of one slot's adapter, or of a block of K slots, whose tensors have a dimension [K] in front.
+
+    The tensors are views of the flat buffers of slots.
+    """
 
     a: Tensor
     """[r, d_in], in the dtype of the computation."""
@@ -43,27 +46,35 @@ class AdapterView:
     """[r, d_in], in the dtype of the parameters; gradients are added here."""
     grad_bt: Tensor
     """[r, d_out]."""
-    scaling: float
+    scaling: float | Tensor
+    """[K, 1, 1] where the slots of a block differ in it."""
     dropout: Callable[[Tensor], Tensor] | None = None
     """From the module's input rows [n, d_in] to the mask of those elements that dropout keeps."""
-    dropout_gain: float = 1.0
-    """1 / (1 - p), which goes into the scaling where there is a mask: rounded to bfloat16 it would be off by 0.2%."""
+    masked_scaling: float | Tensor = 1.0
+    """Scaling / (1 - p), for masked inputs; 1 / (1 - p) by itself, rounded to bfloat16, would be off by 0.2%."""
 
-    def scaled(self, *, masked: bool) -> float:
+    def scaled(self, *, masked: bool) -> float | Tensor:
         """The scaling of the output and of its gradients, with the gain of dropout where there is a mask."""
-        return self.scaling * self.dropout_gain if masked else self.scaling
+        return self.masked_scaling if masked else self.scaling
 
 
 @dataclass(slots=True)
 class Span:
-    """The rows `start:stop` of the flattened tokens [T, d] that belong to one slot."""
+    """The rows `start:stop` of the flattened tokens [T, d] that belong to one slot, or to a block of them."""
 
     start: int
     stop: int
     adapters: Mapping[str, AdapterView]
     """By full module name."""
     parameters: Tensor
-    """The slot's flat parameters; makes autograd run the backward pass of every module they act in."""
+    """Flat parameters of a slot; they make autograd run the backward pass of every module they act in."""
+    slots: int = 1
+    """How many slots there are, equally many rows each, one after the other."""
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The span's own of all rows [T, d]: [n, d] of one slot, [K, n, d] of a block."""
+        own = rows[self.start : self.stop]
+        return own if self.slots == 1 else own.view(self.slots, -1, rows.shape[-1])
 
 
 class Routing:
@@ -129,14 +140,21 @@ class _FrozenLinear(torch.autograd.Function):
 def _add(
     out: Tensor, rows: Tensor, parts: list[tuple[Span, AdapterView]], *, training: bool
 ) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Add every part to `out` [T, d_out] in place; returns each part's `x A^T` [n, r] and dropout mask."""
+    """Add every part to `out` [T, d_out] in place.
+
+    Returns:
+        Each part's `x A^T` [n, r], scaled where the slots of a block have different scalings, and its dropout mask.
+    """
     inner: list[Tensor] = []
     masks: list[Tensor | None] = []
     for span, view in parts:
-        x_k = rows[span.start : span.stop]
+        x_k = span.of(rows)
         mask = view.dropout(x_k) if training and view.dropout is not None else None
-        h = torch.mm(x_k if mask is None else x_k * mask, view.a.t())
-        _accumulate(out[span.start : span.stop], h, view.bt, view.scaled(masked=mask is not None))
+        h = _product(x_k if mask is None else x_k * mask, view.a.mT)
+        scaling = view.scaled(masked=mask is not None)
+        if isinstance(scaling, Tensor):
+            h.mul_(scaling)
+        _accumulate(span.of(out), h, view.bt, _factor(scaling))
         inner.append(h)
         masks.append(mask)
     return inner, masks
@@ -147,12 +165,26 @@ def _rows(x: Tensor, parts: list[tuple[Span, AdapterView]]) -> Tensor:
     return x.reshape(-1, x.shape[-1]).to(parts[0][1].a.dtype)
 
 
+def _factor(scaling: float | Tensor) -> float:
+    """What products with `x A^T` are still to be multiplied by: it is scaled itself where scalings differ."""
+    return 1.0 if isinstance(scaling, Tensor) else scaling
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right`, of matrices or of batches of them."""
+    return torch.mm(left, right) if left.dim() == 2 else torch.bmm(left, right)
+
+
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
     """`total += scaling * left @ right`, in the dtype of `total` although the product may be in a lower one."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right, alpha=scaling)
+        add = total.addmm_ if total.dim() == 2 else total.baddbmm_
+        add(left, right, alpha=scaling)
+    elif total.is_cuda:  # the product is summed in float32 anyway, and need not be rounded in between
+        product = torch.mm if total.dim() == 2 else torch.bmm
+        total.add_(product(left, right, out_dtype=total.dtype), alpha=scaling)
     else:
-        total.add_(torch.mm(left, right), alpha=scaling)
+        total.add_(_product(left, right), alpha=scaling)
 
 
 def _add_gradients(ctx: Any, saved: tuple[Tensor, ...], grad_y: Tensor, grad_x: Tensor | None) -> None:
@@ -162,21 +194,21 @@ def _add_gradients(ctx: Any, saved: tuple[Tensor, ...], grad_y: Tensor, grad_x: 
     grad_y = grad_y.to(rows.dtype)
     masks = iter(others[count:])
     for (span, view), h, masked in zip(ctx.parts, others[:count], ctx.masked, strict=True):
-        grad_k, x_k = grad_y[span.start : span.stop], rows[span.start : span.stop]
+        grad_k, x_k = span.of(grad_y), span.of(rows)
         mask = next(masks) if masked else None
         scaling = view.scaled(masked=masked)
-        _accumulate(view.grad_bt, h.t(), grad_k, scaling)
-        grad_h = torch.mm(grad_k, view.bt.t())
-        if scaling != 1.0:
+        _accumulate(view.grad_bt, h.mT, grad_k, _factor(scaling))
+        grad_h = _product(grad_k, view.bt.mT)
+        if isinstance(scaling, Tensor) or scaling != 1.0:
             grad_h.mul_(scaling)
-        _accumulate(view.grad_a, grad_h.t(), x_k if mask is None else x_k * mask, 1.0)
+        _accumulate(view.grad_a, grad_h.mT, x_k if mask is None else x_k * mask, 1.0)
         if grad_x is None:
             continue
-        total = grad_x[span.start : span.stop]
+        total = span.of(grad_x)
         if mask is None:
             _accumulate(total, grad_h, view.a, 1.0)
         else:
-            total.add_(torch.mm(grad_h, view.a).mul_(mask))
+            total.add_(_product(grad_h, view.a).mul_(mask))
 
 
 def attach(module: nn.Module, name: str, routing: Routing) -> None:

@@ -16,6 +16,7 @@ from lora_lab.data.tokens import IGNORED
 from lora_lab.training.base.abilities import require_recomputation, require_separate_examples
 from lora_lab.training.base.architecture import linear_modules
 from lora_lab.training.batch import TokenLosses
+from lora_lab.training.packed.blocks import Blocks
 from lora_lab.training.packed.frozen import simplify
 from lora_lab.training.packed.frozen_head import head_loss
 from lora_lab.training.packed.linear import Routing, Span, attach
@@ -49,9 +50,9 @@ class Layout:
     denominators: tuple[tuple[int, int], ...]
     """Label tokens of every slot, and what their losses are divided by in the optimizer step in work, 1 without one."""
     body: tuple[Span, ...]
-    """The slots' rows of the flattened tokens."""
+    """The slots' rows of the flattened tokens; blocks of slots as one."""
     head: tuple[Span, ...]
-    """The slots' rows of the labels, which are all that goes into the head."""
+    """Each slot's rows of the labels, which are all that goes into the head."""
     recompute: bool
     """Whether activations are computed again in the backward pass instead of kept."""
 
@@ -68,6 +69,8 @@ class PackedModel:
         self._model = base.model
         self._device = base.device
         self._exact = base.dtype == torch.float64
+        self.blocks = Blocks()
+        """Which slots act as one; whoever has the pack arranges them."""
         self._body, self._head = Routing(), Routing()
         simplify(base.model)
         self._recompute = Recompute(base.model)
@@ -140,7 +143,7 @@ class PackedModel:
             denominators=tuple(
                 (n, 1 if step is None else step.denominator) for n, step in zip(labels, steps, strict=True)
             ),
-            body=_spans(slots, [rows * length for rows in batch.rows]),
+            body=self.blocks.spans(slots, [rows * length for rows in batch.rows]),
             head=_spans(slots, labels),
             recompute=any(slot.config.training.gradient_checkpointing for slot in slots if slot is not None),
         )
@@ -229,6 +232,7 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 
 def _spans(slots: Sequence[Slot | None], sizes: Sequence[int]) -> tuple[Span, ...]:
+    """Each slot's own, as they may be cut at any row."""
     spans, start = [], 0
     for slot, size in zip(slots, sizes, strict=True):
         if slot is not None:

@@ -83,6 +83,8 @@ class Slot:
         self._away_values: list[tuple[Tensor, Tensor]] = []
         """Views of the flat buffers, and their copies on the devices of modules that are elsewhere."""
         self._away_gradients: list[tuple[Tensor, Tensor]] = []
+        self._leaves: list[Tensor] = []
+        """What the optimizer steps: views of the parameters, with views of the gradient."""
         self.adapters = self._views(tuple(weights), module_devices or {})
         self._optimizer = self._make_optimizer()
 
@@ -91,15 +93,15 @@ class Slot:
         pairs = weights.values()
         return [pair.a for pair in pairs] + [pair.b if self._b_as_peft else pair.b.t() for pair in pairs]
 
-    def _cut(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The A's [r, d_in] and the B^T's [r, d_out] as views of a flat buffer [P]."""
-        parts = torch.split(flat, [shape.numel() for shape in self._shapes])
-        views = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+    def cut(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The A's [r, d_in] and the B^T's [r, d_out] as views of a flat buffer [P], or of K of them [K, P]."""
+        parts = torch.split(flat, [shape.numel() for shape in self._shapes], dim=-1)
+        views = [part.view(*flat.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
         a, b = views[: len(views) // 2], views[len(views) // 2 :]
-        return a, [view.t() for view in b] if self._b_as_peft else b
+        return a, [view.mT for view in b] if self._b_as_peft else b
 
     def _views(self, names: tuple[str, ...], devices: Mapping[str, torch.device]) -> dict[str, AdapterView]:
-        sides = zip(names, *self._cut(self._computed), *self._cut(self._gradient), strict=True)
+        sides = zip(names, *self.cut(self._computed), *self.cut(self._gradient), strict=True)
         return {
             name: AdapterView(
                 a=self._at(devices.get(name), a, self._away_values),
@@ -108,7 +110,7 @@ class Slot:
                 grad_bt=self._at(devices.get(name), grad_bt, self._away_gradients),
                 scaling=self.config.lora.scaling,
                 dropout=partial(self.dropout.mask, index) if self.dropout.active else None,
-                dropout_gain=self.dropout.gain,
+                masked_scaling=self.config.lora.scaling * self.dropout.gain,
             )
             for index, (name, a, bt, grad_a, grad_bt) in enumerate(sides)
         }
@@ -123,17 +125,51 @@ class Slot:
         return copy
 
     def _make_optimizer(self) -> SlotOptimizer:
-        sizes = [shape.numel() for shape in self._shapes]
-        count = len(sizes) // 2
-        if self.config.training.optim != "adamw_8bit":  # that one works tensor by tensor, the others element by element
-            sizes, count = [sum(sizes[:count]), sum(sizes[count:])], 1
-        leaves = []
-        parts = zip(torch.split(self.parameters.detach(), sizes), torch.split(self._gradient, sizes), strict=True)
-        for values, gradient in parts:
+        for values, gradient in self._parts_to_step():
             leaf = values.detach().requires_grad_()
             leaf.grad = gradient
-            leaves.append(leaf)
-        return SlotOptimizer(self.config.training, leaves[:count], leaves[count:])
+            self._leaves.append(leaf)
+        half = len(self._leaves) // 2
+        return SlotOptimizer(self.config.training, self._leaves[:half], self._leaves[half:])
+
+    def _parts_to_step(self) -> list[tuple[Tensor, Tensor]]:
+        """Parameters and gradients: those of the A's, then those of the B's."""
+        sizes = [shape.numel() for shape in self._shapes]
+        half = len(sizes) // 2
+        if self.config.training.optim != "adamw_8bit":  # that one works tensor by tensor, the others element by element
+            sizes = [sum(sizes[:half]), sum(sizes[half:])]
+        values, gradients = torch.split(self.parameters.detach(), sizes), torch.split(self._gradient, sizes)
+        return list(zip(values, gradients, strict=True))
+
+    @property
+    def block_shape(self) -> Hashable | None:
+        """What slots have in common that can act as one block; None where modules of the base are elsewhere."""
+        if self._away_values:
+            return None
+        dtypes = (self.parameters.dtype, self._computed.dtype)
+        rows = self.config.training.per_device_train_batch_size
+        return (tuple(self.adapters), tuple(self._shapes), self._b_as_peft, dtypes, self.dropout.active, rows)
+
+    @property
+    def flat(self) -> dict[str, Tensor]:
+        """The flat buffers [P] by name; `computed` only where it is not the parameters themselves."""
+        buffers = {"parameters": self.parameters.detach(), "gradient": self._gradient}
+        return buffers if self._computed.dtype == self.parameters.dtype else buffers | {"computed": self._computed}
+
+    def move(self, name: str, place: Tensor) -> None:
+        """Let one of the flat buffers lie at another place [P] from now on, with all that is in it."""
+        place.copy_(self.flat[name])
+        if name == "parameters":
+            if self._computed.dtype == self.parameters.dtype:
+                self._computed = place
+            self.parameters.data = place
+        elif name == "gradient":
+            self._gradient = self.parameters.grad = place
+        else:
+            self._computed = place
+        for leaf, (values, gradient) in zip(self._leaves, self._parts_to_step(), strict=True):
+            leaf.data, leaf.grad = values, gradient
+        self.adapters = self._views(tuple(self.adapters), {})
 
     @property
     def memory_shape(self) -> Hashable:
@@ -216,7 +252,7 @@ class Slot:
 
     def weights(self) -> dict[str, Weights]:
         """The adapter by full module name, as PEFT has it."""
-        sides = zip(self.adapters, *self._cut(self.parameters.detach()), strict=True)
+        sides = zip(self.adapters, *self.cut(self.parameters.detach()), strict=True)
         return {name: Weights(a, bt.t()) for name, a, bt in sides}
 
     @property
