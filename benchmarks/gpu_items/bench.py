@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpu_items import blocks
 from gpu_items.bases import Tokens, cheap_weights, make_base
 from gpu_items.cells import Cell
 from gpu_items.device import free_all, memory_now, on_gpu, out_of_memory, sync
@@ -19,12 +18,14 @@ from gpu_items.peer import Peer
 from lora_lab.study.settings import DataSettings, LoraSettings, TrainingSettings, TrialConfig
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training import packed_engine
+from lora_lab.training.packed.blocks import SETTING
 from lora_lab.training.packed_engine import PackedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gpu_items.cells import Context
+    from lora_lab.training.packed.slot import Slot
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Shape:
     length: int
     count: int = 1
     mode: str = "loop"
-    """`loop` is the product's step, `blocks` that of `blocks`."""
+    """`loop` computes slot after slot, `blocks` lets slots of one shape be one block."""
     rows: int = 1
     lora: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -102,7 +103,6 @@ class Bench:
         for number in self.engine.active:
             self.engine.discard(number)
         self.engine.set_aside.clear()
-        blocks.single(self.engine)
         free_all()
 
     def add(self, config: TrialConfig) -> None:
@@ -115,9 +115,16 @@ class Bench:
         self.empty()
         for config in self.trials(shape):
             self.add(config)
-        merged = blocks.merge(self.engine) if shape.mode == "blocks" else 0
+        os.environ[SETTING] = "merged" if shape.mode == "blocks" else "single"
+        slots = self.slots
+        spans = self.engine._model.blocks.spans(slots, [1] * len(slots))
         gc.collect()
-        return merged
+        return sum(span.slots for span in spans if span.slots > 1)
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The pack, in the order in which it stands in a batch."""
+        return self.engine._model.blocks.arrange(self.engine._slots.values())
 
     def pack(self, shape: Shape) -> dict:
         """Milliseconds of the steps of a pack."""

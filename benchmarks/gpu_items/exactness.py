@@ -70,7 +70,7 @@ def against_trainer(which: list, data: dict | None = None) -> Callable[[Lab], di
 def in_blocks(which: list) -> Callable[[Lab], dict]:
     def run(one: Lab) -> dict:
         configs = [one.trial(lora, training) for lora, training in which]
-        return differences(one.packed(configs, merged=True), one.packed(configs))
+        return differences(one.packed(configs, merged=True), one.packed(configs, merged=False))
 
     return run
 
@@ -92,7 +92,7 @@ def dropout(one: Lab) -> dict:
     engine.admit(0, body)
     result = {
         "pack against alone": differences(one.packed([*neighbors, dropped])[-1:], one.packed([dropped])),
-        "blocks against loop": differences(one.packed(pair, merged=True), one.packed(pair)),
+        "blocks against loop": differences(one.packed(pair, merged=True), one.packed(pair, merged=False)),
         "against the reference engine": differences(one.packed([*neighbors, body])[-1:], one.drain(engine, 1)),
     }
     return {"loss": max(part["loss"] for part in result.values())} | result
@@ -134,7 +134,7 @@ def diverging(one: Lab) -> dict:
     with torch.no_grad():
         engine._slots[3].parameters[3] = float("nan")
     found = {
-        "rate 1e30": one.packed([*calm, wild]),
+        "rate 1e30": one.packed([*calm, wild], merged=False),
         "rate 1e30, blocks": one.packed([*calm, wild], merged=True),
         "NaN": one.drain(engine, 4),
     }

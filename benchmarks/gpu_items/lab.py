@@ -22,12 +22,12 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from gpu_items import blocks
 from gpu_items.alone import train_alone
 from gpu_items.device import device, patched
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
+from lora_lab.training.packed.blocks import SETTING
 from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
 
@@ -119,19 +119,16 @@ class Lab:
         return base, data, folder or self.folder / f"{self._dtype}-{next(COUNTER)}"
 
     def packed(
-        self, configs: Sequence[TrialConfig], engine: PackedEngine | None = None, *, merged: bool = False
+        self, configs: Sequence[TrialConfig], engine: PackedEngine | None = None, *, merged: bool | None = None
     ) -> list[Run]:
-        """Train these trials in one pack."""
+        """Train these trials in one pack, in blocks or slot after slot; None is what the product chooses here."""
+        os.environ.pop(SETTING, None)
+        if merged is not None:
+            os.environ[SETTING] = "merged" if merged else "single"
         engine = engine or self.engine()
         for number, config in enumerate(configs):
             engine.admit(number, config)
-        if merged:
-            blocks.merge(engine)
-        try:
-            return self.drain(engine, len(configs))
-        finally:
-            if merged:
-                blocks.single(engine)
+        return self.drain(engine, len(configs))
 
     def drain(self, engine: PackedEngine | ReferenceEngine, count: int) -> list[Run]:
         """Go on until no trial is left."""

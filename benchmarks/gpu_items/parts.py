@@ -31,7 +31,7 @@ def profile(bench: Bench, shape: Shape) -> dict:
 def _parts(bench: Bench) -> dict:
     """Milliseconds, the device waited for after each part."""
     engine, spent, repeats = bench.engine, Counter(), 3
-    slots = list(engine._slots.values())
+    slots = bench.slots
     for _ in range(repeats):
         marks = [time.perf_counter()]
 
@@ -63,7 +63,7 @@ class _Passes:
 
     def __init__(self, bench: Bench) -> None:
         self._engine = bench.engine
-        self.slots: list[Slot] = list(self._engine._slots.values())
+        self.slots: list[Slot] = bench.slots
         batch = self._engine._batch(self.slots, [slot.next_micro_batch() for slot in self.slots])
         self._layout = self._engine._model.layout(batch, self.slots)
 

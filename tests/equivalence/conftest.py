@@ -6,6 +6,15 @@ import pytest
 from oracle import Lab
 from workshop import llama_config, write_base, write_texts
 
+from lora_lab.training.packed.blocks import SETTING
+
+
+@pytest.fixture(autouse=True, params=["single", pytest.param("merged", marks=pytest.mark.slow)])
+def blocks(request, monkeypatch):
+    """Every test twice: slot after slot, and slots of one shape as one block."""
+    monkeypatch.setenv(SETTING, request.param)
+    return request.param
+
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory):
