@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from oracle import Lab, largest_drift
 
-from lora_lab.training.packed.blocks import SETTING
-
 MIXED = [
     # LoRA settings, training settings: ranks, scalings, targets, layers, rates, schedules, batches differ
     ({"r": 8, "alpha_ratio": 2}, {"learning_rate": 1e-3}),
@@ -74,22 +72,3 @@ def test_every_single_trial_alone_in_the_packed_engine_equals_trainer(lab64, ora
     for config, alone in zip(mixed_trials(lab64), oracle64, strict=True):
         [run] = lab64.packed([config])
         assert max(abs(a - b) for a, b in zip(run.losses, alone.losses, strict=True)) < 1e-9
-
-
-ONE_SHAPE = [
-    ({"lora_alpha": 16}, {"learning_rate": 1e-3}),
-    ({"lora_alpha": 3}, {"learning_rate": 3e-3, "seed": 1, "lr_scheduler_type": "cosine"}),
-    ({"use_rslora": True}, {"weight_decay": 0.1, "seed": 2, "max_grad_norm": 0.05}),
-]
-
-
-def test_trials_of_one_shape_equal_trainer(lab64, monkeypatch):
-    """One block of three in which all but the shape differs, and a fourth in it that leaves early."""
-    monkeypatch.setenv(SETTING, "merged")
-    configs = [lab64.trial(lora=lora, max_steps=20, **training) for lora, training in ONE_SHAPE]
-    runs = lab64.packed([*configs[:2], lab64.trial(seed=9, max_steps=7), configs[2]])
-    for config, run in zip(configs, [*runs[:2], runs[3]], strict=True):
-        alone = lab64.alone(config)
-        assert len(run.losses) == len(alone.losses) == 20
-        assert max(abs(a - b) for a, b in zip(run.losses, alone.losses, strict=True)) < 1e-9
-        assert largest_drift(run.adapter, alone.adapter) < 1e-8
