@@ -1,4 +1,4 @@
-"""Trials of one shape, which act as one block where that is faster, give what each gives alone with `Trainer` + `peft`."""
+"""Trials of one shape, which act as one block where that is faster, equal each alone with `Trainer` + `peft`."""
 
 from __future__ import annotations
 
