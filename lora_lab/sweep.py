@@ -40,6 +40,10 @@ def sweep(
     checkpoint_interval: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="At most this much work of a trial is lost to a kill.")
     ] = 30.0,
+    max_hours: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="HOURS", help="End within so many hours, with a verdict on what there is."),
+    ] = None,
     memory_limit: MemorySize = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -58,12 +62,13 @@ def sweep(
         if fresh and resume:
             raise InputError("--fresh starts over and --resume goes on; give one of them")
         spec = _load(study, overrides or [], trials, fresh=fresh)
-        options = _options(memory_limit, tracking_uri, checkpoint_interval, quiet=quiet, json=json)
+        options = _options(memory_limit, tracking_uri, checkpoint_interval, max_hours, quiet=quiet, json=json)
         complete = _run(spec, command_text("sweep", arguments(context)), options, stop)
     if not complete:
         words = _resuming(arguments(context), spec.study_name if fresh else None)
         typer.echo(f"To go on: {command_text('sweep', words)}", err=True)
-        raise typer.Exit(stop.exit_code)
+        if stop.requested:
+            raise typer.Exit(stop.exit_code)
 
 
 def _load(study: Path, overrides: list[str], trials: int | None, *, fresh: bool) -> StudySpec:
@@ -74,7 +79,9 @@ def _load(study: Path, overrides: list[str], trials: int | None, *, fresh: bool)
     return spec.model_copy(update={"study_name": unused_name(spec.study_name)}) if fresh else spec
 
 
-def _options(memory: str | None, tracking_uri: str | None, interval_s: float, *, quiet: bool, json: bool) -> RunOptions:
+def _options(
+    memory: str | None, tracking_uri: str | None, interval_s: float, hours: float | None, *, quiet: bool, json: bool
+) -> RunOptions:
     from lora_lab.runner.options import RunOptions
     from lora_lab.tracking.address import resolve_tracking_uri
     from lora_lab.training.memory.room import MemoryLimit
@@ -83,6 +90,7 @@ def _options(memory: str | None, tracking_uri: str | None, interval_s: float, *,
         memory_limit=MemoryLimit.parse(memory),
         tracking_uri=resolve_tracking_uri(tracking_uri),
         checkpoint_interval_s=interval_s,
+        max_hours=hours,
         quiet=quiet,
         json=json,
     )
@@ -103,7 +111,7 @@ def _run(spec: StudySpec, command: str, options: RunOptions, stop: StopRequest) 
         typer.echo(end.tracking_note, err=True)
     if end.results is not None:
         say_results(end.results, folder, options.tracking_uri, json=options.json, ran=end.ran)
-        check_finished(end.results)
+        check_finished(end.results, complete=end.complete)
     return end.complete
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Parameter
 
-__all__ = ["AuditNote", "Kind", "audit"]
+__all__ = ["AuditNote", "Kind", "audit", "unfinished"]
 
 EDGE_SHARE = 0.05
 """A value this close to an end of its range, as a share of the range, is at the edge."""
@@ -56,6 +56,13 @@ def audit(spec: StudySpec, findings: Findings | None = None, results: Sequence[T
         notes += _edges_at_ranks(spec, replicate_groups(results, findings.measure))
         notes += _importance_notes(spec, findings)
     return notes
+
+
+def unfinished(done: int, total: int) -> AuditNote:
+    """Say that a study goes on: `done` of `total` trials of its search have ended."""
+    rest = f"{done} of {total} trials of the search have ended" if done < total else "finalists wait for retrainings"
+    sentence = f"The study is not finished: {rest}. All of this may change; the same sweep command goes on."
+    return AuditNote(kind="unfinished", sentence=sentence)
 
 
 def _edge_notes(spec: StudySpec, best: Standing) -> Iterator[AuditNote]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_lab.study.spec import StudySpec
 
 Kind = Literal[
+    "unfinished",
     "edge_of_range",
     "edge_at_a_rank",
     "one_learning_rate",

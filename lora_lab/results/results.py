@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.audit import AuditNote, audit
+from lora_lab.analysis.audit import AuditNote, audit, unfinished
 from lora_lab.analysis.verdict import decide
 from lora_lab.common.errors import StorageError, TrainingError
 from lora_lab.results.example_losses import read_example_losses
@@ -36,8 +36,14 @@ class Results:
     """What was measured of the bare base: eval_loss, forgetting_loss where there is such text, and its scores."""
 
 
-def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder) -> Results:
+def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder, *, complete: bool | None = None) -> Results:
     """Read the storage, and per-example losses where they are still there, and decide; nothing is trained or written.
+
+    Args:
+        spec: The study.
+        store: Its storage.
+        folder: Where its files are.
+        complete: Whether all that the study asks for was trained; by default, what the storage says.
 
     Raises:
         StorageError: the study has not begun, cannot be read, or lacks what is judged of the bare base.
@@ -57,17 +63,28 @@ def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder) -> Resul
         losses=examples,
         cost=verdict.cost,
     )
-    return Results(spec, trials, findings, examples, audit(spec, findings, trials), base)
+    notes = audit(spec, findings, trials)
+    if not (store.record.is_complete if complete is None else complete):
+        notes = [unfinished(*store.budget()), *notes]
+    return Results(spec, trials, findings, examples, notes, base)
 
 
-def check_finished(results: Results) -> None:
-    """Check that a complete study has a trial that a verdict can rest on.
+def check_finished(results: Results, *, complete: bool = True) -> None:
+    """Check that a study has a trial that a verdict can rest on.
+
+    Args:
+        results: What there is at the end.
+        complete: Whether all trials had their turn; otherwise the time was over.
 
     Raises:
         TrainingError: none finished; the first reason is told.
     """
     if results.findings.best is not None:
         return
+    if not complete:
+        raise TrainingError(
+            f"no trial of study {results.spec.study_name} finished within --max-hours; the same command goes on"
+        )
     first = next((trial for trial in results.trials if trial.reason), None)
     why = f" (trial {first.number} {first.state.replace('_', ' ')}: {first.reason.splitlines()[0]})" if first else ""
     raise TrainingError(

@@ -17,6 +17,7 @@ from lora_lab.runner.announcer import Announcer
 from lora_lab.runner.choosable import Choosable
 from lora_lab.runner.confirmation import Confirmation
 from lora_lab.runner.executor import Work
+from lora_lab.runner.time_limit import search_share
 from lora_lab.runner.trajectories import Trajectories
 from lora_lab.study.engines import EngineChoice, engine_for
 from lora_lab.study.events import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from lora_lab.runner.executor import Executor
     from lora_lab.runner.identities import Identities
     from lora_lab.runner.stopping import StopRequest
+    from lora_lab.runner.time_limit import TimeLimit
     from lora_lab.search.store import Asked, StudyStore
     from lora_lab.study.results import TrialResult, TrialState
     from lora_lab.study.spec import StudySpec
@@ -70,6 +72,7 @@ class Coordinator:
         folder: The study's files.
         identities: Tell which configurations are one training.
         stop: Set by Ctrl-C and SIGTERM.
+        limit: When this call must end.
         tracking_status: How far MLflow is behind, in words.
     """
 
@@ -84,10 +87,11 @@ class Coordinator:
         folder: RunFolder,
         identities: Identities,
         stop: StopRequest,
+        limit: TimeLimit,
         tracking_status: Callable[[], str],
     ) -> None:
-        self._store, self._executor = store, executor
-        self._journal, self._display, self._folder, self._stop = journal, display, folder, stop
+        self._spec, self._store, self._executor = spec, store, executor
+        self._journal, self._display, self._folder, self._stop, self._limit = (journal, display, folder, stop, limit)
         self._tracking_status = tracking_status
         self._next_tick = 0.0
         self._judged = spec.sweep.judged
@@ -96,14 +100,22 @@ class Coordinator:
         self._trajectories = Trajectories(spec, store, folder, identities, self._shared)
         self._starting: dict[int, Asked] = {}
         """Trials whose start the executor has not told yet."""
+        self._held_back = False
+        """Whether a trial was kept from beginning, for it might not have ended in time."""
         self._choosable = Choosable.of(spec.sweep, store.record.base_value())
 
     def run(self) -> bool:
-        """Train until the budget is used up; True when the study is complete, False when asked to stop."""
+        """Train until the budget or the time is used up; True when the study is complete."""
         self._take_up()
+        _, trials = self._store.budget()
+        self._limit.keep_for_retrainings(search_share(self._spec.sweep, trials))
         if not self._train():
             return False
-        return not self._confirmation.enqueue() or self._train()
+        self._limit.search_is_over()
+        done, _ = self._store.budget()
+        if self._confirmation.enqueue() and not self._train():
+            return False
+        return not self._held_back or done == trials
 
     # Taking up a study that was begun before
 
@@ -125,15 +137,20 @@ class Coordinator:
     # The loop
 
     def _train(self) -> bool:
+        """Train until no trial is left that may begin; False when the training was stopped, or out of time."""
         while True:
             self._fill()
             if not self._executor.active:
-                return not self._stop.requested
+                return not self._is_over
             self._handle(self._executor.wait(TICK_S))
             self._tick()
-            if self._stop.requested:
+            if self._is_over:
                 self._executor.close(save=True)
                 return False
+
+    @property
+    def _is_over(self) -> bool:
+        return self._stop.requested or self._limit.passed
 
     def _tick(self) -> None:
         if time.monotonic() >= self._next_tick:
@@ -141,7 +158,10 @@ class Coordinator:
             self._display.tell(Tick(self._executor.tokens_per_second, self._tracking_status()))
 
     def _fill(self) -> None:
-        while not self._stop.requested:
+        while not self._is_over:
+            if not self._limit.admits_another:
+                self._held_back = True
+                return
             asked = self._next_asked()
             if asked is None:
                 return
@@ -210,6 +230,7 @@ class Coordinator:
                 engine = EngineChoice(event.engine, event.reason)
                 self._store.keep_engine(event.number, engine)
                 self._announcer.started(self._starting.pop(event.number), engine)
+                self._limit.trial_began(event.number)
         return [event for event in events if not isinstance(event, Started)]
 
     def _end(self, event: TrialEvent) -> None:
@@ -242,6 +263,7 @@ class Coordinator:
         metrics: dict[str, float] | None = None,
     ) -> None:
         folder = self._folder.files_of(number).adapter if isinstance(event, Finished) else None
+        self._limit.trial_ended(number, trained_whole=isinstance(event, Finished))
         self._journal.append(
             TrialEnded(
                 number=number,

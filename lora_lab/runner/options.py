@@ -18,6 +18,8 @@ class RunOptions:
     """The MLflow store, resolved: it means the same from every working directory."""
     checkpoint_interval_s: float = 30.0
     """About this much work of a trial is repeated after a kill, at most."""
+    max_hours: float | None = None
+    """End within this time, with a verdict on what there is by then; None for no limit."""
     quiet: bool = False
     """Print only the verdict and errors."""
     json: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lora_lab.common.errors import InputError
 from lora_lab.planning.target_checks import check_targets, target_examples
@@ -15,6 +15,7 @@ from lora_lab.results.writing import write_results
 from lora_lab.runner.coordinator import Coordinator
 from lora_lab.runner.identities import Identities
 from lora_lab.runner.lease import lease
+from lora_lab.runner.time_limit import TimeLimit
 from lora_lab.search.store import StudyStore, open_store
 from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.resume import compare_contents, compare_for_resume
@@ -41,6 +42,7 @@ class SessionEnd:
     """How one call of `sweep` ended."""
 
     complete: bool
+    """False when it was stopped, or its time was over; it then has results only in the second case."""
     ran: bool
     """False when the study had been complete before."""
     results: Results | None
@@ -74,6 +76,7 @@ def run_study(
         StudyLockedError: another coordinator works on it.
         StorageError: the run folder or the database cannot be used.
     """
+    limit = TimeLimit(options.max_hours)
     folder.make()
     with ExitStack() as stack:
         stack.enter_context(lease(folder.lease))
@@ -90,7 +93,7 @@ def run_study(
             backend = in_process(spec, folder, options)
         stack.callback(backend.executor.close, save=False)
         mirror = MlflowMirror(folder.root, options.tracking_uri)
-        return _Session(spec, folder, command, store, backend, mirror, display, stop).run()
+        return _Session(spec, folder, command, store, backend, mirror, display, stop, limit).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class _Session:
     mirror: MlflowMirror
     display: Display
     stop: StopRequest
+    limit: TimeLimit
 
     def run(self) -> SessionEnd:
         """Train, and write what the study leaves behind."""
@@ -150,6 +154,7 @@ class _Session:
             folder=self.folder,
             identities=Identities(self.backend.linears),
             stop=self.stop,
+            limit=self.limit,
             tracking_status=lambda: f"MLflow {self.mirror.status}",
         )
         try:
@@ -159,14 +164,15 @@ class _Session:
             self.mirror.close(timeout_s=5)
             raise
         self.display.tell(SessionOver())
-        if not complete:
+        if not complete and self.stop.requested:
             journal.append(StudyEnded(state="interrupted"))
             return SessionEnd(complete=False, ran=True, results=None, tracking_note=self.mirror.close(timeout_s=10))
-        results = read_results(self.spec, self.store, self.folder)
+        results = read_results(self.spec, self.store, self.folder, complete=complete)
         write_results(results, self.folder, self.command, device)
-        self.store.record.mark_complete()
-        journal.append(*_attachments(results, self.folder), _ended(results))
-        return SessionEnd(complete=True, ran=True, results=results, tracking_note=self.mirror.close(timeout_s=120))
+        if complete:
+            self.store.record.mark_complete()
+        journal.append(*_attachments(results, self.folder), _ended(results, "complete" if complete else "interrupted"))
+        return SessionEnd(complete=complete, ran=True, results=results, tracking_note=self.mirror.close(timeout_s=120))
 
 
 def _check_base_loss(key: str, loss: float | None) -> None:
@@ -196,7 +202,7 @@ def _attachments(results: Results, folder: RunFolder) -> Iterator[Attached]:
         yield Attached(number=number, path=place / "config.yaml")
 
 
-def _ended(results: Results) -> StudyEnded:
+def _ended(results: Results, state: Literal["complete", "interrupted"]) -> StudyEnded:
     best, cheapest = results.findings.best, results.findings.cheapest
     judged = results.findings.measure
     metrics = {
@@ -207,4 +213,4 @@ def _ended(results: Results) -> StudyEnded:
     if best is not None and cheapest is not None:
         metrics |= {f"best_{judged.name}": best.value, f"recommended_{judged.name}": cheapest.value}
         tags = {"lora_lab.best": str(best.number), "lora_lab.recommended": str(cheapest.number)}
-    return StudyEnded(state="complete", metrics=metrics, tags=tags)
+    return StudyEnded(state=state, metrics=metrics, tags=tags)

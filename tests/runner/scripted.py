@@ -14,6 +14,7 @@ from lora_lab.runner.coordinator import Coordinator
 from lora_lab.runner.identities import Identities
 from lora_lab.runner.scripted import LINEARS, Fault, Script, ScriptedExecutor, falling_loss
 from lora_lab.runner.stopping import StopRequest
+from lora_lab.runner.time_limit import TimeLimit
 from lora_lab.search.pruners import build_pruner
 from lora_lab.search.samplers import build_sampler
 from lora_lab.search.store import StudyStore
@@ -106,6 +107,7 @@ def run(
     stop: StopRequest | None = None,
     trainer: ScriptedExecutor | None = None,
     opened: StudyStore | None = None,
+    limit: TimeLimit | None = None,
     **executor: Any,
 ):
     """One call of the coordinator on a study; whether it is complete, and the executor."""
@@ -127,6 +129,7 @@ def run(
             folder=guard(folder),
             identities=Identities(lambda _: LINEARS),
             stop=stop or StopRequest(),
+            limit=limit or TimeLimit(None),
             tracking_status=str,
         )
         return coordinator.run(), trainer
