@@ -152,6 +152,8 @@ def test_no_row_is_kept_for_nobody(base, monkeypatch):
     known.leave(pack[0])
     known.leave(pack[2])
     assert spans_of(known, [pack[3]]) == ([pack[3]], [1])
+    assert pack[3].parameters.untyped_storage().nbytes() <= pack[3].parameters.nbytes + 64 * 8
+    assert pack[3].parameters.grad.untyped_storage().nbytes() <= pack[3].parameters.nbytes + 64 * 8
 
 
 def test_without_memory_for_common_buffers_slots_stay_as_they_are(base, monkeypatch):

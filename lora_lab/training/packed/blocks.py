@@ -39,7 +39,7 @@ class Block:
     """Slots of one shape whose flat buffers are rows of common ones.
 
     Args:
-        slots: At least two; their values move here, one kind of buffer after the other, so that no more than one
+        slots: Their values move here, one kind of buffer after the other, so that no more than one
             kind is there twice.
     """
 
@@ -135,7 +135,7 @@ class Blocks:
             groups.setdefault(slot.block_shape or slot, []).append(slot)
         alike = {shape: slots for shape, slots in groups.items() if len(slots) > 1 and _merges(slots[0], setting)}
         for shape in self._blocks.keys() - alike.keys():
-            del self._blocks[shape]
+            self._dissolve(shape, pack)
         for shape, slots in alike.items():
             self._settle(shape, slots)
         self._places = {
@@ -147,6 +147,22 @@ class Blocks:
 
     def _row(self, slot: Slot) -> int:
         return self._places[slot][1] if slot in self._places else -1
+
+    def _dissolve(self, shape: Hashable, pack: Sequence[Slot]) -> None:
+        """Give the slots of a block memory of their own: a view of one row would keep the memory of all rows."""
+        self._places.clear()
+        for slot in self._blocks.pop(shape).rows:
+            if slot in pack:
+                self._make([slot])
+
+    def _make(self, slots: Sequence[Slot]) -> Block | None:
+        """A block of these; None where memory does not suffice, and they stay where they are."""
+        block = None
+        with memory_may_run_out() as shortage:
+            block = Block(slots)
+        if shortage.reason is not None:
+            free_cached_memory()
+        return block
 
     def _settle(self, shape: Hashable, slots: list[Slot]) -> None:
         """Let these be the slots of the shape's block; where memory does not suffice, they stay where they are."""
@@ -160,10 +176,9 @@ class Blocks:
             return
         self._places.clear()
         self._blocks.pop(shape, None)  # so that its buffers go with the last row that is moved
-        with memory_may_run_out() as shortage:
-            self._blocks[shape] = Block(slots)
-        if shortage.reason is not None:
-            free_cached_memory()
+        block = self._make(slots)
+        if block is not None:
+            self._blocks[shape] = block
 
     def leave(self, slot: Slot) -> None:
         """A slot has left the pack; its memory is the next one's, or given back when the pack is arranged again."""
