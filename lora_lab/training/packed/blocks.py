@@ -152,7 +152,7 @@ class Blocks:
         """Give the slots of a block memory of their own: a view of one row would keep the memory of all rows."""
         self._places.clear()
         for slot in self._blocks.pop(shape).rows:
-            if slot in pack:
+            if slot is not None and slot in pack:
                 self._make([slot])
 
     def _make(self, slots: Sequence[Slot]) -> Block | None:
