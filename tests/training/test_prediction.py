@@ -172,17 +172,17 @@ def test_double_quantization_saves_what_is_published(config, published):
 def test_nf4_saves_what_is_published():
     """7.15 GB (21.33 against 14.18) for Llama-2-7B with r=8 on q and v, one row at a time, by Raschka.
 
-    How long his rows were is not published. The saving falls with the length, since the activations of a quantized
-    base are float32: 8.06 GB at 256 tokens, 7.41 at 512, 5.99 at 1024. The weights alone save 8.78 GB.
+    How long his rows were is not published. The saving falls with the length, since residuals and gated products of a
+    quantized base are float32: 8.59 GB at 256 tokens, 8.19 at 512, 7.33 at 1024. The weights alone save 9.05 GB.
     """
     lora = {"target_modules": ("q_proj", "v_proj"), "lora_dropout": 0.05}
     found = {}
     for kind in ("none", "nf4"):
-        config = large(kind, **lora)
+        config = large(kind, length=1024, **lora)
         found[kind] = MemoryPredictor(LLAMA_2_7B, config.model, "cuda").predict(config)
     assert (found["none"].total - found["nf4"].total) / GIGABYTE == pytest.approx(7.15, rel=0.05)
     weights = {kind: one.base + one.quantization for kind, one in found.items()}
-    assert (weights["none"] - weights["nf4"]) / GIGABYTE == pytest.approx(8.784, abs=1e-3)
+    assert (weights["none"] - weights["nf4"]) / GIGABYTE == pytest.approx(9.047, abs=1e-3)
 
 
 # Fewer steps than there are configurations
@@ -258,13 +258,14 @@ def test_attention_on_cuda_takes_the_kernel_that_torch_takes_there():
     plain = LlamaConfig(**SMALL, num_hidden_layers=layers, num_key_value_heads=4)
     grouped = LlamaConfig(**SMALL, num_hidden_layers=layers, num_key_value_heads=2)
 
-    def activations(architecture, kind, **options):
-        config = small(kind, length=length)
+    def activations(architecture, **options):
+        config = small(length=length)
         return MemoryPredictor(architecture, config.model, "cuda", **options).predict(config).activations
 
-    assert activations(grouped, "nf4") - activations(plain, "nf4") > layers * pairs * 4
-    assert activations(grouped, "none") <= activations(plain, "none")
-    assert activations(grouped, "none", fused_attention=False) - activations(grouped, "none") > layers * pairs * 2
+    full = {"dtype": torch.float32}
+    assert activations(grouped, **full) - activations(plain, **full) > layers * pairs * 4
+    assert activations(grouped) <= activations(plain)
+    assert activations(grouped, fused_attention=False) - activations(grouped) > layers * pairs * 2
 
 
 def test_a_base_whose_step_needs_values_is_not_predicted(capfd):
