@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
@@ -19,12 +18,15 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from lora_lab.builtin.catalog import model_folder
 from lora_lab.common.errors import InputError
 from lora_lab.training.base.architecture import linear_map, linear_map_of_config, linear_modules
+from lora_lab.training.base.mixed_precision import prepare_quantized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lora_lab.study.settings import ModelSettings
     from lora_lab.study.targets import LinearMap
+
+DeviceType = Literal["cpu", "cuda"]
 
 DTYPES = {
     "float64": torch.float64,
@@ -77,7 +79,7 @@ def resolve_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
     if settings.dtype != "auto":
         return DTYPES[settings.dtype]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float32
 
 
@@ -210,15 +212,27 @@ def frozen_base(
     linears: LinearMap,
     tokenizer: Any,
     location: str,
+    device_type: DeviceType | None = None,
 ) -> Base:
-    """Make a model, loaded and on its device, the frozen base that adapters are trained on."""
+    """Make a model, loaded and on its device, the frozen base that adapters are trained on.
+
+    Args:
+        model: As `from_pretrained` gave it; changed in place.
+        settings: The quantization that it has.
+        dtype: Of its weights that are not quantized.
+        device: Where it is.
+        linears: Its linear modules.
+        tokenizer: Its own.
+        location: The folder or Hub id that it came from.
+        device_type: The kind of device whose precisions it gets, where that is not the one of `device`.
+    """
+    is_cuda = (device_type or device.type) == "cuda"
     quantized = settings.quantization != "none"
+    compute_dtype = dtype if is_cuda or not quantized else torch.float32
     if quantized:
-        # Freezes everything and takes norms, embeddings and head to float32. After adapters are attached it would
-        # freeze them too, and nothing would train; here there are none yet.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of a name inside transformers that peft still uses
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model = prepare_quantized(model, compute_dtype)
+    if device.type == "cuda":
+        _prepare_cuda()
     model.requires_grad_(requires_grad=False)
     model.eval()
     modules = linear_modules(model).values()
@@ -232,10 +246,25 @@ def frozen_base(
         device=device,
         dtype=dtype,
         adapter_dtype=torch.float32 if quantized else dtype,
-        compute_dtype=torch.float32 if quantized and device.type == "cpu" else dtype,
+        compute_dtype=compute_dtype,
         location=location,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules),
     )
+
+
+def _prepare_cuda() -> None:
+    """Settings of this process for a base on a CUDA device.
+
+    cuDNN's attention builds a plan for each new shape, 0.1 to 1.2 seconds long on an H200, and the shapes of packs
+    change with every admission and every length. FlashAttention, which torch then takes, needs none.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_not_of_a_cast)
+
+
+def _is_not_of_a_cast(record: logging.LogRecord) -> bool:
+    """False for what bitsandbytes says at every int8 product on CUDA whose input is not float16."""
+    return "inputs will be cast from" not in str(record.msg)
 
 
 def _placement(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

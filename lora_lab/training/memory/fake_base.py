@@ -7,9 +7,8 @@ a training step on it allocates what a real one does.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from bitsandbytes.functional import QuantState
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from lora_lab.study.settings import ModelSettings
-    from lora_lab.training.base.loading import Base
-
-DeviceType = Literal["cpu", "cuda"]
+    from lora_lab.training.base.loading import Base, DeviceType
 
 BLOCK = 64
 """Weights that share one quantization constant (bitsandbytes' default)."""
@@ -55,9 +52,16 @@ def fake_base(
     if settings.quantization != "none":
         quantizer = AutoHfQuantizer.from_config(quantization_config(settings, dtype))
         quantizer._process_model_before_weight_loading(model, device_map=None)  # noqa: SLF001 -- no public name
-    base = frozen_base(model, settings, dtype, torch.device("cpu"), linears=linears, tokenizer=None, location="")
-    if device_type == "cuda":
-        base = dataclasses.replace(base, compute_dtype=dtype)
+    base = frozen_base(
+        model,
+        settings,
+        dtype,
+        torch.device("cpu"),
+        linears=linears,
+        tokenizer=None,
+        location="",
+        device_type=device_type,
+    )
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         _materialize(model, dtype)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from lora_lab.study.settings import ModelSettings, TrialConfig
+    from lora_lab.training.base.loading import DeviceType
     from lora_lab.training.batch import PackedBatch
-    from lora_lab.training.memory.fake_base import DeviceType
     from lora_lab.training.packed.model import Layout
 
 TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")

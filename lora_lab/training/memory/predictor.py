@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from lora_lab.study.settings import ModelSettings, TrialConfig
     from lora_lab.study.targets import LinearMap
-    from lora_lab.training.memory.fake_base import DeviceType
+    from lora_lab.training.base.loading import DeviceType
 
 CONTEXT_BYTES = 600 * 2**20
 """CUDA's context and loaded kernels, and cuBLAS' workspace: about 0.5 to 0.6 GB on devices of the last generations."""

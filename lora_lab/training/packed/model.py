@@ -99,7 +99,9 @@ class PackedModel:
 
         body, ids = self._model.base_model, torch.arange(8, device=self._device).unsqueeze(0)
         hooks = [module.register_forward_hook(keep) for module in body.modules()]
-        hooks.append(head.register_forward_hook(lambda _, args, y: seen.extend((args[0], y))))
+        # Before the head's own hooks, which may cast what it is given.
+        hooks.append(head.register_forward_pre_hook(lambda _, args: seen.append(args[0]), prepend=True))
+        hooks.append(head.register_forward_hook(lambda _, __, y: seen.append(y)))
         try:
             logits = self._model(input_ids=ids, use_cache=False).logits
             given, output = seen
@@ -179,7 +181,8 @@ class PackedModel:
                 self._gathered = None
             return self._cross_entropy(logits.reshape(-1, logits.shape[-1]), layout.targets)
         hidden = _take(self._model.base_model(**inputs).last_hidden_state, layout.positions)
-        hidden = hidden.to(self._plain_head.weight.device)  # where the base is split, the head may be elsewhere
+        weight = self._plain_head.weight  # on another device where the base is split; in half precision on k-bit bases
+        hidden = hidden.to(device=weight.device, dtype=weight.dtype)
         if type(self._plain_head) is nn.Linear and not any(self._head_name in span.adapters for span in layout.head):
             targets = layout.targets.to(hidden.device)
             nll = head_loss(hidden, targets, self._plain_head, LOGITS_AT_ONCE, layout.denominators)

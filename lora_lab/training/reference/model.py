@@ -59,14 +59,7 @@ def peft_model(base: Base, config: TrialConfig, dropout: Dropout) -> Any:
     lora = config.lora
     check(base, config)
     model = sharing_copy(base.model)
-    modules = dict(model.named_modules())
-    if lora.initialization.changes_base:
-        for name in resolve_targets(base.linears, lora):
-            module = modules[name]  # gets a weight of its own, also where it is tied to another's
-            module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
-    if lora.bias != "none":
-        for module in modules.values():
-            _own_biases(module)
+    _take_apart(model, base, config)
     peft_config = lora_config(lora, base.linears, fan_in_fan_out=base.fan_in_fan_out)
     if lora.loftq is not None:
         peft_config.init_lora_weights = True  # and then as below
@@ -82,6 +75,28 @@ def peft_model(base: Base, config: TrialConfig, dropout: Dropout) -> Any:
         if dropout.active:
             layer.lora_dropout["default"] = _Masked(dropout, index)
     return adapted
+
+
+def _take_apart(model: nn.Module, base: Base, config: TrialConfig) -> None:
+    """Give the model parameters of its own where the trial changes those of the base."""
+    lora, modules = config.lora, dict(model.named_modules())
+    if lora.initialization.changes_base:
+        for name in resolve_targets(base.linears, lora):
+            module = modules[name]  # gets a weight of its own, also where it is tied to another's
+            module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+    if lora.modules_to_save is not None and config.model.quantization != "none":
+        for name, module in modules.items():
+            if name.endswith(tuple(lora.modules_to_save)):  # PEFT's rule; it copies them as they are
+                _in_float32(module)
+    if lora.bias != "none":
+        for module in modules.values():
+            _own_biases(module)
+
+
+def _in_float32(module: nn.Module) -> None:
+    """As `prepare_model_for_kbit_training` leaves a module; the head of a k-bit base may be in half precision."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(parameter.detach().float(), requires_grad=False))
 
 
 def _own_biases(module: nn.Module) -> None:
