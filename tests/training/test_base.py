@@ -73,6 +73,14 @@ def test_auto_is_float32_on_a_cpu_whatever_the_files_have(tiny_base):
     assert {parameter.dtype for parameter in base.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_is_bfloat16_only_where_a_gpu_computes_in_it(tiny_base, monkeypatch, has):
+    """V100 and T4 emulate it, slowly, and say that they support it unless asked without emulation."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has or including_emulation)
+    found = resolve_dtype(settings(tiny_base), torch.device("cuda"))
+    assert (found == torch.bfloat16) == has
+
+
 # What is refused
 
 
