@@ -23,7 +23,8 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gpu_items.alone import train_alone
-from gpu_items.device import device, patched
+from gpu_items.device import device, on_gpu, patched
+from lora_lab.study.engines import engine_for
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
@@ -129,6 +130,21 @@ class Lab:
         for number, config in enumerate(configs):
             engine.admit(number, config)
         return self.drain(engine, len(configs))
+
+    def engine_of(self, config: TrialConfig) -> str:
+        """The name of the engine that a trial gets in a study on this device."""
+        return engine_for(config, is_cuda=on_gpu()).name
+
+    def trained(self, configs: Sequence[TrialConfig]) -> list[Run]:
+        """Train these trials in one pack, or one after another on the reference engine where that is their engine."""
+        if self.engine_of(configs[0]) == "packed":
+            return self.packed(configs)
+        engine = self.reference_engine()
+        runs = []
+        for number, config in enumerate(configs):
+            engine.admit(number, config)
+            runs += self.drain(engine, number + 1)[number:]
+        return runs
 
     def drain(self, engine: PackedEngine | ReferenceEngine, count: int) -> list[Run]:
         """Go on until no trial is left."""

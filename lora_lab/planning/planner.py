@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from lora_lab.results.folder import RunFolder
+    from lora_lab.study.engines import EngineChoice
     from lora_lab.study.settings import ModelSettings, TrialConfig
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.targets import LinearMap
@@ -139,12 +140,19 @@ class _Planner:
             trajectory=trajectory_note(spec),
             pack_size=str(sweep.pack_size),
             packs=self._packs(trained + retrainings, memory),
-            engines=_engines(shapes),
+            engines=self._engines(shapes),
             adapters=_adapters(shapes, self._linears),
             memory=memory,
             work=self._work(grid if is_exact else None, trained, retrainings),
             notes=(*notes, *(note.sentence for note in audit(spec))),
         )
+
+    def _engine(self, config: TrialConfig) -> EngineChoice:
+        return engine_for(config, is_cuda=self._device.is_cuda)
+
+    def _engines(self, shapes: Sequence[TrialConfig]) -> tuple[EngineUse, ...]:
+        counts = Counter(self._engine(config) for config in shapes)
+        return tuple(EngineUse(choice.name, choice.reason, count) for choice, count in counts.items())
 
     # Memory
 
@@ -167,7 +175,7 @@ class _Planner:
 
     def _predict(self, config: TrialConfig) -> MemoryPrediction | None:
         """Memory of a configuration; None for the reference engine, whose step is PEFT's and the Trainer's."""
-        if engine_for(config).name == "reference":
+        if self._engine(config).name == "reference":
             return None
         return self._predictor(config.model).predict(config)
 
@@ -182,7 +190,7 @@ class _Planner:
             rows=config.training.per_device_train_batch_size,
             max_length=config.data.max_length,
             other=_other(self._spec, config),
-            engine=engine_for(config).name,
+            engine=self._engine(config).name,
             predicted_bytes=None if predicted is None else predicted.total,
             terms=None if predicted is None else asdict(predicted),
             fits=None if predicted is None or self._limit is None else predicted.allocated <= self._limit,
@@ -296,11 +304,6 @@ def _space_text(spec: StudySpec, name: str) -> str:
         kind = ", log" if parameter.log else f", step {parameter.step}" if parameter.step is not None else ""
         text = f"{parameter.min} to {parameter.max}{kind}"
     return f"{text} (when {when})" if when else text
-
-
-def _engines(shapes: Sequence[TrialConfig]) -> tuple[EngineUse, ...]:
-    counts = Counter(tuple(engine_for(config)) for config in shapes)
-    return tuple(EngineUse(name, reason, count) for (name, reason), count in counts.items())
 
 
 def _adapters(shapes: Sequence[TrialConfig], linears: LinearMap) -> tuple[Adapter, ...]:

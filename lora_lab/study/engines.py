@@ -1,4 +1,4 @@
-"""Which training engine a trial runs on, and why, as far as its settings decide it.
+"""Which training engine a trial runs on, and why, as far as its settings and the kind of device decide it.
 
 The packed engine trains many trials in one pass, and does exactly what it does. What it does not do runs on the
 reference engine, `transformers.Trainer` with `peft`, one trial at a time. So does what runs on a base that the packed
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lora_lab.study.settings import LoraSettings, TrialConfig
+    from lora_lab.study.settings import TrialConfig
 
 EngineName = Literal["packed", "reference"]
 
@@ -24,15 +24,21 @@ class EngineChoice(NamedTuple):
     reason: str
 
 
-def engine_for(config: TrialConfig) -> EngineChoice:
-    """The engine that trains this configuration, unless the packed one refuses its base."""
-    reasons = list(_beyond_packing(config.lora))
+def engine_for(config: TrialConfig, *, is_cuda: bool = False) -> EngineChoice:
+    """The engine that trains this configuration, unless the packed one refuses its base.
+
+    Args:
+        config: The trial.
+        is_cuda: Whether it trains on a CUDA device.
+    """
+    reasons = list(_beyond_packing(config, is_cuda=is_cuda))
     if reasons:
         return EngineChoice("reference", "; ".join(reasons))
     return EngineChoice("packed", "the base stays as it is, and only A and B are trained")
 
 
-def _beyond_packing(lora: LoraSettings) -> Iterator[str]:
+def _beyond_packing(config: TrialConfig, *, is_cuda: bool) -> Iterator[str]:
+    lora = config.lora
     if lora.use_dora:
         yield "use_dora trains magnitudes beside A and B"
     if lora.bias != "none":
@@ -41,3 +47,6 @@ def _beyond_packing(lora: LoraSettings) -> Iterator[str]:
         yield f"modules_to_save trains {', '.join(lora.modules_to_save)} in full"
     if lora.initialization.changes_base:
         yield f"init_lora_weights {lora.init_lora_weights} changes the base under the adapter"
+    if is_cuda and config.model.quantization == "int8":
+        # An outlier in any row takes its column out of the integer product for all of them (arXiv:2208.07339).
+        yield "int8 products on CUDA round a row by the outliers of all rows, so neighbors in a pack would change it"

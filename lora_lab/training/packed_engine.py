@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_lab.study.engines import engine_for
 from lora_lab.study.events import OutOfMemory, TrialEvent
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.assessment import Assessor
@@ -20,6 +21,7 @@ from lora_lab.training.batch import largest_rows, padded
 from lora_lab.training.device import device_bytes
 from lora_lab.training.memory.probe import MemoryProbe
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
+from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import Slot
 from lora_lab.training.packed.step import add_gradients
@@ -103,7 +105,11 @@ class PackedEngine:
         Raises:
             InputError: its adapter cannot be put on this base, or its data cannot be right.
             CheckpointError: its checkpoint is damaged.
+            UnpackableError: it cannot be trained exactly beside others, here or on any device (`engine_for`).
         """
+        choice = engine_for(config, is_cuda=self._base.device.type == "cuda")
+        if choice.name != "packed":
+            raise UnpackableError(choice.reason)
         if config.data.packing:
             self._model.require_separate_examples()
         if config.training.gradient_checkpointing:

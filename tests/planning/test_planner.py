@@ -146,6 +146,14 @@ def test_the_engine_of_each_shape_and_why(base, tmp_path):
     assert rows["reference"].predicted_bytes is None
 
 
+def test_an_int8_base_is_packed_on_a_cpu_and_not_on_a_cuda_device(base, tmp_path):
+    spec = study(base, parameters={"quantization": {"values": ["int8"]}})
+    [here] = plan(spec, tmp_path).engines
+    [there] = plan(spec, tmp_path, device=device_named("H100-80GB")).engines
+    assert (here.name, there.name) == ("packed", "reference")
+    assert "int8 products on CUDA" in there.reason
+
+
 def test_work_is_told_where_rows_are_counted_cheaply(base, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a b"}\n' * 40)

@@ -56,6 +56,15 @@ def test_everything_else_is_packed(lora: dict[str, object]) -> None:
     assert choice.reason
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
+def test_only_int8_on_cuda_is_not_packed_among_the_quantized_bases(quantization: str) -> None:
+    config = trial({}).changed(model={"quantization": quantization})
+    assert engine_for(config).name == "packed"
+    choice = engine_for(config, is_cuda=True)
+    assert choice.name == ("reference" if quantization == "int8" else "packed")
+    assert ("outliers" in choice.reason) == (quantization == "int8")
+
+
 def test_the_choice_needs_no_torch() -> None:
     code = "import sys, lora_lab.study.engines; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
