@@ -16,6 +16,10 @@ class Adapter:
     trainable_params: int
     trainable_percent: float
     """Of the base and the adapter."""
+    adapted: tuple[str, ...]
+    """The modules that it sits on, by what they do."""
+    left_out: tuple[str, ...]
+    """The other linear modules, and the weights of experts."""
 
 
 @dataclass(frozen=True, slots=True)

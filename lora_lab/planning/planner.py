@@ -20,7 +20,7 @@ from lora_lab.search.store import open_store
 from lora_lab.study.engines import engine_for
 from lora_lab.study.settings import Trait
 from lora_lab.study.space import deciding
-from lora_lab.study.targets import trainable_parameters
+from lora_lab.study.targets import placement, trainable_parameters
 from lora_lab.study.trajectory import trajectory_note
 from lora_lab.study.trial_settings import settings_with, value_of
 from lora_lab.training.base.loading import default_device, device_name, model_config
@@ -313,7 +313,8 @@ def _adapters(shapes: Sequence[TrialConfig], linears: LinearMap) -> tuple[Adapte
         key = (lora.r, value_text(lora.target_modules), value_text(lora.layers))
         if key not in rows:
             count = trainable_parameters(linears, lora)
-            rows[key] = Adapter(*key, count, 100.0 * count / (linears.total_parameters + count))
+            share = 100.0 * count / (linears.total_parameters + count)
+            rows[key] = Adapter(*key, count, share, *placement(linears, lora))
     return tuple(sorted(rows.values(), key=lambda row: (row.target_modules, row.layers, row.r)))
 
 

@@ -1,12 +1,14 @@
-"""Whether adapters can sit where a study wants them, found from the base's config before anything is loaded."""
+"""Whether a base takes a study's adapters and rows, found from its config before anything is loaded."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_lab.analysis.wording import value_text
+from lora_lab.planning.row_checks import check_rows
 from lora_lab.study.settings import TrialConfig
 from lora_lab.study.space import combinations, corners, deciding
-from lora_lab.study.targets import full_rank_excess, resolve_targets
+from lora_lab.study.targets import full_rank_excess, placement, unusual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,22 +38,28 @@ def target_examples(spec: StudySpec) -> list[TrialConfig]:
 
 
 def check_targets(spec: StudySpec, linears: Callable[[ModelSettings], LinearMap]) -> list[str]:
-    """Resolve every combination of target modules and layers before anything is loaded.
+    """Resolve every combination of target modules and layers, and compare the longest row with the base's positions.
 
     Returns:
-        Notes on ranks above the smaller side of a matrix.
+        Notes on rows longer than the base was made for, on what is adapted and left out, where the base has more than
+        attention and feed-forward modules, and on ranks above the smaller side of a matrix.
 
     Raises:
-        InputError: a combination matches no module of the model.
+        InputError: a combination matches no module of the model, or rows may be longer than it can read.
     """
+    long_rows = check_rows(spec, linears(spec.model).limits)
     beyond: dict[int, dict[str, int]] = {}
+    placed: dict[str, None] = {}
     for config in target_examples(spec):
         there = linears(config.model)
-        resolve_targets(there, config.lora)
+        chosen, left_out = placement(there, config.lora)
+        if unusual(there):
+            rest = f"; left out: {'; '.join(left_out)}" if left_out else ""
+            placed[f"target_modules {value_text(config.lora.target_modules)} adapts {'; '.join(chosen)}{rest}"] = None
         excess = full_rank_excess(there, config.lora)
         if excess:
             beyond.setdefault(config.lora.r, {}).update(excess)
-    return [
+    return [*long_rows, *placed] + [
         f"r={r} is above the smaller side of {len(modules)} adapted matrices (smallest: {min(modules.values())}): "
         "there the adapter has more rank than the matrix"
         for r, modules in sorted(beyond.items())

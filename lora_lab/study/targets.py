@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lora_lab.common.errors import InputError
+from lora_lab.study.roles import FEED_FORWARD, TOKEN_MIXERS, roles_of
 from lora_lab.study.settings import TARGET_PRESETS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from lora_lab.study.roles import Role
     from lora_lab.study.settings import LoraSettings
 
 LAYER_INDEX = re.compile(r"\.(\d+)\.")
-ATTENTION_PARENTS = re.compile(r"\.(self_attn|attn|attention|self_attention|mixer_attn)\.")
+PEFT_LAYER_INDEX = re.compile(r".*\.[^.]*\.(\d+)\.")
+"""Where `layers_to_transform` looks for a module's layer: at the last number in its name, not at the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +58,37 @@ class LinearMap:
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Elements of every parameter by its full name, tied ones under each name; for `bias` and `modules_to_save`."""
     limits: InputLimits = InputLimits()
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """What each linear module does; told from the names alone where it is left out."""
+    others: frozenset[str] = frozenset()
+    """The names of all modules that are not linear, which PEFT compares with `target_modules` too."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """The linear modules that PEFT adapts in no such architecture, and its reason."""
+    as_parameters: frozenset[str] = frozenset()
+    """The linear modules whose names PEFT takes for those of experts: it adapts them only as parameters, by
+    `target_parameters`."""
+    experts: Mapping[str, int] = field(default_factory=dict)
+    """Elements of the parameters that hold the weights of many experts at once and are no linear modules."""
+
+    def __post_init__(self) -> None:
+        if not self.roles:
+            paths = {name: [(part, "") for part in name.split(".")] for name in self.shapes}
+            roles = roles_of(paths, {name: self.layer_of(name) for name in paths})
+            head: dict[str, Role] = {} if self.head is None else {self.head: "head"}
+            object.__setattr__(self, "roles", roles | head)
 
     def layer_of(self, name: str) -> int | None:
         """Index of the decoder layer that a module belongs to, None for one outside the layers."""
         match = LAYER_INDEX.search(name)
         return int(match.group(1)) if match else None
 
+    def is_usable(self, name: str) -> bool:
+        """Whether an adapter on a module can learn from text and be loaded by PEFT."""
+        return self.roles[name] != "other modality" and name not in self.refused
+
 
 def _preset(linears: LinearMap, preset: str) -> list[str]:
-    body = [name for name in linears.shapes if name != linears.head]
+    body = [name for name in linears.shapes if name != linears.head and linears.is_usable(name)]
     match preset:
         case "all-linear":
             return body
@@ -72,18 +97,28 @@ def _preset(linears: LinearMap, preset: str) -> list[str]:
                 raise InputError("lora.target_modules: all-linear+head needs an output head; this model has none")
             return [*body, linears.head]
         case "attention":
-            return [name for name in body if ATTENTION_PARENTS.search(f".{name}.")]
+            return [name for name in body if linears.roles[name] in TOKEN_MIXERS]
         case "mlp":
-            return [
-                name
-                for name in body
-                if linears.layer_of(name) is not None and not ATTENTION_PARENTS.search(f".{name}.")
-            ]
+            return [name for name in body if linears.roles[name] in FEED_FORWARD]
     raise AssertionError(preset)
 
 
 def _by_name(linears: LinearMap, targets: str | tuple[str, ...]) -> list[str]:
-    """PEFT's own rule: a string is a regex for the full name, a list matches names or their endings."""
+    """PEFT's own rule (a string is a regex for the full name, a list matches names or their endings), for text only."""
+    named = _named(linears, targets)
+    refused = next((name for name in named if name in linears.refused), None)
+    if refused is not None:
+        raise InputError(f"lora.target_modules: peft adapts no {refused} ({linears.refused[refused]}); leave it out")
+    usable = [name for name in named if linears.is_usable(name)]
+    if named and not usable:
+        raise InputError(
+            f"lora.target_modules: {targets!r} matches modules of the vision or audio part alone (first: {named[0]}), "
+            "which text gives no gradient; name modules of the language model"
+        )
+    return usable
+
+
+def _named(linears: LinearMap, targets: str | tuple[str, ...]) -> list[str]:
     if isinstance(targets, str):
         try:
             pattern = re.compile(targets)
@@ -117,7 +152,7 @@ def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
     The head is outside the layers: `layers` does not take it away.
 
     Raises:
-        InputError: nothing matches, or a layer index is beyond the model's depth.
+        InputError: nothing matches, a layer index is beyond the model's depth, or PEFT cannot load such an adapter.
     """
     targets = lora.target_modules
     is_preset = isinstance(targets, str) and targets in TARGET_PRESETS
@@ -128,13 +163,70 @@ def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
     }
     if lora.layers != "all" and not any(linears.layer_of(name) is not None for name in chosen):
         chosen = set()
+    misread = next((name for name in chosen if name in linears.as_parameters), None)
+    if misread is not None and (lora.lora_dropout or lora.use_dora):
+        raise InputError(
+            f"lora.lora_dropout: peft takes the name {misread} for that of an expert and loads an adapter there only "
+            "without dropout and without DoRA; set lora_dropout to 0 and use_dora to false, or adapt attention"
+        )
     if not chosen:
-        known = sorted({name.rsplit(".", 1)[-1] for name in linears.shapes})
+        known = sorted({name.rsplit(".", 1)[-1] for name in linears.shapes if linears.is_usable(name)})
+        experts = " (its experts are no linear modules)" if linears.experts else ""
         raise InputError(
             f"lora.target_modules: {targets!r} with layers {lora.layers!r} matches no linear module; "
-            f"the model has {', '.join(known)}"
+            f"the model has {', '.join(known)}{experts}"
         )
     return tuple(name for name in linears.shapes if name in chosen)
+
+
+class Placement(NamedTuple):
+    """Where an adapter sits, in words."""
+
+    chosen: tuple[str, ...]
+    """The modules that are adapted, by what they do: `attention: k_proj, q_proj (2 layers)`."""
+    left_out: tuple[str, ...]
+    """The other linear modules, and parameters with the weights of experts."""
+
+
+def placement(linears: LinearMap, lora: LoraSettings) -> Placement:
+    """What an adapter sits on and what it leaves out.
+
+    Raises:
+        InputError: as `resolve_targets`.
+    """
+    chosen = resolve_targets(linears, lora)
+    taken = set(chosen)
+    left = [name for name in linears.shapes if name not in taken]
+    reasons = sorted({f"peft: {reason}" for name in left if (reason := linears.refused.get(name))})
+    return Placement(_by_role(linears, chosen), (*_by_role(linears, left), *_experts(linears), *reasons))
+
+
+def _by_role(linears: LinearMap, names: Sequence[str]) -> tuple[str, ...]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(linears.roles[name], []).append(name)
+    return tuple(f"{role}: {_endings(group)}{_depth(linears, group)}" for role, group in sorted(groups.items()))
+
+
+def _endings(names: Sequence[str]) -> str:
+    return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
+
+
+def _depth(linears: LinearMap, names: Sequence[str]) -> str:
+    layers = {layer for name in names if (layer := linears.layer_of(name)) is not None}
+    return f" ({len(layers)} of {linears.num_layers} layers)" if 0 < len(layers) < linears.num_layers else ""
+
+
+def _experts(linears: LinearMap) -> tuple[str, ...]:
+    if not linears.experts:
+        return ()
+    share = sum(linears.experts.values()) / linears.total_parameters
+    return (f"experts: {_endings(list(linears.experts))}, {share:.0%} of the base, which stay frozen",)
+
+
+def unusual(linears: LinearMap) -> bool:
+    """Whether an architecture has more than attention, feed-forward modules and a head."""
+    return bool({*linears.roles.values()} - {"attention", "mlp", "head"}) or bool(linears.refused or linears.experts)
 
 
 def compact_targets(linears: LinearMap, lora: LoraSettings) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
@@ -151,13 +243,17 @@ def compact_targets(linears: LinearMap, lora: LoraSettings) -> tuple[tuple[str, 
     layers = {layer for name in modules if (layer := linears.layer_of(name)) is not None}
     by_ending = {
         name
-        for name in linears.shapes
-        if name.rsplit(".", 1)[-1] in endings
-        and (len(layers) == linears.num_layers or linears.layer_of(name) in layers)
+        for name in (*linears.shapes, *linears.others)
+        if name.rsplit(".", 1)[-1] in endings and (len(layers) == linears.num_layers or _peft_layer(name) in layers)
     }
     if by_ending != set(modules):
         return modules, None
     return tuple(sorted(endings)), tuple(sorted(layers)) if len(layers) < linears.num_layers else None
+
+
+def _peft_layer(name: str) -> int | None:
+    match = PEFT_LAYER_INDEX.match(name)
+    return int(match.group(1)) if match else None
 
 
 def trainable_parameters(linears: LinearMap, lora: LoraSettings) -> int:

@@ -27,6 +27,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"[bold]{label:<14}[/bold]", end="")
         console.print(text, markup=False, soft_wrap=True)
     _show(console, "Trainable parameters", _adapter_table(plan), len(plan.adapters))
+    for line in _placements(plan):
+        console.print(line, markup=False, soft_wrap=True)
     _show(console, "Memory of one trial, and how many fit at once", _memory_table(plan), len(plan.memory))
     for line in _memory_words(plan):
         console.print(line, markup=False, soft_wrap=True)
@@ -102,6 +104,15 @@ def _adapter_table(plan: Plan) -> Table:
         share = f"{row.trainable_percent:.3g}%"
         table.add_row(row.target_modules, row.layers, str(row.r), f"{row.trainable_params:,}", share)
     return table
+
+
+def _placements(plan: Plan) -> Iterator[str]:
+    """What each choice of targets adapts and leaves out; layers and ranks change neither name."""
+    first = {row.target_modules: row for row in reversed(plan.adapters) if row.layers == "all"}
+    for row in first.values() or plan.adapters[:1]:
+        yield f"{row.target_modules} adapts {'; '.join(row.adapted)}"
+        if row.left_out:
+            yield f"    and leaves out {'; '.join(row.left_out)}"
 
 
 def _memory_table(plan: Plan) -> Table:

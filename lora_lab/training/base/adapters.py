@@ -32,12 +32,16 @@ class Weights(NamedTuple):
 def lora_config(lora: LoraSettings, linears: LinearMap, *, fan_in_fan_out: bool = False) -> LoraConfig:
     """The `LoraConfig` under which PEFT adapts exactly the modules that this trial adapts."""
     targets, layers = compact_targets(linears, lora)
+    parameters = [name for name in resolve_targets(linears, lora) if name in linears.as_parameters]
+    if parameters:
+        targets, layers = tuple(set(resolve_targets(linears, lora)) - set(parameters)), None
     alpha = lora.alpha
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.r,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
-        target_modules=list(targets),
+        target_modules=list(targets) or None,
+        target_parameters=[f"{name}.weight" for name in parameters] or None,
         layers_to_transform=list(layers) if layers is not None else None,
         lora_dropout=lora.lora_dropout,
         use_rslora=lora.use_rslora,
@@ -67,7 +71,7 @@ def initial_weights(lora: LoraSettings, linears: LinearMap, seed: int, base_dtyp
     skeleton = _skeleton(linears, base_dtype)
     config = lora_config(lora, linears)
     config.target_modules = list(resolve_targets(linears, lora))
-    config.layers_to_transform = None
+    config.layers_to_transform = config.target_parameters = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, skeleton)

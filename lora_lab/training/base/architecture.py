@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lora_lab.common.errors import InputError
-from lora_lab.study.targets import InputLimits, LinearMap, LinearShape
+from lora_lab.study.roles import roles_of
+from lora_lab.study.targets import LAYER_INDEX, InputLimits, LinearMap, LinearShape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from transformers import PretrainedConfig
 
+    from lora_lab.study.roles import Role
+
+AN_EXPERT = "it takes the name for that of an expert's weights"
 MOST_UNUSED_ROWS = 2
 """Rows that a table of positions has beyond the positions of its config, as far as transformers' architectures go."""
 
@@ -39,6 +46,7 @@ def linear_map(model: Any) -> LinearMap:
     modules = linear_modules(model)
     head_module = model.get_output_embeddings()
     head = next((name for name, module in modules.items() if module is head_module), None)
+    refused, as_parameters = _read_by_peft(model, modules)
     unique = {id(parameter): parameter for parameter in model.parameters()}
     return LinearMap(
         shapes={name: _shape(module) for name, module in modules.items()},
@@ -47,7 +55,86 @@ def linear_map(model: Any) -> LinearMap:
         total_parameters=sum(parameter.numel() for parameter in unique.values()),
         sizes={name: parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)},
         limits=_input_limits(model),
+        roles=_roles(model, modules, head),
+        others=frozenset(name for name, _ in model.named_modules() if name not in modules),
+        refused=refused,
+        as_parameters=as_parameters,
+        experts=_experts(model),
     )
+
+
+def quantized(linears: LinearMap) -> LinearMap:
+    """The same base with quantized linear modules, whose weights PEFT does not adapt as parameters."""
+    return replace(
+        linears,
+        refused={**linears.refused, **dict.fromkeys(linears.as_parameters, AN_EXPERT)},
+        as_parameters=frozenset(),
+    )
+
+
+def _roles(model: Any, modules: Mapping[str, nn.Module], head: str | None) -> dict[str, Role]:
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+
+    def path(name: str) -> list[tuple[str, str]]:
+        parts = name.split(".")
+        return [(part, kinds.get(".".join(parts[: depth + 1]), "")) for depth, part in enumerate(parts)]
+
+    def layer(name: str) -> int | None:
+        match = LAYER_INDEX.search(name)
+        return int(match.group(1)) if match else None
+
+    text = _text_part(model)
+    roles = roles_of({name: path(name) for name in modules}, {name: layer(name) for name in modules})
+    elsewhere: dict[str, Role] = {name: "other modality" for name in modules if not name.startswith(text)}
+    return roles | elsewhere | ({} if head is None else {head: "head"})
+
+
+def _text_part(model: Any) -> str:
+    """How the names of the language model's modules begin, in a model that has other parts beside it."""
+    if model.config.get_text_config() is model.config:
+        return ""
+    decoder = model.get_decoder()
+    return next((f"{name}." if name else "" for name, module in model.named_modules() if module is decoder), "")
+
+
+def _read_by_peft(model: Any, modules: Mapping[str, nn.Module]) -> tuple[dict[str, str], frozenset[str]]:
+    """The modules that PEFT does not adapt, with its reasons, and those whose names it takes for experts'.
+
+    Tried out with one module of each name: PEFT adapts no `out_proj` in some Mamba models, and in mixtures of experts
+    reads `gate_proj` as a part of the experts' parameters, which were modules of that name once, in any module.
+    """
+    reasons: dict[str, str | None] = {}
+    for name, module in modules.items():
+        ending = name.rsplit(".", 1)[-1]
+        if ending not in reasons:
+            reasons[ending] = _reason_of_peft(model.config, ending, module)
+    by_name = {name: reasons[name.rsplit(".", 1)[-1]] for name in modules}
+    refused = {name: reason for name, reason in by_name.items() if reason not in (None, AN_EXPERT)}
+    return refused, frozenset(name for name, reason in by_name.items() if reason == AN_EXPERT)
+
+
+def _reason_of_peft(config: PretrainedConfig, name: str, module: nn.Module) -> str | None:
+    """What PEFT says against an adapter on this module of such a model; None where it takes it."""
+    shape = _shape(module)
+    with torch.device("meta"):
+        alike = nn.Linear(shape.d_in, shape.d_out, bias=False)
+    alone = nn.ModuleDict({"layer": nn.ModuleDict({name: alike})})
+    alone.config = config
+    try:
+        inject_adapter_in_model(LoraConfig(r=1, target_modules=[name]), alone)
+    except ValueError as error:
+        said = re.sub(r"^\[.*?\] ", "", " ".join(str(error).split()))
+        return AN_EXPERT if said.startswith(("Cannot convert PEFT target", "No `target_modules` passed")) else said
+    return None
+
+
+def _experts(model: Any) -> dict[str, int]:
+    linears = {f"{name}.weight" for name in linear_modules(model)}
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 3 and "experts" in name.split(".") and name not in linears
+    }
 
 
 def _input_limits(model: Any) -> InputLimits:

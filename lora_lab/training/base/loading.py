@@ -17,8 +17,10 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from lora_lab.builtin.catalog import model_folder
 from lora_lab.common.errors import InputError
-from lora_lab.training.base.architecture import linear_map, linear_map_of_config, linear_modules
+from lora_lab.training.base.abilities import require_causal
+from lora_lab.training.base.architecture import linear_map, linear_map_of_config, linear_modules, quantized
 from lora_lab.training.base.mixed_precision import prepare_quantized
+from lora_lab.training.base.stored_quantization import check_stored_quantization, compute_in, stored_quantization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +126,8 @@ def architecture(settings: ModelSettings) -> LinearMap:
     Raises:
         InputError: the model does not exist or is not a causal language model.
     """
-    return linear_map_of_config(_read_config(locate(settings), settings))
+    linears = linear_map_of_config(_read_config(locate(settings), settings))
+    return linears if settings.quantization == "none" else quantized(linears)
 
 
 def model_config(settings: ModelSettings) -> Any:
@@ -142,9 +145,11 @@ def model_config(settings: ModelSettings) -> Any:
 
 def _read_config(location: str, settings: ModelSettings) -> Any:
     try:
-        return AutoConfig.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
     except NOT_LOADABLE as error:
         raise _not_loadable(location, error) from error
+    check_stored_quantization(config, settings, location)
+    return config
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -165,23 +170,29 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     """Load the base and its tokenizer, frozen, onto `device`, or (`device_map`) over all that there are.
 
     Raises:
-        InputError: the model does not exist, has no safetensors, asks for code of its own, or does not fit.
+        InputError: the model does not exist, has no safetensors, asks for code of its own, does not fit, or is not
+            causal.
     """
     location = locate(settings)
     disable_progress_bar()  # the sweep has its own display
     set_verbosity_error()  # its report on missing weights becomes an error here
     dtype = resolve_dtype(settings, device)
     tokenizer = load_tokenizer(settings)
+    config = _read_config(location, settings)
+    compute_in(config, dtype)
+    if dtype == torch.float64:  # torch has no grouped products of experts in it
+        config._experts_implementation = "eager"  # noqa: SLF001 -- as from_pretrained's `experts_implementation` does
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             location,
+            config=config,
             revision=settings.revision,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **_placement(settings, dtype, device),
+            **_placement(settings, dtype, device, is_stored=stored_quantization(config) is not None),
         )
     except NOT_LOADABLE as error:
         raise _not_loadable(location, error) from error
@@ -194,6 +205,7 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     # Packed weights hide their number.
     linears = linear_map(model) if settings.quantization == "none" else architecture(settings)
     base = frozen_base(model, settings, dtype, device, linears=linears, tokenizer=tokenizer, location=location)
+    require_causal(base.model, device)
     return replace(base, module_devices=modules_elsewhere(model, device))
 
 
@@ -227,16 +239,16 @@ def frozen_base(
         device_type: The kind of device whose precisions it gets, where that is not the one of `device`.
     """
     is_cuda = (device_type or device.type) == "cuda"
-    quantized = settings.quantization != "none"
-    compute_dtype = dtype if is_cuda or not quantized else torch.float32
-    if quantized:
+    is_quantized = settings.quantization != "none"
+    compute_dtype = dtype if is_cuda or not is_quantized else torch.float32
+    if is_quantized:
         model = prepare_quantized(model, compute_dtype)
     if device.type == "cuda":
         _prepare_cuda()
     model.requires_grad_(requires_grad=False)
     model.eval()
     modules = linear_modules(model).values()
-    if quantized:
+    if is_quantized:
         for module in modules:
             module.train()  # else bitsandbytes repacks 4-bit weights for inference on a CPU, and gradients end there
     return Base(
@@ -245,7 +257,7 @@ def frozen_base(
         linears=linears,
         device=device,
         dtype=dtype,
-        adapter_dtype=torch.float32 if quantized else dtype,
+        adapter_dtype=torch.float32 if is_quantized else dtype,
         compute_dtype=compute_dtype,
         location=location,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules),
@@ -267,14 +279,12 @@ def _is_not_of_a_cast(record: logging.LogRecord) -> bool:
     return "inputs will be cast from" not in str(record.msg)
 
 
-def _placement(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def _placement(settings: ModelSettings, dtype: torch.dtype, device: torch.device, *, is_stored: bool) -> dict[str, Any]:
     """What `from_pretrained` needs to split the base, or to quantize its linear modules (all but the head)."""
     if settings.quantization == "none":
         return {} if settings.device_map is None else {"device_map": settings.device_map}
-    return {
-        "quantization_config": quantization_config(settings, dtype),
-        "device_map": settings.device_map or {"": device},
-    }
+    placed = {"device_map": settings.device_map or {"": device}}
+    return placed if is_stored else placed | {"quantization_config": quantization_config(settings, dtype)}
 
 
 def _check_placement(model: Any, location: str) -> None:

@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM
 from transformers.quantizers import AutoHfQuantizer
 
 from lora_lab.common.errors import InputError
-from lora_lab.training.base.architecture import linear_map
+from lora_lab.training.base.architecture import linear_map, quantized
 from lora_lab.training.base.loading import DTYPES, frozen_base, quantization_config
+from lora_lab.training.base.stored_quantization import skipped_modules
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -50,7 +51,10 @@ def fake_base(
     model = _meta_model(config, dtype)
     linears = linear_map(model)
     if settings.quantization != "none":
-        quantizer = AutoHfQuantizer.from_config(quantization_config(settings, dtype))
+        linears = quantized(linears)
+        quantization = quantization_config(settings, dtype)
+        quantization.llm_int8_skip_modules = skipped_modules(config)
+        quantizer = AutoHfQuantizer.from_config(quantization)
         quantizer._process_model_before_weight_loading(model, device_map=None)  # noqa: SLF001 -- no public name
     base = frozen_base(
         model,
@@ -91,8 +95,8 @@ def _materialize(model: nn.Module, dtype: torch.dtype) -> None:
             if parameter is None:
                 continue
             if id(parameter) not in fakes:
-                quantized = _quantized(module, dtype) if name == "weight" else None
-                fakes[id(parameter)] = _frozen(_like(parameter)) if quantized is None else quantized
+                packed = _quantized(module, dtype) if name == "weight" else None
+                fakes[id(parameter)] = _frozen(_like(parameter)) if packed is None else packed
             module._parameters[name] = fakes[id(parameter)]  # noqa: SLF001
         for name, buffer in module._buffers.items():  # noqa: SLF001
             if buffer is not None:

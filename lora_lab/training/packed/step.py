@@ -42,7 +42,9 @@ def _losses(model: PackedModel, slots: Sequence[Slot], layout: Layout) -> list[T
 
 def count_step(model: PackedModel, base: Any, slot: Slot, layout: Layout, *, keep_history: bool = False) -> LiveBytes:
     """Count the memory of one training step of a slot, alone: gradients, clipping, optimizer."""
-    live = LiveBytes(resident_tensors(base), vocabulary=base.config.vocab_size, keep_history=keep_history)
+    live = LiveBytes(
+        resident_tensors(base), vocabulary=base.config.get_text_config().vocab_size, keep_history=keep_history
+    )
     live.count("quantization", quantization_tensors(base))
     for term, tensors in slot.tensors().items():
         live.count(term, tensors)

@@ -29,6 +29,12 @@ def check(base: Base, config: TrialConfig) -> None:
     if config.training.gradient_checkpointing:
         require_recomputation(base.model)
     lora, quantization = config.lora, config.model.quantization
+    misread = [name for name in resolve_targets(base.linears, lora) if name in base.linears.as_parameters]
+    if misread:
+        raise InputError(
+            f"lora.target_modules: peft takes the name {misread[0]} for that of an expert and trains no such module; "
+            "adapt attention only, or leave out what needs the reference engine (bias, modules_to_save, ...)"
+        )
     if lora.initialization.changes_base:
         _check_init(base, lora)
     if lora.use_dora and quantization == "int8" and base.device.type == "cpu":
