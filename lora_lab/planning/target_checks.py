@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.wording import value_text
-from lora_lab.planning.row_checks import check_rows
+from lora_lab.planning.row_checks import check_rows, dropout_notes
 from lora_lab.study.settings import TrialConfig
 from lora_lab.study.space import combinations, corners, deciding
 from lora_lab.study.targets import full_rank_excess, placement, unusual
@@ -41,13 +41,14 @@ def check_targets(spec: StudySpec, linears: Callable[[ModelSettings], LinearMap]
     """Resolve every combination of target modules and layers, and compare the longest row with the base's positions.
 
     Returns:
-        Notes on rows longer than the base was made for, on what is adapted and left out, where the base has more than
-        attention and feed-forward modules, and on ranks above the smaller side of a matrix.
+        Notes on rows longer than the base was made for, on its own dropout, on what is adapted and left out, where the
+        base has more than attention and feed-forward modules, and on ranks above the smaller side of a matrix.
 
     Raises:
         InputError: a combination matches no module of the model, or rows may be longer than it can read.
     """
-    long_rows = check_rows(spec, linears(spec.model).limits)
+    base = linears(spec.model)
+    notes = [*check_rows(spec, base.limits), *dropout_notes(base)]
     beyond: dict[int, dict[str, int]] = {}
     placed: dict[str, None] = {}
     for config in target_examples(spec):
@@ -59,7 +60,7 @@ def check_targets(spec: StudySpec, linears: Callable[[ModelSettings], LinearMap]
         excess = full_rank_excess(there, config.lora)
         if excess:
             beyond.setdefault(config.lora.r, {}).update(excess)
-    return [*long_rows, *placed] + [
+    return [*notes, *placed] + [
         f"r={r} is above the smaller side of {len(modules)} adapted matrices (smallest: {min(modules.values())}): "
         "there the adapter has more rank than the matrix"
         for r, modules in sorted(beyond.items())

@@ -43,6 +43,10 @@ class InputLimits:
     """The longest row that it can read at all, where it looks positions up in a table; None for no such limit."""
     trained_positions: int | None = None
     """The longest row that it was made for (`max_position_embeddings`); None where its config names none."""
+    alike_up_to: int | None = None
+    """A longer row changes how the base reads every row of its batch (longrope, dynamic RoPE); None where none does."""
+    remembers_longest: bool = False
+    """Whether it changes how later batches are read too (dynamic RoPE)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,14 @@ class LinearMap:
     others: frozenset[str] = frozenset()
     """The names of all modules that are not linear, which PEFT compares with `target_modules` too."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """The linear modules that PEFT adapts in no such architecture, and its reason."""
+    """The linear modules on which no adapter can sit, by PEFT's word or the base's nature, and why."""
     as_parameters: frozenset[str] = frozenset()
     """The linear modules whose names PEFT takes for those of experts: it adapts them only as parameters, by
     `target_parameters`."""
     experts: Mapping[str, int] = field(default_factory=dict)
     """Elements of the parameters that hold the weights of many experts at once and are no linear modules."""
+    dropout: Mapping[str, float] = field(default_factory=dict)
+    """The dropout that the base's own config asks for, by the name of what drops."""
 
     def __post_init__(self) -> None:
         if not self.roles:
@@ -108,7 +114,9 @@ def _by_name(linears: LinearMap, targets: str | tuple[str, ...]) -> list[str]:
     named = _named(linears, targets)
     refused = next((name for name in named if name in linears.refused), None)
     if refused is not None:
-        raise InputError(f"lora.target_modules: peft adapts no {refused} ({linears.refused[refused]}); leave it out")
+        raise InputError(
+            f"lora.target_modules: no adapter can sit on {refused} ({linears.refused[refused]}); leave it out"
+        )
     usable = [name for name in named if linears.is_usable(name)]
     if named and not usable:
         raise InputError(
@@ -197,8 +205,12 @@ def placement(linears: LinearMap, lora: LoraSettings) -> Placement:
     chosen = resolve_targets(linears, lora)
     taken = set(chosen)
     left = [name for name in linears.shapes if name not in taken]
-    reasons = sorted({f"peft: {reason}" for name in left if (reason := linears.refused.get(name))})
-    return Placement(_by_role(linears, chosen), (*_by_role(linears, left), *_experts(linears), *reasons))
+    reasons: dict[str, list[str]] = {}
+    for name in left:
+        if name in linears.refused:
+            reasons.setdefault(linears.refused[name], []).append(name)
+    refused = (f"no adapter on {_endings(names)}: {reason}" for reason, names in reasons.items())
+    return Placement(_by_role(linears, chosen), (*_by_role(linears, left), *_experts(linears), *refused))
 
 
 def _by_role(linears: LinearMap, names: Sequence[str]) -> tuple[str, ...]:

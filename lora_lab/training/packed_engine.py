@@ -105,11 +105,13 @@ class PackedEngine:
         Raises:
             InputError: its adapter cannot be put on this base, or its data cannot be right.
             CheckpointError: its checkpoint is damaged.
-            UnpackableError: it cannot be trained exactly beside others, here or on any device (`engine_for`).
+            UnpackableError: it cannot be trained exactly beside others, here or on any device (`engine_for`), or a
+                row of its data would change how the rows of others are read.
         """
         choice = engine_for(config, is_cuda=self._base.device.type == "cuda")
         if choice.name != "packed":
             raise UnpackableError(choice.reason)
+        self._require_rows_read_alike(config)
         if config.data.packing:
             self._model.require_separate_examples()
         if config.training.gradient_checkpointing:
@@ -121,6 +123,20 @@ class PackedEngine:
             return
         self._checkpoints.take_up(slot, shorter)
         self._slots[number] = slot
+
+    def _require_rows_read_alike(self, config: TrialConfig) -> None:
+        limit = self._base.linears.limits.alike_up_to
+        if limit is None:
+            return
+        splits = self._data.splits(config.data)
+        sets = (splits.train, splits.eval, *([splits.forgetting] if splits.forgetting else []))
+        longest = max(len(row) for tokens in sets for row in tokens.input_ids)
+        padded_to = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
+        if padded_to > limit:
+            raise UnpackableError(
+                f"a row of {longest} tokens, padded to {padded_to}, is beyond the {limit} up to which this base reads "
+                "each row by itself (longrope): it would change what trials beside it are trained on"
+            )
 
     def _new_slot(self, number: int, config: TrialConfig) -> Slot:
         base = self._base

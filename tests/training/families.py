@@ -75,6 +75,16 @@ LINEAR_ATTENTION = {
 GEMMA = GROUPED | {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}
 MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 
+OPT = IDS | {
+    "hidden_size": 32,
+    "ffn_dim": 64,
+    "word_embed_proj_dim": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "init_std": 0.08,
+}
+
 FAMILIES = {
     "Llama 3": LlamaConfig(**GROUPED),
     "Llama 4 (text)": Llama4TextConfig(
@@ -113,17 +123,7 @@ FAMILIES = {
         initializer_range=0.08,
     ),
     "Bloom": BloomConfig(**IDS, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.08),
-    "OPT": OPTConfig(
-        **IDS,
-        hidden_size=32,
-        ffn_dim=64,
-        word_embed_proj_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        dropout=0.0,
-        init_std=0.08,
-    ),
+    "OPT": OPTConfig(**OPT, dropout=0.0),
     "Granite": GraniteConfig(**GROUPED),
     "Granite 4 (hybrid, MoE)": GraniteMoeHybridConfig(
         **GROUPED,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from families import FAMILIES
+from families import EQUAL_HEADS, FAMILIES, GPT, GROUPED, NO_DROPOUT, OPT
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
 
 from lora_lab.common.errors import InputError
+from lora_lab.planning.row_checks import dropout_notes
 from lora_lab.study.settings import LoraSettings
 from lora_lab.study.targets import compact_targets, placement, resolve_targets
 from lora_lab.training.base.architecture import linear_map_of_config
@@ -26,7 +28,7 @@ PRESETS = {  # family: modules of `attention`, of `mlp`
     "Phi-3 and 4": ({"qkv_proj", "o_proj"}, {"gate_up_proj", "down_proj"}),
     "Granite 4 (hybrid, MoE)": (ATTENTION | {"in_proj", "out_proj"}, {"input_linear", "output_linear"}),
     "Falcon-H1": (ATTENTION | {"in_proj"}, MLP),
-    "Jamba": (ATTENTION | {"in_proj", "x_proj", "dt_proj", "out_proj"}, MLP),
+    "Jamba": (ATTENTION | {"in_proj", "x_proj", "out_proj"}, MLP),
     "Bamba": (ATTENTION | {"in_proj", "out_proj"}, MLP),
     "RecurrentGemma": (ATTENTION | {"linear_x", "linear_y", "linear_out"}, MLP),
     "LFM2": ({"q_proj", "k_proj", "v_proj", "out_proj", "in_proj"}, {"w1", "w2", "w3"}),
@@ -60,8 +62,9 @@ def test_every_layer_of_a_hybrid_has_adapters_under_attention(family):
     assert {there.layer_of(name) for name in chosen} == set(range(there.num_layers))
 
 
-@pytest.mark.parametrize(("family", "router"), [("Llama 4 (text)", "router"), ("Qwen2-MoE", "shared_expert_gate")])
-def test_routers_are_of_all_linear_alone(family, router):
+@pytest.mark.parametrize("family", ["Qwen2-MoE", "Qwen3-Next-MoE"])
+def test_routers_are_of_all_linear_alone(family):
+    router = "shared_expert_gate"
     assert {role for name, role in linears(family).roles.items() if name.endswith(f".{router}")} == {"router"}
     assert router in endings(family, "all-linear")
     assert router not in endings(family, "mlp") | endings(family, "attention")
@@ -83,9 +86,23 @@ def test_the_vision_tower_is_left_alone_however_its_modules_are_called():
 def test_what_peft_does_not_adapt_is_left_out_of_presets_and_refused_by_name(family):
     there = linears(family)
     assert "out_proj" not in endings(family, "all-linear")
-    with pytest.raises(InputError, match=r"peft adapts no \S+out_proj \(Module 'out_proj' is incompatible"):
+    with pytest.raises(InputError, match=r"no adapter can sit on \S+out_proj \(Module 'out_proj' is incompatible"):
         resolve_targets(there, LoraSettings(target_modules=("in_proj", "out_proj")))
     assert any("incompatible" in text for text in placement(there, LoraSettings()).left_out)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "reason"),
+    [
+        ("Llama 4 (text)", "router", "more than one tensor"),
+        ("Mamba", "dt_proj", "without calling it"),
+        ("Jamba", "dt_proj", "without calling it"),
+    ],
+)
+def test_modules_behind_which_no_adapter_could_act_are_left_out(family, name, reason):
+    assert name not in endings(family, "all-linear")
+    with pytest.raises(InputError, match=rf"no adapter can sit on \S+{name} \(.*{reason}\)"):
+        endings(family, (name,))
 
 
 def test_what_was_chosen_and_left_out_is_told_by_role():
@@ -105,3 +122,22 @@ def test_what_was_chosen_and_left_out_is_told_by_role():
 def test_experts_without_linear_modules_are_named_where_mlp_matches_nothing(family):
     with pytest.raises(InputError, match=r"matches no linear module.*\(its experts are no linear modules\)"):
         resolve_targets(linears(family), LoraSettings(target_modules="mlp"))
+
+
+OWN_DROPOUT = {
+    "gpt-2": (GPT2Config(**GPT), {"drop": 0.1, "dropout": 0.1, "resid_dropout": 0.1, "attn_dropout": 0.1}),
+    "attention alone": (GPT2Config(**GPT, **NO_DROPOUT | {"attn_pdrop": 0.2}), {"attn_dropout": 0.2}),
+    "opt": (OPTConfig(**OPT, dropout=0.1, attention_dropout=0.05), {"dropout": 0.1}),
+    "llama": (LlamaConfig(**GROUPED, attention_dropout=0.3), {"attention_dropout": 0.3}),
+    "neox": (GPTNeoXConfig(**EQUAL_HEADS, attention_dropout=0.1), {"attention_dropout": 0.1}),
+    "none": (GPT2Config(**GPT, **NO_DROPOUT), {}),
+}
+
+
+@pytest.mark.parametrize(("config", "dropout"), OWN_DROPOUT.values(), ids=OWN_DROPOUT)
+def test_dropout_of_the_base_itself_is_found_and_told(config, dropout):
+    there = linear_map_of_config(config)
+    assert there.dropout == dropout
+    notes = dropout_notes(there)
+    assert len(notes) == bool(dropout)
+    assert all(f"{name} {share:g}" in notes[0] for name, share in dropout.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lora_lab.study.roles import Role
 
 AN_EXPERT = "it takes the name for that of an expert's weights"
+CHANGING_ROTATIONS = ("longrope", "dynamic")
 MOST_UNUSED_ROWS = 2
 """Rows that a table of positions has beyond the positions of its config, as far as transformers' architectures go."""
 
@@ -60,6 +62,7 @@ def linear_map(model: Any) -> LinearMap:
         refused=refused,
         as_parameters=as_parameters,
         experts=_experts(model),
+        dropout=dict(sorted(_dropout(model), key=itemgetter(1))),  # of one name, the highest
     )
 
 
@@ -98,7 +101,7 @@ def _text_part(model: Any) -> str:
 
 
 def _read_by_peft(model: Any, modules: Mapping[str, nn.Module]) -> tuple[dict[str, str], frozenset[str]]:
-    """The modules that PEFT does not adapt, with its reasons, and those whose names it takes for experts'.
+    """The modules on which no adapter can sit, with the reasons, and those whose names PEFT takes for experts'.
 
     Tried out with one module of each name: PEFT adapts no `out_proj` in some Mamba models, and in mixtures of experts
     reads `gate_proj` as a part of the experts' parameters, which were modules of that name once, in any module.
@@ -107,10 +110,23 @@ def _read_by_peft(model: Any, modules: Mapping[str, nn.Module]) -> tuple[dict[st
     for name, module in modules.items():
         ending = name.rsplit(".", 1)[-1]
         if ending not in reasons:
-            reasons[ending] = _reason_of_peft(model.config, ending, module)
+            reasons[ending] = _reason_of_base(ending, module) or _reason_of_peft(model.config, ending, module)
     by_name = {name: reasons[name.rsplit(".", 1)[-1]] for name in modules}
     refused = {name: reason for name, reason in by_name.items() if reason not in (None, AN_EXPERT)}
     return refused, frozenset(name for name, reason in by_name.items() if reason == AN_EXPERT)
+
+
+@torch.no_grad()
+def _reason_of_base(name: str, module: nn.Module) -> str | None:
+    """Why an adapter behind this module could not act."""
+    if name == "dt_proj":  # of Mamba's mixers, Jamba's and Falcon's too
+        return "the base uses its weight without calling it"
+    if type(module).__module__.startswith("transformers.models"):  # Llama 4's router gives two tensors
+        weight = next(module.parameters())
+        output = module(torch.zeros(1, _shape(module).d_in, dtype=weight.dtype, device=weight.device))
+        if not isinstance(output, torch.Tensor):
+            return "it gives more than one tensor"
+    return None
 
 
 def _reason_of_peft(config: PretrainedConfig, name: str, module: nn.Module) -> str | None:
@@ -126,6 +142,18 @@ def _reason_of_peft(config: PretrainedConfig, name: str, module: nn.Module) -> s
         said = re.sub(r"^\[.*?\] ", "", " ".join(str(error).split()))
         return AN_EXPERT if said.startswith(("Cannot convert PEFT target", "No `target_modules` passed")) else said
     return None
+
+
+def _dropout(model: Any) -> Iterator[tuple[str, float]]:
+    """What the language model drops in training mode: modules for it, and shares that its functions are given."""
+    for name, module in model.get_decoder().named_modules():
+        if isinstance(module, nn.Dropout):
+            if module.p > 0:
+                yield name.rsplit(".", 1)[-1], module.p
+            continue
+        for attribute, value in vars(module).items():
+            if "drop" in attribute and isinstance(value, float) and value > 0:
+                yield attribute, value
 
 
 def _experts(model: Any) -> dict[str, int]:
@@ -144,11 +172,28 @@ def _input_limits(model: Any) -> InputLimits:
     if config.model_type == "mpt":  # its ALiBi biases are made in the forward pass, for so many positions
         trained = config.max_seq_len
         tables = [trained]
+    changing = dict(_changing_rotations(model))
     return InputLimits(
         vocabulary=int(model.get_input_embeddings().weight.shape[0]),
         positions=min(tables, default=None),
         trained_positions=None if trained is None else int(trained),
+        alike_up_to=min(changing.values(), default=None),
+        remembers_longest="dynamic" in changing,
     )
+
+
+def _changing_rotations(model: Any) -> Iterator[tuple[str, int]]:
+    """The kinds of RoPE whose frequencies follow the longest row of a batch, and the length up to which they do not."""
+    for module in model.get_decoder().modules():
+        kinds = getattr(module, "rope_type", None)
+        by_layer = kinds if isinstance(kinds, dict) else {None: kinds}
+        for layer, kind in by_layer.items():
+            parameters = module.config.rope_parameters if kind in CHANGING_ROTATIONS else {}
+            own = parameters if layer is None else parameters.get(layer, {})
+            if kind == "longrope":
+                yield kind, int(own["original_max_position_embeddings"])
+            elif kind == "dynamic":
+                yield kind, int(module.original_max_seq_len)
 
 
 def _position_tables(model: Any, positions: int) -> Iterator[int]:
