@@ -93,7 +93,7 @@ def _together(scalings: Sequence[float], like: Tensor) -> float | Tensor:
     if len(set(scalings)) == 1:
         return scalings[0]
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.tensor(scalings, dtype=dtype, device=like.device).view(-1, 1, 1)
+    return torch.tensor(scalings, dtype=dtype).view(-1, 1, 1).to(like.device)
 
 
 def _masks(slots: Sequence[Slot], name: str) -> Callable[[Tensor], Tensor] | None:

@@ -1,0 +1,57 @@
+"""How many kernels a training step launches: as many for a block of trials as for one, and none that waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PER_LAYER = 1.05
+"""How many times the launches of one trial those of a block may be."""
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """Launches of a step by pack, in each decoder layer and beside them."""
+    script = Path(__file__).with_name("strict_step.py")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        cwd=script.parent,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("pack", ["8", "16"])
+def test_a_block_launches_what_one_trial_launches(counted, pack):
+    assert counted[f"{pack}, merged"]["layer"] <= PER_LAYER * counted["1, single"]["layer"]
+
+
+def test_other_scalings_cost_one_launch_a_module(counted):
+    modules = 7
+    assert counted["8 scalings, merged"]["layer"] <= counted["8, merged"]["layer"] + modules
+
+
+@pytest.mark.parametrize("pack", ["8 of 4 ranks", "16 of 4 ranks"])
+def test_a_pack_of_four_ranks_launches_what_one_of_each_launches(counted, pack):
+    assert counted[f"{pack}, merged"]["layer"] <= PER_LAYER * counted["4 ranks, single"]["layer"]
+
+
+def test_slot_after_slot_costs_launches(counted):
+    """Otherwise the others would show nothing."""
+    one, eight, sixteen = (counted[f"{pack}, single"]["layer"] for pack in ("1", "8", "16"))
+    assert eight > 2 * one
+    assert sixteen - eight == 8 * (eight - one) / 7
+
+
+def test_the_count_is_held_to_what_a_gpu_asks_for(counted):
+    assert counted["refused"].pop("none") is False
+    assert all(counted["refused"].values()), counted["refused"]
