@@ -18,7 +18,9 @@ from gpu_items.peer import Peer
 from lora_lab.study.settings import DataSettings, LoraSettings, TrainingSettings, TrialConfig
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training import packed_engine
+from lora_lab.training.packed import captured_step
 from lora_lab.training.packed.blocks import SETTING
+from lora_lab.training.packed.captured_step import CapturedSteps, again, cuda_graph
 from lora_lab.training.packed_engine import PackedEngine
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Shape:
     length: int
     count: int = 1
     mode: str = "loop"
-    """`loop` computes slot after slot, `blocks` lets slots of one shape be one block."""
+    """`loop` computes slot after slot, `blocks` lets slots of one shape be one block; `captured`, in a CUDA graph."""
     rows: int = 1
     lora: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class Bench:
         for number in self.engine.active:
             self.engine.discard(number)
         self.engine.set_aside.clear()
+        self.engine._steps = CapturedSteps(self.engine._model, cuda_graph if on_gpu() else again)
         free_all()
 
     def add(self, config: TrialConfig) -> None:
@@ -115,7 +118,8 @@ class Bench:
         self.empty()
         for config in self.trials(shape):
             self.add(config)
-        os.environ[SETTING] = "merged" if shape.mode == "blocks" else "single"
+        os.environ[SETTING] = "single" if shape.mode == "loop" else "merged"
+        os.environ[captured_step.SETTING] = "on" if shape.mode == "captured" else "off"
         slots = self.slots
         spans = self.engine._model.blocks.spans(slots, [1] * len(slots))
         gc.collect()
@@ -131,9 +135,11 @@ class Bench:
         result = {"T": shape.tokens, "rows": shape.rows, "length": shape.length, "K": shape.count, "mode": shape.mode}
         try:
             merged = self.fill(shape)
-            if shape.mode == "blocks":
+            if shape.mode != "loop":
                 result["in_blocks"] = merged
-            result |= self.steps()
+            result |= self.steps(warm=6 if shape.mode == "captured" else 2)
+            if shape.mode == "captured":
+                result["graphs"] = self.engine._steps.captured
         except Exception as error:
             if not out_of_memory(error):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from peft import PeftModel
 from gpu_items.cells import Cell, Context
 from gpu_items.device import attention_by, device
 from gpu_items.lab import COUNTER, Lab, differences, in_one_precision
+from lora_lab.training.packed import captured_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +73,21 @@ def in_blocks(which: list) -> Callable[[Lab], dict]:
     def run(one: Lab) -> dict:
         configs = [one.trial(lora, training) for lora, training in which]
         return differences(one.packed(configs, merged=True), one.packed(configs, merged=False))
+
+    return run
+
+
+def captured(which: list) -> Callable[[Lab], dict]:
+    """Steps as CUDA graphs, against the same blocks launched one operation after the other."""
+
+    def run(one: Lab) -> dict:
+        configs = [one.trial(lora, training) for lora, training in which]
+        os.environ[captured_step.SETTING] = "on"
+        try:
+            graphs = one.packed(configs, engine := one.engine(), merged=True)
+        finally:
+            del os.environ[captured_step.SETTING]
+        return differences(graphs, one.packed(configs, merged=True)) | {"graphs": engine._steps.captured}
 
     return run
 
@@ -197,6 +214,7 @@ BY_DTYPE: dict[str, dict[str, tuple[Callable[[Lab], dict], float]]] = {
     "float64": {
         "8 mixed": (mixed, 90),
         "blocks: one rank": (in_blocks(SAME_RANK), 45),
+        "captured: one rank": (captured(SAME_RANK), 45),
         "blocks: mixed ranks": (in_blocks(RANKS), 45),
         "dropout": (dropout, 60),
         "checkpointing": (checkpointing, 45),
@@ -218,6 +236,7 @@ BY_DTYPE: dict[str, dict[str, tuple[Callable[[Lab], dict], float]]] = {
         "8 mixed": (mixed_and_noise, 90),
         "sgd": (sgd, 45),
         "blocks: one rank": (in_blocks(SAME_RANK), 45),
+        "captured: one rank": (captured(SAME_RANK), 45),
         "the same twice": (twice, 45),
         "resumed": (resumed("adamw_torch"), 45),
         "checkpointing": (checkpointing, 45),

@@ -73,7 +73,7 @@ class _Passes:
 
     def clear(self) -> None:
         for slot in self.slots:
-            slot._zero_gradient()
+            slot.zero_gradient()
 
     def gradients(self) -> list[torch.Tensor]:
         return [slot._gradient.clone() for slot in self.slots[:2]]

@@ -71,16 +71,16 @@ def speed_8b_item(context: Context) -> list[Cell]:
     large = on_gpu() and torch.cuda.get_device_properties(0).total_memory > 100e9
     first, *others = cells.lengths(64, 512, 256, 128, 1024)
     cells.trainer(f"T{first} Trainer", Shape(first))
-    cells.packs(first, ("loop", 1), ("loop", few), ("blocks", few))
+    cells.packs(first, ("loop", 1), ("loop", few), ("blocks", few), ("captured", few))
     cells.graph(f"T{first} blocks + graph K{few}", Shape(first, few, "blocks"))
-    cells.packs(first, ("loop", many), ("blocks", many))
+    cells.packs(first, ("loop", many), ("blocks", many), ("captured", many))
     cells.graph(f"T{first} blocks + graph K{many}", Shape(first, many, "blocks"))
     cells.graph(f"T{first} loop + graph K{few}", Shape(first, few))
     cells.graph(f"T{first} graph K1", Shape(first))
     cells.add(f"T{first} bare loop of PEFT", lambda bench: bench.peer.bare(bench.trial(first)))
     for length in others:
         cells.trainer(f"T{length} Trainer", Shape(length))
-        cells.packs(length, ("loop", 1), ("loop", few), ("blocks", few))
+        cells.packs(length, ("loop", 1), ("loop", few), ("blocks", few), ("captured", few))
         if length <= 512 or large:
             cells.packs(length, ("loop", many), ("blocks", many), needs_s=6)
     for count, mode in ((1, "loop"), (few, "loop"), (few, "blocks")):
@@ -132,7 +132,7 @@ def speed_nf4_item(context: Context) -> list[Cell]:
     lengths = cells.lengths(64, 512)
     for length in lengths:
         cells.trainer(f"T{length} Trainer", Shape(length))
-        cells.packs(length, ("loop", 1), ("loop", few), ("blocks", few))
+        cells.packs(length, ("loop", 1), ("loop", few), ("blocks", few), ("captured", few))
     cells.memory()
     cells.profile(Shape(lengths[0], few, "blocks"))
     cells.graph(f"T{lengths[0]} blocks + graph K{few}", Shape(lengths[0], few, "blocks"))
@@ -149,7 +149,7 @@ def speed_1b_item(context: Context) -> list[Cell]:
     lengths = cells.lengths(64, 256, 1024)
     for length in lengths:
         cells.trainer(f"T{length} Trainer", Shape(length))
-        cells.packs(length, ("loop", 1), ("loop", few), ("blocks", few), ("blocks", many))
+        cells.packs(length, ("loop", 1), ("loop", few), ("blocks", few), ("captured", few), ("blocks", many))
     for length, count in ((lengths[0], many), (lengths[0], few), (lengths[1], few)):
         cells.graph(f"T{length} blocks + graph K{count}", Shape(length, count, "blocks"))
     for length in lengths[:2]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXACT = ("exact64", "exact32", "exact16", "exactq")
-PLAIN = re.compile(r"T(\d+) (Trainer|bare loop of PEFT|(?:loop|blocks|graph|blocks \+ graph|loop \+ graph) K\d+)")
+PLAIN = re.compile(r"T(\d+) (Trainer|bare loop of PEFT|(?:(?:loop|blocks)(?: \+ graph)?|captured|graph) K\d+)")
 ADAPTER_PRODUCTS = ("loop", "bmm", "gradient_loop", "gradient_bmm", "bmm_out_dtype")
 STUDY = (
     *("seconds", "seconds_to_first_step", "longest_trial_s", "over_longest"),

@@ -21,10 +21,10 @@ from lora_lab.training.batch import largest_rows, padded
 from lora_lab.training.device import device_bytes
 from lora_lab.training.memory.probe import MemoryProbe
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
+from lora_lab.training.packed.captured_step import CapturedSteps, again, cuda_graph
 from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import Slot
-from lora_lab.training.packed.step import add_gradients
 from lora_lab.training.progress import training_flops
 from lora_lab.training.trial_checkpoints import TrialCheckpoints
 from lora_lab.training.trial_events import at, events_until_memory_runs_out, step_events
@@ -59,6 +59,7 @@ class PackedEngine:
         self._data = data
         self._folder = trials_folder
         self._model = PackedModel(base)
+        self._steps = CapturedSteps(self._model, cuda_graph if base.device.type == "cuda" else again)
         self._slots: dict[int, Slot] = {}
         self._probe = MemoryProbe(base, self._model)
         self._memory = KnownMemory()
@@ -207,6 +208,8 @@ class PackedEngine:
         """Set the newest trial aside and let the others start the step again; alone, it does not fit at all."""
         for slot in self._slots.values():
             slot.abandon_step()
+        if self._steps.drop():  # the memory of captured steps may be all that is missing
+            return []
         newest = next(reversed(self._slots.values()))
         self.discard(newest.number)
         if self._slots:
@@ -238,7 +241,7 @@ class PackedEngine:
         started = time.perf_counter()
         chosen = [slot.next_micro_batch() for slot in slots]
         batch = self._batch(slots, chosen)
-        losses = add_gradients(self._model, slots, self._model.layout(batch, slots))
+        losses = self._steps.add_gradients(slots, batch)
         due: list[Slot] = []
         for slot in slots:
             assert slot.pending is not None

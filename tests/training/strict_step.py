@@ -154,6 +154,10 @@ PACKS = {
     "8 of 4 ranks": [(r, 8) for r in (2, 4, 8, 16)] * 2,
     "16 of 4 ranks": [(r, 8) for r in (2, 4, 8, 16)] * 4,
 }
+COUNTED = (
+    *(f"{pack}, merged" for pack in ("8", "16", "8 scalings", "8 of 4 ranks", "16 of 4 ranks")),
+    *(f"{pack}, single" for pack in ("1", "8", "4 ranks")),
+)
 
 
 def refuses(*arguments) -> bool:
@@ -170,13 +174,11 @@ def refuses(*arguments) -> bool:
 def main() -> None:
     _setup_privateuseone_for_python_backend("away", backend_module=Away())
     masking_utils.find_packed_sequence_indices = lambda _: None
-    steps = {layers: Steps(layers) for layers in (2, 4)}
+    few, more = Steps(1), Steps(2)
     found = {}
-    for setting in ("merged", "single"):
-        os.environ[SETTING] = setting
-        for name, pack in PACKS.items():
-            few, more = (one.launches(pack) for one in steps.values())
-            found[f"{name}, {setting}"] = {"layer": (more - few) // 2, "rest": few - (more - few)}
+    for name in COUNTED:
+        pack, _, os.environ[SETTING] = name.partition(", ")
+        found[name] = more.launches(PACKS[pack]) - few.launches(PACKS[pack])
     with FakeTensorMode():
         here, half = torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bfloat16)
         there = here.to("away:0")

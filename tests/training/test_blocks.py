@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from workshop import llama_config, make_base, make_slot, make_tokens, only
+from workshop import drain, llama_config, make_base, make_slot, make_tokens, only
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.events import Diverged, Evaluated, Logged
@@ -15,14 +15,14 @@ from lora_lab.training.packed.model import PackedModel
 EXACT = 1e-9
 
 
-def figures(events):
-    """What is to be the same, by trial and step."""
+def figures(events, first=0):
+    """What is to be the same, by trial, counted from `first`, and step."""
     found = {}
     for event in events:
         if isinstance(event, Logged):
-            found["step", event.number, event.step] = (event.loss, event.grad_norm)
+            found["step", event.number - first, event.step] = (event.loss, event.grad_norm)
         elif isinstance(event, Evaluated):
-            found["evaluation", event.number, event.step] = (event.eval_loss,)
+            found["evaluation", event.number - first, event.step] = (event.eval_loss,)
     return found
 
 
@@ -54,10 +54,12 @@ def test_blocks_compute_what_the_loop_computes(bench, monkeypatch, name):
     dtype = PACKS[name][0].get("dtype", "float64")
     defaults = {"max_steps": 4, "eval_steps": 4, "logging_steps": 1, "dtype": dtype}
     configs = [bench.trial(**(defaults | {"seed": seed} | settings)) for seed, settings in enumerate(PACKS[name])]
-    runs = {}
-    for setting in ("single", "merged"):
+    engine, runs = bench.engine(dtype=dtype), {}  # one engine, which measures memory once
+    for first, setting in ((0, "single"), (len(configs), "merged")):
         monkeypatch.setenv(SETTING, setting)
-        runs[setting] = figures(bench.run(*configs, dtype=dtype))
+        for number, config in enumerate(configs):
+            engine.admit(first + number, config)
+        runs[setting] = figures(drain(engine), first)
     assert_near(runs["merged"], runs["single"], LIMITS[dtype])
 
 

@@ -61,7 +61,7 @@ def head_loss(
     targets: Tensor,
     head: nn.Linear,
     logits_at_once: int,
-    denominators: Sequence[tuple[int, int]] = (),
+    denominators: Sequence[tuple[int, int]] | Tensor = (),
 ) -> Tensor:
     """[n]: cross-entropy of every target under a frozen head, in float32 (float64 for a float64 base).
 
@@ -75,12 +75,15 @@ def head_loss(
         head: Adapters do not act in it.
         logits_at_once: Rows x vocabulary that may be held at the same time.
         denominators: Pairs (targets, what their losses are going to be divided by) that follow each other. Gradients
-            are right for any; they are accurate to the dtype where the pairs are.
+            are right for any; they are accurate to the dtype where the pairs are. Or the divisor [n] of every target.
     """
     chunk = max(1, min(ROWS_AT_ONCE, logits_at_once // head.weight.shape[0]))
     divisors = None
-    if denominators and torch.finfo(hidden.dtype).bits < 32:
+    if len(denominators) and torch.finfo(hidden.dtype).bits < 32:
         like = hidden.new_empty(0, dtype=torch.float32)
-        divisors = torch.cat([like.new_full((count,), denominator) for count, denominator in denominators])
+        if isinstance(denominators, Tensor):
+            divisors = denominators.to(like.dtype)
+        else:
+            divisors = torch.cat([like.new_full((count,), denominator) for count, denominator in denominators])
     nll: Tensor = _HeadLoss.apply(hidden, targets, head, chunk, divisors)  # type: ignore[no-untyped-call]
     return nll

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -47,8 +48,11 @@ class Layout:
     """[n] int64, on the device: the labels there."""
     row_counts: tuple[np.ndarray, ...]
     """Label tokens of every row, int64, slot after slot; they add up to n."""
-    denominators: tuple[tuple[int, int], ...]
-    """Label tokens of every slot, and what their losses are divided by in the optimizer step in work, 1 without one."""
+    denominators: tuple[tuple[int, int], ...] | Tensor
+    """Label tokens of every slot, and what their losses are divided by in the optimizer step in work, 1 without one.
+
+    Or [n], on the device, the divisor of every label.
+    """
     body: tuple[Span, ...]
     """The slots' rows of the flattened tokens; blocks of slots as one."""
     head: tuple[Span, ...]
@@ -69,6 +73,7 @@ class PackedModel:
         self._model = base.model
         self._device = base.device
         self._exact = base.dtype == torch.float64
+        self._looks_for_outliers = any(isinstance(module, Linear8bitLt) for module in base.model.modules())
         self.blocks = Blocks()
         """Which slots act as one; whoever has the pack arranges them."""
         self._body, self._head = Routing(), Routing()
@@ -123,6 +128,11 @@ class PackedModel:
         if not self._separates:
             require_separate_examples(self._model, self._device)
             self._separates = True
+
+    def is_static(self, slots: Sequence[Slot]) -> bool:
+        """Whether passes with these slots' adapters launch the same whatever the tokens are."""
+        plain = type(self._plain_head) is nn.Linear and not any(self._head_name in slot.adapters for slot in slots)
+        return plain and not self._looks_for_outliers
 
     def require_recomputation(self) -> None:
         """Raise InputError unless the base has layers that can be computed again."""

@@ -236,10 +236,11 @@ class Slot:
     def step_optimizer(self) -> None:
         """Change the parameters by their gradients, which are zero afterwards."""
         self._optimizer.step(self.progress.learning_rate)
-        self._zero_gradient()
+        self.zero_gradient()
         self._refresh_computed()
 
-    def _zero_gradient(self) -> None:
+    def zero_gradient(self) -> None:
+        """Forget what was added to the gradient."""
         self._gradient.zero_()
         for _, copy in self._away_gradients:
             copy.zero_()
@@ -288,11 +289,11 @@ class Slot:
         with torch.no_grad():
             self.parameters.copy_(tensors["parameters"])
         self._refresh_computed()
-        self._zero_gradient()
+        self.zero_gradient()
         self.progress.counters, self.pending = counters, None
         self._optimizer.restore(tensors, counters.step)
 
     def abandon_step(self) -> None:
         """Forget the half-done optimizer step, after an error in the pack; it will start again."""
-        self._zero_gradient()
+        self.zero_gradient()
         self.pending = None

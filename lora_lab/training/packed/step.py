@@ -24,18 +24,17 @@ def add_gradients(model: PackedModel, slots: Sequence[Slot], layout: Layout) -> 
     A slot's part is its objective's, over the denominator of its whole optimizer step.
     """
     with model.routed(layout):
-        losses = _losses(model, slots, layout)
-        parts = torch.stack(losses)
+        parts = torch.stack(losses_of(slots, layout, model.nll(layout)))
         torch.autograd.backward(parts.sum())
     return parts.detach()
 
 
-def _losses(model: PackedModel, slots: Sequence[Slot], layout: Layout) -> list[Tensor]:
-    """Each slot's part of its loss; a function of its own, so that nothing holds the token losses any longer."""
-    labels = torch.split(model.nll(layout), [int(counts.sum()) for counts in layout.row_counts])
+def losses_of(slots: Sequence[Slot], layout: Layout, nll: Tensor) -> list[Tensor]:
+    """Each slot's part of its loss, from the token losses [n]; nothing holds these behind it any longer."""
+    labels = torch.split(nll, [int(counts.sum()) for counts in layout.row_counts])
     return [
-        slot.objective.loss(TokenLosses(nll, counts), slot.pending.denominator)
-        for slot, nll, counts in zip(slots, labels, layout.row_counts, strict=True)
+        slot.objective.loss(TokenLosses(own, counts), slot.pending.denominator)
+        for slot, own, counts in zip(slots, labels, layout.row_counts, strict=True)
         if slot.pending
     ]
 

@@ -1,0 +1,248 @@
+"""Forward and backward pass of a pack as a CUDA graph, where its shapes come again and again.
+
+On a GPU, short steps wait for the host, which needs about ten microseconds for each of thousands of launches. A graph
+is launched at once. It reads its batch from buffers that stay where they are, and adds its gradients to those of the
+slots. So it holds for one pack in one place, one padded length and one number of label tokens; lengths are therefore
+padded further, in steps that grow with them, and labels by such of weight zero.
+
+Everything else (clipping, optimizer, evaluation) and every step of another kind runs as ever: with dropout, whose masks
+are drawn by the host; with several examples in a row; with adapters in the head; and on int8 bases.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import masking_utils
+
+from lora_lab.common.errors import InputError
+from lora_lab.data.tokens import IGNORED
+from lora_lab.training.device import free_cached_memory, memory_may_run_out
+from lora_lab.training.objective import LanguageModeling
+from lora_lab.training.packed.step import add_gradients, losses_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+
+    from lora_lab.training.batch import PackedBatch
+    from lora_lab.training.packed.model import Layout, PackedModel
+    from lora_lab.training.packed.slot import Slot
+
+LOG = logging.getLogger(__name__)
+
+SETTING = "LORA_LAB_GRAPHS"
+"""Environment variable for tests and benchmarks: `on` or `off`."""
+COMES_AGAIN = 3
+"""Steps of one shape before it is captured."""
+MOST_TOKENS = 8192
+"""Padded tokens of a step up to which the host may be what it waits for."""
+
+
+@dataclass(slots=True)
+class Passes:
+    """Both passes over buffers that stay where they are.
+
+    Calling them adds the gradients of what lies in the buffers to the slots'; token losses [n] are in `nll` then.
+    """
+
+    layout: Layout
+    """Of the buffers; `denominators` is one of them."""
+    weights: Tensor
+    """[n]: the gradient of the pack's loss with respect to every token loss; 0 for padding."""
+    nll: Tensor | None = None
+    replay: Callable[[], None] | None = None
+
+    def fill(self, layout: Layout, weights: Tensor) -> None:
+        """Take over another batch of the same shapes."""
+        for name in ("input_ids", "positions", "targets", "denominators"):
+            getattr(self.layout, name).copy_(getattr(layout, name))
+        self.weights.copy_(weights)
+
+    def run(self, model: PackedModel) -> None:
+        """Launch them one operation after the other."""
+        with model.routed(self.layout), one_example_in_a_row():
+            nll = model.nll(self.layout)
+            torch.autograd.backward(nll, self.weights)
+        self.nll = nll.detach()
+
+
+class CapturedSteps:
+    """Adds a pack's gradients, by a graph where its shapes were there before.
+
+    Args:
+        model: What computes.
+        capture: Records what a function launches, and returns what launches all of it again.
+    """
+
+    def __init__(self, model: PackedModel, capture: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
+        self._model, self._capture = model, capture
+        self._seen: Counter[Hashable] = Counter()
+        self._passes: dict[Hashable, Passes] = {}
+        self._pack: Hashable = None
+        """Where the slots of the graphs are, and what of theirs the graphs contain."""
+        self._gave_up = False
+        self.captured = 0
+        """Shapes of steps that were captured so far."""
+
+    def drop(self) -> bool:
+        """Give the memory of all graphs back, and capture no more; returns whether there was any."""
+        had_any, self._gave_up = bool(self._passes), True
+        self._passes.clear()
+        return had_any
+
+    def add_gradients(self, slots: Sequence[Slot], batch: PackedBatch) -> Tensor:
+        """As `step.add_gradients`: [K] each slot's part of its loss."""
+        if self._gave_up or not (enabled() and self._may_be_captured(slots, batch)):
+            return add_gradients(self._model, slots, self._model.layout(batch, slots))
+        layout = self._model.layout(_widened(batch), slots)
+        wide, weights = _with_more_labels(layout, torch.promote_types(slots[0].parameters.dtype, torch.float32))
+        pack = tuple(_whereabouts(slot) for slot in slots)
+        if pack != self._pack:
+            self._pack = pack
+            self._seen.clear()
+            self._passes.clear()
+        key = (wide.input_ids.shape, len(wide.targets), tuple((span.start, span.stop) for span in wide.body))
+        self._seen[key] += 1
+        if key not in self._passes and self._seen[key] > COMES_AGAIN and all(_begins(slot) for slot in slots):
+            self._record(key, Passes(wide, weights), slots)
+        passes = self._passes.get(key)
+        if passes is None or passes.replay is None:
+            return add_gradients(self._model, slots, layout)
+        passes.fill(wide, weights)
+        passes.replay()
+        assert passes.nll is not None
+        return torch.stack(losses_of(slots, layout, passes.nll[: len(layout.targets)]))
+
+    def _may_be_captured(self, slots: Sequence[Slot], batch: PackedBatch) -> bool:
+        few = batch.input_ids.numel() <= MOST_TOKENS
+        return few and batch.position_ids is None and self._model.is_static(slots) and all(map(_is_static, slots))
+
+    def _record(self, key: Hashable, passes: Passes, slots: Sequence[Slot]) -> None:
+        """Capture both passes; where that is not possible, none are captured any more.
+
+        What is recorded has to run before, so that libraries make their workspaces; its gradients are taken back.
+        """
+        free_cached_memory()  # a graph keeps its activations for itself
+        reason = None
+        with memory_may_run_out() as shortage:
+            try:
+                passes.replay = self._capture(lambda: passes.run(self._model))
+                self._passes[key] = passes
+                self.captured += 1
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+        for slot in slots:
+            slot.zero_gradient()
+        reason = reason or shortage.reason
+        if reason is not None:
+            self.drop()
+            free_cached_memory()
+            LOG.warning("steps are launched one by one, as they cannot be captured as a CUDA graph (%s)", reason)
+
+
+def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
+    """Record what a function launches on the current device; all graphs of a process share one pool of memory."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        run()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=_pool()):
+        run()
+    return graph.replay
+
+
+def again(run: Callable[[], None]) -> Callable[[], None]:
+    """Where there are no graphs: run the function itself again, on the same buffers."""
+    return run
+
+
+@cache
+def _pool() -> Any:
+    """What a graph leaves in it is read before another one is launched."""
+    return torch.cuda.graph_pool_handle()
+
+
+def enabled() -> bool:
+    """Whether steps may be captured.
+
+    Raises:
+        InputError: the environment variable that decides says neither.
+    """
+    setting = os.environ.get(SETTING, "off")
+    if setting not in ("on", "off"):
+        raise InputError(f"{SETTING}: {setting!r} is neither of on, off; set one of them, or unset it")
+    return setting == "on"
+
+
+@contextmanager
+def one_example_in_a_row() -> Iterator[None]:
+    """Keep transformers from asking the values of positions whether a row holds several: these rows do not."""
+    real = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda _: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = real
+
+
+def _is_static(slot: Slot) -> bool:
+    """Whether a slot's part of a step launches the same whatever its batch holds, on one device."""
+    return (
+        not slot.dropout.active
+        and not slot.config.training.gradient_checkpointing
+        and slot.block_shape is not None
+        and isinstance(slot.objective, LanguageModeling)
+    )
+
+
+def _begins(slot: Slot) -> bool:
+    """Whether this is the first micro-batch of an optimizer step, so that the gradient is zero."""
+    return slot.pending is not None and slot.pending.done == 0
+
+
+def _whereabouts(slot: Slot) -> Hashable:
+    places = tuple(tensor.data_ptr() for tensor in slot.flat.values())
+    return places, slot.config.lora.scaling
+
+
+def bucket(size: int, parts: int) -> int:
+    """The size that one is padded to: a multiple of 16, and larger by at most the `parts`-th part beyond that."""
+    step = max(16, (1 << (size.bit_length() - 1)) // parts)
+    return -(-size // step) * step
+
+
+def _widened(batch: PackedBatch) -> PackedBatch:
+    more = bucket(batch.input_ids.shape[1], 8) - batch.input_ids.shape[1]
+    ids, labels = functional.pad(batch.input_ids, (0, more)), functional.pad(batch.labels, (0, more), value=IGNORED)
+    return replace(batch, input_ids=ids, labels=labels)
+
+
+def _with_more_labels(layout: Layout, dtype: torch.dtype) -> tuple[Layout, Tensor]:
+    """The layout with labels of no weight behind, and the weights of all in the dtype of losses."""
+    count = len(layout.targets)
+    more = bucket(count, 4) - count
+    own = [np.full(labels, denominator, dtype=np.float64) for labels, denominator in layout.denominators]
+    divisors = np.concatenate([*own, np.ones(more)])
+    weights = np.where(np.arange(len(divisors)) < count, 1.0 / divisors, 0.0)
+    place: dict[str, Any] = {"device": layout.targets.device, "dtype": dtype}
+    wide = replace(
+        layout,
+        positions=functional.pad(layout.positions, (0, more)),
+        targets=functional.pad(layout.targets, (0, more)),
+        denominators=torch.as_tensor(divisors, **place),
+    )
+    return wide, torch.as_tensor(weights, **place)
