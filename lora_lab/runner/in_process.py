@@ -67,7 +67,7 @@ def load_workbench(model: ModelSettings, trials_folder: Path, data_cache: Path) 
     """
     base = load_base(model, default_device())
     contents = base_contents(base, model)
-    catalog = DataCatalog(base.tokenizer, data_cache)
+    catalog = DataCatalog(base.tokenizer, data_cache, base.linears.limits.vocabulary)
     reference = ReferenceEngine(base, catalog, trials_folder)  # before adapters are attached
     packed = PackedEngine(base, catalog, trials_folder)
     return Workbench(model, base, contents, catalog, packed, reference)
