@@ -13,6 +13,7 @@ from lora_lab.common.errors import InputError
 from lora_lab.data.blocks import pack_examples
 from lora_lab.data.tokens import IGNORED
 from lora_lab.study.events import Evaluated, Logged
+from lora_lab.training.base.abilities import require_separate_examples
 from lora_lab.training.batch import PackedBatch, pad_positions, pad_rows
 from lora_lab.training.packed.model import PackedModel
 
@@ -110,11 +111,24 @@ def test_without_positions_examples_would_see_each_other():
     ],
     ids=lambda config: config.model_type,
 )
-def test_a_base_that_cannot_keep_examples_apart_is_refused(config):
-    base = make_base(config)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_base_that_cannot_keep_examples_apart_is_refused(config, dtype):
+    base = make_base(config, dtype)
     with pytest.raises(InputError, match=r"data.packing: \w+ForCausalLM lets .* set data.packing to false") as raised:
         PackedModel(base).require_separate_examples()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_base_whose_kernels_round_two_rows_apart_keeps_examples_apart(dtype):
+    """As on a GPU, where the sums of another tile of rows may have another order."""
+    base = make_base(CONFIGS["llama"], dtype)
+
+    def rounded(_module, _args, logits):
+        return torch.cat([logits[:1] * (1 + torch.finfo(dtype).eps), logits[1:]])
+
+    base.model.get_output_embeddings().register_forward_hook(rounded)
+    require_separate_examples(base.model, base.device)
 
 
 def test_a_trial_with_packing_trains_the_same_tokens_in_fewer_steps(bench):

@@ -390,6 +390,19 @@ def test_quantized_bases_train_what_peft_supports_on_them(bench, quantization, l
     assert token_mean(losses(base, base.model, bench.data.splits(config.data).eval)) == pytest.approx(bare, abs=1e-9)
 
 
+def test_accumulated_losses_are_not_divided_again_whatever_the_model_accepts(bench, monkeypatch):
+    """`Trainer` divides them unless the model takes the number of label tokens, or its user computes the loss."""
+    config = bench.trial(dtype="float64", gradient_accumulation_steps=3, max_steps=4)
+    found = []
+    for accepts in (True, False):
+        engine, base = engine_of(bench, config, bench.scratch / f"accepts-{accepts}")
+        monkeypatch.setattr(type(base.model), "accepts_loss_kwargs", accepts, raising=False)
+        engine.admit(0, config)
+        found.append([(event.loss, event.grad_norm) for event in only(drain(engine), Logged)])
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("lora", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
 def test_on_a_bfloat16_base_adapters_are_trained_in_float32(bench, lora):
     config = bench.trial(dtype="bfloat16", lora=lora, learning_rate=5e-3)

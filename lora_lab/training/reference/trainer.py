@@ -53,9 +53,6 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers types it 
         device: Where the model is.
     """
 
-    loss_is_scaled_for_ga = True
-    """`compute_loss` divides by the label tokens of the whole accumulated batch."""
-
     def __init__(
         self,
         model: Any,
@@ -71,7 +68,12 @@ class ReferenceTrainer(Trainer):  # type: ignore[misc]  # transformers types it 
         self.parts: list[Tensor] = []
         """The losses of the micro-batches of the step in work."""
         with _global_random_state_kept():
-            super().__init__(model=model, args=_arguments(training, plan.total_steps, folder, device))
+            super().__init__(
+                model=model,
+                args=_arguments(training, plan.total_steps, folder, device),
+                # Says that the loss is divided already by the tokens of the whole step; `compute_loss` calls it itself.
+                compute_loss_func=loss_of,
+            )
         self.remove_callback(PrinterCallback)
         self.optimizer = make_optimizer(self, training)
         self.lr_scheduler = _scheduler(self.optimizer, training, plan.total_steps)
