@@ -18,6 +18,7 @@ from gpu_items.cells import Cell, Context
 from gpu_items.device import attention_by, free_all, on_gpu, out_of_memory, patched
 from gpu_items.memory import cases, measured
 from lora_lab.training import assessment
+from lora_lab.training.packed.optimizer import SlotOptimizer
 from lora_lab.training.packed.slot import Slot
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ class Sweep:
         for turn in range(60):
             self._before_step(turn, engine)
             while waiting:
-                engine.admit(waiting[0], self._configs[waiting[0]])
+                ending = engine.admit(waiting[0], self._configs[waiting[0]])
                 waiting.pop(0)
+                self._book([] if ending is None else [ending])
             if engine.active:
                 self._book(engine.step())
                 self.set_aside = max(self.set_aside, len(engine.set_aside))
@@ -130,16 +132,29 @@ def _several(engine: PackedEngine) -> bool:
 
 
 PLACES: dict[str, Callable[[PackedEngine, Trap], tuple[Any, str, Callable[..., Any]]]] = {
+    "slot of the 1st trial": lambda engine, trap: (engine, "_new_slot", trap.around(engine._new_slot)),
     "slot of the 2nd trial": lambda engine, trap: (
         engine,
         "_new_slot",
         trap.around(engine._new_slot, _second_call()),
     ),
-    "first optimizer step": lambda engine, trap: (
+    "memory probe": lambda engine, trap: (engine._probe, "measure", trap.around(engine._probe.measure)),
+    "first optimizer step": lambda _, trap: (
         Slot,
-        "step_optimizer",
-        trap.around(Slot.step_optimizer, lambda given: _several(engine) and given[0].progress.step == 0),
+        "update",
+        trap.around(Slot.update, lambda given: given[0].progress.step == 0),
     ),
+    "first optimizer step of the 2nd trial": lambda engine, trap: (
+        Slot,
+        "update",
+        trap.around(Slot.update, lambda given: given[0].progress.step == 0 and given[0].number != engine.active[0]),
+    ),
+    "optimizer step, inside": lambda engine, trap: (
+        SlotOptimizer,
+        "step",
+        trap.around(SlotOptimizer.step, lambda _: _several(engine)),
+    ),
+    "clipping": lambda engine, trap: (Slot, "clip", trap.around(Slot.clip, lambda _: _several(engine))),
     "forward pass": lambda engine, trap: (
         engine._model,
         "nll",
@@ -160,10 +175,29 @@ PLACES: dict[str, Callable[[PackedEngine, Trap], tuple[Any, str, Callable[..., A
             keep=True,
         ),
     ),
-    "periodic checkpoint": lambda engine, trap: (engine._checkpoints, "save", trap.around(engine._checkpoints.save)),
-    "memory probe": lambda engine, trap: (engine._probe, "measure", trap.around(engine._probe.measure)),
+    "periodic checkpoint": lambda _, trap: (
+        Slot,
+        "state",
+        trap.around(Slot.state, lambda given: given[0].progress.step),
+    ),
+    "restore": lambda _, trap: (Slot, "restore", trap.around(Slot.restore, lambda given: given[2].step > 0)),
+    "adapter that is written": lambda engine, trap: (
+        engine._assessor,
+        "_save_adapter",
+        trap.around(engine._assessor._save_adapter, lambda _: _several(engine)),
+    ),
 }
 """What is replaced while a sweep runs: the object, its attribute, and what stands there instead."""
+
+
+def _come_back(turn: int, engine: PackedEngine) -> None:
+    """Let the newest trial leave with a checkpoint, which it goes on from in the next turn."""
+    if turn != 2:
+        return
+    engine.save_checkpoints()
+    newest = engine.active[-1]
+    engine.discard(newest)
+    engine.set_aside.append(newest)
 
 
 class RunningOut:
@@ -227,8 +261,8 @@ class RunningOut:
 
         def before_step(turn: int, engine: PackedEngine) -> None:
             trap.release()
-            if turn == 2 and place == "periodic checkpoint":
-                engine.save_checkpoints()
+            if place in ("periodic checkpoint", "restore"):
+                _come_back(turn, engine)
 
         with patched(*PLACES[place](engine, trap)):
             try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "CUDA error: out of memory",  # CUDA itself, for what is not torch's: kernels that are loaded when first used
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # what cuBLAS says when there is no room for a handle
+)
+"""How errors say that an allocation failed, where they have no class of their own."""
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 @dataclass(slots=True)
@@ -36,9 +47,24 @@ def memory_may_run_out() -> Iterator[Shortage]:
         shortage.reason = " ".join(str(error).split())[:200]
 
 
+def shortage_of_memory(action: Callable[[], object]) -> str | None:
+    """Do something that may run out of memory, and give back what it had taken by then if it does.
+
+    Returns:
+        What torch said in that case, in one line; None where memory sufficed.
+    """
+    with memory_may_run_out() as shortage:
+        action()
+    if shortage.reason is not None:
+        free_cached_memory()
+    return shortage.reason
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on a CPU (where torch raises a plain RuntimeError)."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether an allocation failed, on a GPU or on a CPU; also those of CUDA and cuBLAS, which torch does not make."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def device_bytes(device: torch.device) -> tuple[int, int] | None:
@@ -47,6 +73,17 @@ def device_bytes(device: torch.device) -> tuple[int, int] | None:
 
 
 def free_cached_memory() -> None:
-    """Give memory that the allocator keeps for later back to the device."""
+    """Give memory that nobody uses back to the device: what the allocator keeps for later, and what cycles hold."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def let_segments_expand() -> None:
+    """Let torch's CUDA allocator grow its segments instead of adding new ones, unless the user has set it up.
+
+    The shapes of a pack change every few steps, and segments of fixed sizes would be left with gaps that no later
+    tensor fits into. It works only before CUDA is used for the first time.
+    """
+    if not torch.cuda.is_initialized() and not any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"

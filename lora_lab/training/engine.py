@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lora_lab.study.events import TrialEvent
+    from lora_lab.study.events import OutOfMemory, TrialEvent
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.memory.trial_memory import TrialMemory
     from lora_lab.training.trial import Trial
@@ -46,7 +46,7 @@ class Engine(Protocol):
         Each distinct data settings are measured once.
         """
 
-    def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> None:
+    def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> OutOfMemory | None:
         """Take up a trial, at its checkpoint if it has one.
 
         Args:
@@ -54,6 +54,9 @@ class Engine(Protocol):
             config: What it trains.
             shorter: Configurations with fewer epochs, and otherwise the same, whose results are wanted too: each
                 gives a `Milestone` where that run ends, or begins to differ from this one.
+
+        Returns:
+            How it ended, where the device has no room for it even alone; it is not active then.
 
         Raises:
             InputError: its adapter cannot be put on this base, or its data cannot be right.
@@ -79,6 +82,8 @@ class Engine(Protocol):
 
     def save_checkpoints(self) -> None:
         """Write every active trial's state to its folder, so that `admit` goes on from here.
+
+        A trial whose state there is no memory to gather keeps its older checkpoint.
 
         Raises:
             StorageError: one cannot be written; the old checkpoints stay whole.

@@ -18,7 +18,7 @@ from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.assessment import Assessor
 from lora_lab.training.base.adapters import initial_weights, lora_config, save_adapter
 from lora_lab.training.batch import largest_rows, padded
-from lora_lab.training.device import device_bytes
+from lora_lab.training.device import device_bytes, shortage_of_memory
 from lora_lab.training.memory.probe import MemoryProbe
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
 from lora_lab.training.packed.captured_step import CapturedSteps, again, cuda_graph
@@ -94,7 +94,7 @@ class PackedEngine:
         """eval_loss and loss on the forgetting text of the bare base, measured once per data settings."""
         return self._assessor.base_losses(config)
 
-    def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> None:
+    def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> OutOfMemory | None:
         """Give a trial a slot, at its checkpoint if it has one; without room beside the others, it is `set_aside`.
 
         Args:
@@ -102,6 +102,9 @@ class PackedEngine:
             config: What it trains.
             shorter: Configurations with fewer epochs, and otherwise the same, whose results are wanted too: each
                 gives a `Milestone` where that run ends, or begins to differ from this one.
+
+        Returns:
+            How it ended, where there is no room for it even alone.
 
         Raises:
             InputError: its adapter cannot be put on this base, or its data cannot be right.
@@ -113,15 +116,30 @@ class PackedEngine:
         if choice.name != "packed":
             raise UnpackableError(choice.reason)
         self._require_rows_read_alike(config)
+        take_up = partial(self._take_up, number, config, shorter)
+        if shortage_of_memory(take_up) is None:
+            return None
+        if self._slots:
+            self.set_aside.append(number)
+            return None
+        # Alone it may try without being measured: its steps will tell.
+        reason = shortage_of_memory(partial(take_up, measured=False))
+        if reason is None:
+            return None
+        reason = does_not_fit(self.predict(config), self.available_bytes, reason)
+        return OutOfMemory(number=number, step=0, epoch=0.0, reason=reason)
+
+    def _take_up(
+        self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig], *, measured: bool = True
+    ) -> None:
+        """Put a trial into the pack, or raise and leave no trace of it."""
         if config.data.packing:
             self._model.require_separate_examples()
         if config.training.gradient_checkpointing:
             self._model.require_recomputation()
         slot = self._new_slot(number, config)
-        has_room = self._memory.measure(slot, partial(self._count_step, slot))
-        if not has_room and self._slots:  # alone in the pack it may try; its first step will tell
-            self.set_aside.append(number)
-            return
+        if measured:
+            self._memory.measure(slot, partial(self._count_step, slot))
         self._checkpoints.take_up(slot, shorter)
         self._slots[number] = slot
 
@@ -152,10 +170,13 @@ class PackedEngine:
         )
 
     def _count_step(self, slot: Slot, rows: np.ndarray) -> TrialMemory:
-        """The memory of a step of such a slot on these rows, alone."""
-        copy = self._new_slot(slot.number, slot.config)
-        copy.begin([rows])
-        return self._probe.measure(copy, self._batch([copy], [rows]))
+        """The memory of a step of a new slot on these rows, alone; the slot is as new afterwards."""
+        state, counters = slot.state(), slot.progress.counters
+        slot.begin([rows])
+        try:
+            return self._probe.measure(slot, self._batch([slot], [rows]))
+        finally:
+            slot.restore(state, counters)
 
     def predict(self, config: TrialConfig) -> MemoryPrediction | None:
         """What a trial would need, alone at its largest step; None where that cannot be known without trying."""
@@ -191,7 +212,7 @@ class PackedEngine:
             self._model.blocks.leave(slot)
 
     def save_checkpoints(self) -> None:
-        """Write every active trial's state to its folder."""
+        """Write every active trial's state to its folder; without memory for that, the older ones stay."""
         for slot in self._slots.values():
             self._checkpoints.save(slot)
 

@@ -18,6 +18,7 @@ from lora_lab.study.events import OutOfMemory, TrialEvent
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.assessment import Assessor
 from lora_lab.training.base.adapters import write_adapter
+from lora_lab.training.device import shortage_of_memory
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
 from lora_lab.training.reference.losses import label_losses
 from lora_lab.training.reference.model import adapter_tensors, for_plain_base, set_mode, sharing_copy
@@ -85,7 +86,7 @@ class ReferenceEngine:
         """eval_loss and loss on the forgetting text of the bare base, measured once per data settings."""
         return self._assessor.base_losses(config)
 
-    def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> None:
+    def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> OutOfMemory | None:
         """Take up a trial, when none is in training, at its checkpoint if it has one.
 
         Args:
@@ -93,14 +94,30 @@ class ReferenceEngine:
             config: What it trains.
             shorter: Configurations with fewer epochs whose results are wanted too, as in `Engine.admit`.
 
+        Returns:
+            How it ended, where the device has no room for it.
+
         Raises:
             InputError: PEFT cannot do this to this base, or the data cannot be right.
             CheckpointError: its checkpoint is damaged.
         """
         assert self._trial is None, "the reference engine trains one trial at a time"
+        take_up = partial(self._take_up, number, config, shorter)
+        if shortage_of_memory(take_up) is None:
+            return None
+        reason = shortage_of_memory(partial(take_up, measured=False))  # unmeasured it may try; its steps will tell
+        if reason is None:
+            return None
+        return OutOfMemory(number=number, step=0, epoch=0.0, reason=does_not_fit(None, None, reason))
+
+    def _take_up(
+        self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig], *, measured: bool = True
+    ) -> None:
+        """Make a trial the one in training, or raise and leave no trace of it."""
         data = self._data.splits(config.data)
         trial = ReferenceTrial(number, config, self._base, data=data, folder=self._trainer_folder(number))
-        self._memory.measure(trial, partial(self._count_step, trial))  # without room it may try; its step will tell
+        if measured:
+            self._memory.measure(trial, partial(self._count_step, trial))
         self._checkpoints.take_up(trial, shorter)
         self._trial = trial
 

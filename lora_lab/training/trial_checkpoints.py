@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.checkpoint import checkpoint_identity, read_checkpoint, write_checkpoint
+from lora_lab.training.device import shortage_of_memory
 from lora_lab.training.milestones import begin_folder
 from lora_lab.training.trial_events import milestone_reached
 
@@ -41,12 +42,13 @@ class TrialCheckpoints:
         trial.progress.expect(shorter)
 
     def save(self, trial: Trial) -> None:
-        """Replace a trial's checkpoint by its state now.
+        """Replace a trial's checkpoint by its state now; without memory to gather that, the old one stays.
 
         Raises:
             StorageError: it cannot be written; the old checkpoint stays whole.
         """
-        self._write(TrialFolder.of(self._trials_folder, trial.number), trial, trial.config)
+        files = TrialFolder.of(self._trials_folder, trial.number)
+        shortage_of_memory(lambda: self._write(files, trial, trial.config))
 
     def branch_off(self, trial: Trial) -> Iterator[Milestone]:
         """Leave checkpoints for the shorter runs whose rates begin to fall here, once their evaluation here is made."""

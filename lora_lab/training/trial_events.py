@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from lora_lab.common.errors import TrainingError
 from lora_lab.study.events import ENDINGS, Diverged, Failed, Logged, Milestone, TrialEvent
-from lora_lab.training.device import free_cached_memory, memory_may_run_out
+from lora_lab.training.device import shortage_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -69,11 +69,11 @@ def events_until_memory_runs_out(
         The events, and why memory ran out, if it did.
     """
     told: list[TrialEvent] = []
-    with memory_may_run_out() as shortage:
+
+    def tell() -> None:
         for event in events:
             told.append(event)
             if isinstance(event, ENDINGS):
                 discard(event.number)
-    if shortage.reason is not None:
-        free_cached_memory()
-    return told, shortage.reason
+
+    return told, shortage_of_memory(tell)

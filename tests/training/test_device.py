@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 
 import pytest
 import torch
 
-from lora_lab.training.device import memory_may_run_out
+from lora_lab.training.device import ALLOCATOR_SETTINGS, let_segments_expand, memory_may_run_out, shortage_of_memory
 
 SHORTAGES = [
     torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB."),
@@ -49,3 +50,51 @@ def test_behind_the_block_nothing_of_the_failed_attempt_is_held():
         attempt()
     assert shortage.reason is not None
     assert alive[0]() is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    ],
+    ids=lambda error: f"{type(error).__name__} {str(error)[12:40]}",
+)
+def test_what_cuda_itself_has_no_room_for_is_out_of_memory_too(error):
+    def action():
+        raise error
+
+    assert shortage_of_memory(action) == " ".join(str(error).split())
+
+
+def test_what_reference_cycles_hold_is_given_back_too():
+    class Holder:
+        def __init__(self) -> None:
+            self.itself, self.tensor = self, torch.zeros(1000)
+
+    alive = []
+
+    def action():
+        alive.append(weakref.ref(Holder()))
+        raise torch.OutOfMemoryError("no room for the next")
+
+    assert shortage_of_memory(action) == "no room for the next"
+    assert alive[0]() is None
+
+
+EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+@pytest.mark.parametrize(
+    ("by_the_user", "initialized", "expected"),
+    [({}, False, EXPANDABLE), ({}, True, {})]
+    + [({name: "max_split_size_mb:64"}, False, {name: "max_split_size_mb:64"}) for name in ALLOCATOR_SETTINGS],
+)
+def test_segments_expand_where_nobody_said_otherwise(monkeypatch, by_the_user, initialized, expected):
+    environment = dict(by_the_user)
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+    let_segments_expand()
+    assert environment == expected

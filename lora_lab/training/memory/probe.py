@@ -45,7 +45,7 @@ class MemoryProbe:
         return self._predictor.predict(config, batch)
 
     def measure(self, slot: Slot, batch: PackedBatch) -> TrialMemory:
-        """Make one step of a slot, which is of no use afterwards, and count.
+        """Make one step of a slot, which changes it, and count.
 
         Raises:
             RuntimeError: the device has no room for it (`memory.is_out_of_memory`).

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from lora_lab.common.sizes import bytes_text
 from lora_lab.study.measures import MEASURES
 from lora_lab.training.batch import largest_rows
-from lora_lab.training.device import free_cached_memory, memory_may_run_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -87,26 +86,20 @@ class KnownMemory:
         memory = self.of(trial)
         return {} if memory is None else memory.metrics
 
-    def measure(self, trial: Trial, count: Callable[[np.ndarray], TrialMemory]) -> bool:
+    def measure(self, trial: Trial, count: Callable[[np.ndarray], TrialMemory]) -> None:
         """Measure a trial's largest step, unless a trial of its shape was measured before.
 
         Args:
             trial: The trial.
             count: Makes one step on these rows of its training examples, and counts.
 
-        Returns:
-            False when the device had no room for the step.
+        Raises:
+            RuntimeError: the device has no room for the step (`device.is_out_of_memory`).
         """
         rows = _largest_step(trial)
         shape = _shape(trial, rows)
-        if shape in self._by_shape:
-            return True
-        with memory_may_run_out() as shortage:
+        if shape not in self._by_shape:
             self._by_shape[shape] = count(rows)
-        if shortage.reason is None:
-            return True
-        free_cached_memory()
-        return False
 
 
 def _largest_step(trial: Trial) -> np.ndarray:
