@@ -151,11 +151,10 @@ PACKS = {
     "16": [(4, 8)] * 16,
     "8 scalings": [(4, 4 + number) for number in range(8)],
     "4 ranks": [(r, 8) for r in (2, 4, 8, 16)],
-    "8 of 4 ranks": [(r, 8) for r in (2, 4, 8, 16)] * 2,
     "16 of 4 ranks": [(r, 8) for r in (2, 4, 8, 16)] * 4,
 }
 COUNTED = (
-    *(f"{pack}, merged" for pack in ("8", "16", "8 scalings", "8 of 4 ranks", "16 of 4 ranks")),
+    *(f"{pack}, merged" for pack in ("8", "16", "8 scalings", "16 of 4 ranks")),
     *(f"{pack}, single" for pack in ("1", "8", "4 ranks")),
 )
 

@@ -159,17 +159,21 @@ class Slot:
     def move(self, name: str, place: Tensor) -> None:
         """Let one of the flat buffers lie at another place [P] from now on, with all that is in it."""
         place.copy_(self.flat[name])
+        is_computed = name == "computed" or (name == "parameters" and self._computed.dtype == self.parameters.dtype)
+        if is_computed:
+            self._computed = place
         if name == "parameters":
-            if self._computed.dtype == self.parameters.dtype:
-                self._computed = place
             self.parameters.data = place
         elif name == "gradient":
             self._gradient = self.parameters.grad = place
-        else:
-            self._computed = place
         for leaf, (values, gradient) in zip(self._leaves, self._parts_to_step(), strict=True):
             leaf.data, leaf.grad = values, gradient
-        self.adapters = self._views(tuple(self.adapters), {})
+        if is_computed:
+            for view, a, bt in zip(self.adapters.values(), *self.cut(place), strict=True):
+                view.a, view.bt = a, bt
+        if name == "gradient":
+            for view, a, bt in zip(self.adapters.values(), *self.cut(place), strict=True):
+                view.grad_a, view.grad_bt = a, bt
 
     @property
     def memory_shape(self) -> Hashable:
