@@ -210,6 +210,8 @@ class PackedEngine:
         slot = self._slots.pop(number, None)
         if slot is not None:
             self._model.blocks.leave(slot)
+        if not self._slots:
+            self._steps.forget()
 
     def save_checkpoints(self) -> None:
         """Write every active trial's state to its folder; without memory for that, the older ones stay."""
@@ -229,7 +231,7 @@ class PackedEngine:
         """Set the newest trial aside and let the others start the step again; alone, it does not fit at all."""
         for slot in self._slots.values():
             slot.abandon_step()
-        if self._steps.drop():  # the memory of captured steps may be all that is missing
+        if self._steps.make_room():  # the memory of captured steps may be all that is missing
             return []
         newest = next(reversed(self._slots.values()))
         self.discard(newest.number)

@@ -121,6 +121,34 @@ def _no_memory(*_):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+@pytest.mark.usefixtures("_blocks")
+def test_graphs_hold_for_one_pack_only(bench, monkeypatch):
+    """One trial leaves, and another takes its place: with its rank and scaling, or with others."""
+    first, second, _ = trials(bench, gradient_accumulation_steps=1)
+    others = [
+        bench.trial(seed=7, max_steps=9, logging_steps=1, lora=lora) for lora in ({}, {"lora_alpha": 3}, {"r": 8})
+    ]
+
+    def run():
+        engine = engine_with(bench, [first, second], without_waiting([]))
+        found = {}
+        for number, other in enumerate(others, 2):
+            events = [event for _ in range(6) for event in engine.step()]
+            engine.discard(number - 1)
+            engine.admit(number, other)
+            found |= figures(events)
+        return found | figures(drain(engine)), engine._steps.captured
+
+    plain, none = run()
+    monkeypatch.setenv(SETTING, "on")
+    captured, some = run()
+    assert none == 0
+    assert some > 1
+    assert captured.keys() == plain.keys()
+    for key, values in plain.items():
+        assert captured[key] == pytest.approx(values, abs=EXACT), key
+
+
 def test_sizes_that_come_again():
     assert [bucket(size, 4) for size in (1, 16, 17, 64, 65, 100, 129, 300, 512, 513)] == [
         16, 16, 32, 64, 80, 112, 160, 320, 512, 640

@@ -44,6 +44,8 @@ SETTING = "LORA_LAB_GRAPHS"
 """Environment variable for tests and benchmarks: `on` or `off`."""
 COMES_AGAIN = 3
 """Steps of one shape before it is captured."""
+MOST_GRAPHS = 16
+"""Shapes of one pack that are captured: a graph takes some megabytes beside its activations."""
 MOST_TOKENS = 8192
 """Padded tokens of a step up to which the host may be what it waits for."""
 
@@ -90,32 +92,36 @@ class CapturedSteps:
         self._passes: dict[Hashable, Passes] = {}
         self._pack: Hashable = None
         """Where the slots of the graphs are, and what of theirs the graphs contain."""
-        self._gave_up = False
+        self._too_large: Hashable = None
+        """The pack that had no room beside its graphs."""
+        self._fails = False
         self.captured = 0
         """Shapes of steps that were captured so far."""
 
-    def drop(self) -> bool:
-        """Give the memory of all graphs back, and capture no more; returns whether there was any."""
-        had_any, self._gave_up = bool(self._passes), True
+    def forget(self) -> None:
+        """Give the memory of all graphs back; what is of use will be captured again."""
+        self._pack = None
+        self._seen.clear()
+        self._passes.clear()
+
+    def make_room(self) -> bool:
+        """Give the memory of all graphs back, for as long as the pack is what it is; returns whether there was any."""
+        had_any, self._too_large = bool(self._passes), self._pack
         self._passes.clear()
         return had_any
 
     def add_gradients(self, slots: Sequence[Slot], batch: PackedBatch) -> Tensor:
         """As `step.add_gradients`: [K] each slot's part of its loss."""
-        if self._gave_up or not (enabled() and self._may_be_captured(slots, batch)):
+        if self._fails or not (enabled() and self._may_be_captured(slots, batch)):
+            self.forget()
             return add_gradients(self._model, slots, self._model.layout(batch, slots))
+        pack = tuple(map(_whereabouts, slots))
+        if pack != self._pack:
+            self.forget()
+            self._pack = pack
         layout = self._model.layout(_widened(batch), slots)
         wide, weights = _with_more_labels(layout, torch.promote_types(slots[0].parameters.dtype, torch.float32))
-        pack = tuple(_whereabouts(slot) for slot in slots)
-        if pack != self._pack:
-            self._pack = pack
-            self._seen.clear()
-            self._passes.clear()
-        key = (wide.input_ids.shape, len(wide.targets), tuple((span.start, span.stop) for span in wide.body))
-        self._seen[key] += 1
-        if key not in self._passes and self._seen[key] > COMES_AGAIN and all(_begins(slot) for slot in slots):
-            self._record(key, Passes(wide, weights), slots)
-        passes = self._passes.get(key)
+        passes = self._passes_of(Passes(wide, weights), slots)
         if passes is None or passes.replay is None:
             return add_gradients(self._model, slots, layout)
         passes.fill(wide, weights)
@@ -123,12 +129,23 @@ class CapturedSteps:
         assert passes.nll is not None
         return torch.stack(losses_of(slots, layout, passes.nll[: len(layout.targets)]))
 
+    def _passes_of(self, wanted: Passes, slots: Sequence[Slot]) -> Passes | None:
+        """Captured passes of these shapes, if there are any, or it is time that there were."""
+        layout = wanted.layout
+        key = (layout.input_ids.shape, len(layout.targets), tuple((span.start, span.stop) for span in layout.body))
+        self._seen[key] += 1
+        is_worth_it = self._seen[key] > COMES_AGAIN and len(self._passes) < MOST_GRAPHS
+        has_room = self._pack != self._too_large
+        if key not in self._passes and is_worth_it and has_room and all(map(_begins, slots)):
+            self._record(key, wanted, slots)
+        return self._passes.get(key)
+
     def _may_be_captured(self, slots: Sequence[Slot], batch: PackedBatch) -> bool:
         few = batch.input_ids.numel() <= MOST_TOKENS
         return few and batch.position_ids is None and self._model.is_static(slots) and all(map(_is_static, slots))
 
     def _record(self, key: Hashable, passes: Passes, slots: Sequence[Slot]) -> None:
-        """Capture both passes; where that is not possible, none are captured any more.
+        """Capture both passes; where that is not possible, none are captured any more, without memory none of the pack.
 
         What is recorded has to run before, so that libraries make their workspaces; its gradients are taken back.
         """
@@ -145,10 +162,12 @@ class CapturedSteps:
                 reason = " ".join(str(error).split())[:200]
         for slot in slots:
             slot.zero_gradient()
-        reason = reason or shortage.reason
-        if reason is not None:
-            self.drop()
+        if shortage.reason is not None:
+            self.make_room()
             free_cached_memory()
+        if reason is not None:
+            self._fails = True
+            self.forget()
             LOG.warning("steps are launched one by one, as they cannot be captured as a CUDA graph (%s)", reason)
 
 
@@ -215,8 +234,9 @@ def _begins(slot: Slot) -> bool:
 
 
 def _whereabouts(slot: Slot) -> Hashable:
-    places = tuple(tensor.data_ptr() for tensor in slot.flat.values())
-    return places, slot.config.lora.scaling
+    """What of a slot a graph contains: where it is, and how its adapter is cut and scaled."""
+    places, lora = tuple(tensor.data_ptr() for tensor in slot.flat.values()), slot.config.lora
+    return places, lora.r, lora.target_modules, lora.layers, lora.scaling, slot.config.training.optim
 
 
 def bucket(size: int, parts: int) -> int:
