@@ -17,7 +17,7 @@ from lora_lab.tracking.records import DatasetInput
 from lora_lab.training.base.contents import base_contents
 from lora_lab.training.base.loading import architecture, default_device, device_name, load_base
 from lora_lab.training.datasets import DataCatalog
-from lora_lab.training.device import device_bytes
+from lora_lab.training.device import device_bytes, memory_may_run_out
 from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit, Need, Room
 from lora_lab.training.memory.trial_memory import does_not_fit
 from lora_lab.training.packed.linear import UnpackableError
@@ -63,14 +63,19 @@ def load_workbench(model: ModelSettings, trials_folder: Path, data_cache: Path) 
     """Load a base on this machine's device, with a catalog of tokenized data and both engines.
 
     Raises:
-        InputError: there is no such base, or it cannot be trained as the settings say.
+        InputError: there is no such base, it does not fit into memory, or it cannot be trained as the settings say.
     """
-    base = load_base(model, default_device())
-    contents = base_contents(base, model)
-    catalog = DataCatalog(base.tokenizer, data_cache, base.linears.limits.vocabulary)
-    reference = ReferenceEngine(base, catalog, trials_folder)  # before adapters are attached
-    packed = PackedEngine(base, catalog, trials_folder)
-    return Workbench(model, base, contents, catalog, packed, reference)
+    with memory_may_run_out() as shortage:
+        base = load_base(model, default_device())
+        contents = base_contents(base, model)
+        catalog = DataCatalog(base.tokenizer, data_cache, base.linears.limits.vocabulary)
+        reference = ReferenceEngine(base, catalog, trials_folder)  # before adapters are attached
+        packed = PackedEngine(base, catalog, trials_folder)
+        return Workbench(model, base, contents, catalog, packed, reference)
+    raise InputError(
+        f"model.model_name_or_path: {model.model_name_or_path} does not fit into memory ({shortage.reason}); quantize "
+        "it (model.quantization: nf4), spread it over devices (model.device_map: auto), or use a smaller base"
+    )
 
 
 class DeviceMemory:
@@ -164,8 +169,18 @@ class InProcessExecutor:
         return Prepared(device_name(), splits.notes, tuple(_inputs(splits)), contents)
 
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
-        """eval_loss and forgetting loss of the bare base on the configuration's data, in nats per token."""
-        return self._bench_for(config.model).packed.base_losses(config)
+        """eval_loss and forgetting loss of the bare base on the configuration's data, in nats per token.
+
+        Raises:
+            InputError: the device has no room for that.
+        """
+        bench = self._bench_for(config.model)
+        with memory_may_run_out() as shortage:
+            return bench.packed.base_losses(config)
+        raise InputError(
+            f"an evaluation of the bare base does not fit into memory ({shortage.reason}); lower "
+            "training.per_device_eval_batch_size or data.max_length, or quantize the base (model.quantization: nf4)"
+        )
 
     @property
     def active(self) -> tuple[int, ...]:
@@ -305,9 +320,8 @@ class InProcessExecutor:
             self._told += [] if ending is None else [ending]
 
     def _admit(self, bench: Workbench, work: Work, engine: Engine) -> OutOfMemory | None:
-        """Put a trial into an engine; its ending where it was measured to need more memory than there is."""
-        engine.admit(work.number, work.config, work.shorter)
-        ending = None
+        """Put a trial into an engine; its ending where it needs more memory than there is."""
+        ending = engine.admit(work.number, work.config, work.shorter)
         if work.number in engine.active:
             ending = self._memory.too_large(work, engine)
             if ending is not None:

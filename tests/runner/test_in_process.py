@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lora_lab.common.errors import InputError
 from lora_lab.runner.executor import Work
 from lora_lab.runner.in_process import InProcessExecutor
-from lora_lab.study.events import Failed, Finished, Logged, OutOfMemory
+from lora_lab.study.events import Failed, Finished, Logged, OutOfMemory, Started
 from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.memory.room import MemoryLimit, pack_bytes
+from lora_lab.training.packed_engine import PackedEngine
 
 MODEL = ModelSettings(model_name_or_path="builtin/tiny-llama")
 DATA = DataSettings(
@@ -89,6 +91,35 @@ def test_a_trial_that_does_not_fit_alone_ends_out_of_memory_and_spares_the_other
     assert "gradient_accumulation_steps" in ended[1].reason
     assert isinstance(ended[0], Finished)
     assert isinstance(ended[2], Finished)
+
+
+def out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+
+def test_a_trial_that_is_too_large_for_its_own_slot_ends_at_its_start(tmp_path, monkeypatch):
+    executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(PackedEngine, "_new_slot", out_of_memory)
+        executor.start(Work(0, trial(4)))
+    events = executor.wait(0.0)
+    assert [type(event) for event in events] == [Started, OutOfMemory]
+    assert "tried to allocate 2 GiB); lower per_device_train_batch_size" in events[1].reason
+    assert executor.active == ()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("lora_lab.runner.in_process.load_base", r"model_name_or_path: .* does not fit into memory \(.*quantize it"),
+        ("lora_lab.training.assessment.evaluate", r"evaluation of the bare base .*lower .*per_device_eval_batch_size"),
+    ],
+)
+def test_a_base_that_there_is_no_room_for_is_told_in_one_line(tmp_path, monkeypatch, place, said):
+    monkeypatch.setattr(place, out_of_memory)
+    with pytest.raises(InputError, match=said) as raised:
+        InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1).base_losses(trial(4))
+    assert "\n" not in str(raised.value)
 
 
 def test_a_pack_keeps_its_activations_or_computes_them_again(tmp_path):
