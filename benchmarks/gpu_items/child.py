@@ -35,13 +35,15 @@ class Launch:
     toy: bool
     limits: float
     """Factor on the time limits of cells, and on the patience with imports."""
+    cells: str = ""
+    """A regular expression: only cells whose names it finds something in."""
     inject: dict[str, dict[str, str]] = field(default_factory=dict)
     """By item and cell: what goes wrong there, in rehearsals."""
 
     def command(self, item: str, result: Path, done: list[str]) -> list[str]:
         command = [sys.executable, "-m", "gpu_items.process", item, "--result", str(result)]
         command += ["--scratch", str(self.scratch), "--project", str(self.project), "--skip", json.dumps(done)]
-        command += ["--inject", json.dumps(self.inject.get(item, {}))]
+        command += ["--cells", self.cells, "--inject", json.dumps(self.inject.get(item, {}))]
         return command + ["--toy"] * self.toy + (["--site", str(self.site)] if self.site else [])
 
 

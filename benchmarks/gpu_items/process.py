@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -69,6 +70,7 @@ class Process:
         options, cells = self._options, []
         with self._told():
             cells = cells_of(Context(options.toy, options.scratch, options.project, options.site))
+            cells = [cell for cell in cells if cell.always or re.search(options.cells, cell.name)]
         self.say(event="cells", names=[cell.name for cell in cells])
         done = set(json.loads(options.skip))
         with contextlib.suppress(CannotGoOnError):
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--project", type=Path, required=True)
     parser.add_argument("--site", type=Path)
     parser.add_argument("--skip", default="[]", help="JSON: names of cells that are done")
+    parser.add_argument("--cells", default="", help="a regular expression: only cells that it finds")
     parser.add_argument("--inject", default="{}", help="JSON: {cell: fail | hang | crash}")
     parser.add_argument("--toy", action="store_true")
     Process(parser.parse_args()).run()

@@ -81,6 +81,7 @@ class Run:
             environment=_environment(site),
             toy=options.toy,
             limits=options.limits or (3.0 if options.toy else 1.0),
+            cells=options.cells,
             inject=_injected(options.inject),
         )
         self.items: dict[str, dict[str, Any]] = {}
@@ -275,8 +276,8 @@ def _identity() -> dict[str, str]:
     for file in sorted((PROJECT / "lora_lab").rglob("*.py")):
         digest.update(file.read_bytes())
     found = {"sources": digest.hexdigest()[:16]}
-    if (SITE / "COMMIT").is_file():
-        found["commit"] = (SITE / "COMMIT").read_text().strip()[:12]
+    if (SITE / "COMMIT").is_file():  # what was copied here; a repository beside it may be an older one
+        return found | {"commit": (SITE / "COMMIT").read_text().strip()[:12]}
     command = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)  # noqa: S603
@@ -303,6 +304,7 @@ def main(description: str) -> None:
     parser.add_argument("--parallel", action="store_true", help="with --toy: side by side all the same, as on a GPU")
     parser.add_argument("--only", nargs="*", default=[], choices=names, metavar="ITEM", help=", ".join(names))
     parser.add_argument("--skip", nargs="*", default=[], choices=names, metavar="ITEM")
+    parser.add_argument("--cells", default="", metavar="REGEX", help="only cells whose names it finds something in")
     parser.add_argument(
         "--inject", nargs="*", default=[], help="for rehearsals: fail:ITEM/CELL, hang:ITEM/CELL, crash:ITEM/CELL"
     )

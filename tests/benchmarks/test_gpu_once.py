@@ -50,6 +50,26 @@ def test_a_failure_a_hang_and_a_crash_cost_one_cell_each(tmp_path):
     assert "FAILED env/versions: RuntimeError: injected" in done.stdout.partition("--- TROUBLE")[2]
 
 
+def test_cells_are_chosen_by_name_and_calls_are_put_together(tmp_path):
+    calls = []
+    for name, cells in (("first", "versions|launches"), ("second", "launches|operators")):
+        done, found = call(tmp_path / name, "--only", "env", "--cells", cells)
+        assert done.returncode == 0, done.stderr
+        assert list(found["items"]["env"]["cells"]) == cells.split("|")
+        calls.append(found)
+    files = [str(tmp_path / name / "gpu.json") for name in ("first", "second")]
+    command = [sys.executable, "-m", "gpu_items.merge", str(tmp_path / "both.json"), *files]
+    subprocess.run(command, check=True, cwd=SCRIPT.parent)
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert {name: line["call"] for name, line in both["items"]["env"]["cells"].items()} == {
+        "versions": 0,
+        "launches": 1,
+        "operators": 1,
+    }
+    assert both["items"]["env"]["not_run"] == []
+    assert [one["began"] for one in both["calls"]] == [one["began"] for one in calls]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("item", ITEMS)
