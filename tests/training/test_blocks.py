@@ -191,7 +191,7 @@ def test_equal_rows_only_are_merged(base, monkeypatch):
 
 def test_the_choice_is_measured_once_and_can_be_set(base, monkeypatch):
     merging_pays.cache_clear()
-    seconds = iter([3.0] * 5 + [1.0] * 5)
+    seconds = iter(([3.0] * 5 + [1.0] * 5) * 2)
     monkeypatch.setattr(blocks, "_seconds", lambda *_: next(seconds))
     pack = [make_slot(base, seed=seed) for seed in range(2)]
     assert spans_of(Blocks(), pack)[1] == spans_of(Blocks(), pack)[1] == [2]
