@@ -139,7 +139,7 @@ def _reason_of_peft(config: PretrainedConfig, name: str, module: nn.Module) -> s
     try:
         inject_adapter_in_model(LoraConfig(r=1, target_modules=[name]), alone)
     except ValueError as error:
-        said = re.sub(r"^\[.*?\] ", "", " ".join(str(error).split()))
+        said = re.sub(r"^\[.*?\] ", "", " ".join(str(error).split())).split(". ")[0]
         return AN_EXPERT if said.startswith(("Cannot convert PEFT target", "No `target_modules` passed")) else said
     return None
 

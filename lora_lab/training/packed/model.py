@@ -82,6 +82,8 @@ class PackedModel:
         head = base.model.get_output_embeddings()
         self._head_name = base.linears.head
         for name, module in linear_modules(base.model).items():
+            if not base.linears.is_usable(name):
+                continue
             attach(module, name, self._head if module is head else self._body)
         self._plain_head = head if self._head_is_plain(head) else None
         self._separates = False
@@ -111,7 +113,9 @@ class PackedModel:
             logits = self._model(input_ids=ids, use_cache=False).logits
             given, output = seen
             makers = [module for module, hidden in states.items() if _is_same(hidden, given)]
-            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
+            if hidden is None:  # of Llama 4, transformers finds no body
+                return False
             return logits is output and any(_is_same(states[module], hidden) for module in makers)
         finally:
             for hook in hooks:

@@ -105,7 +105,7 @@ FAMILIES = {
     ),
     "Mistral": MistralConfig(**GROUPED, head_dim=8, sliding_window=16),
     "Mixtral": MixtralConfig(**GROUPED, **LOCAL_EXPERTS),
-    "Gemma 2": Gemma2Config(**GEMMA),
+    "Gemma 2": Gemma2Config(**GEMMA | {"sliding_window": 32}),  # a pad that sees no token makes Trainer's loss NaN
     "Gemma 3 (text)": Gemma3TextConfig(**GEMMA),
     "Gemma 3": Gemma3Config(text_config=GEMMA, vision_config=VISION, mm_tokens_per_image=4),
     "Phi-2": PhiConfig(**EQUAL_HEADS),

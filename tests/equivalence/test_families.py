@@ -1,0 +1,151 @@
+"""Architectures, each as a tiny random base: trained packed as `Trainer` trains it, and loaded by plain PEFT.
+
+`LORA_LAB_WRITE_DOCS=1 pytest tests/equivalence/test_families.py` writes docs/models.md anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES
+from oracle import Lab, train_alone
+from peft import PeftModel, get_peft_model
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from workshop import write_base, write_texts
+
+from lora_lab.builtin.catalog import model_folder
+from lora_lab.data.tokens import IGNORED
+from lora_lab.study.settings import LoraSettings
+from lora_lab.study.targets import placement
+from lora_lab.training.base.adapters import lora_config
+from lora_lab.training.base.architecture import linear_map_of_config
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+IN_FLOAT32 = ("Qwen3-Next", "Qwen3-Next-MoE", "Gemma 2", "Mamba", "Mamba 2")
+"""These compute scans or attention in float32 whatever the base's dtype, so that other batch shapes round otherwise."""
+NOT_COMPARED = {
+    "GPT-2": "`Trainer` divides its loss by the labels of first tokens too, which nothing predicts",
+}
+"""Where `Trainer`'s losses are others, and why; that plain PEFT reproduces `eval_loss` is tested all the same."""
+QUICK = ("Llama 3", "Gemma 3", "Qwen3-Next", "Mixtral")
+STEPS = 3
+BY_PARAMETERS = ("Qwen3-Next", "Qwen3-Next-MoE", "DeepSeek-V3")
+"""PEFT adapts feed-forward modules of these by `target_parameters`, and draws their first weights in another order."""
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    write_texts(folder / "train.jsonl", 12)
+    write_texts(folder / "validation.jsonl", 6, seed=1)
+    return folder
+
+
+@cache
+def linears(family):
+    return linear_map_of_config(FAMILIES[family])
+
+
+def plain_base(folder):
+    """As a user of transformers loads it; torch has no grouped products of experts in float64."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager").eval()
+
+
+@torch.no_grad()
+def plain_loss(model, tokens) -> float:
+    """Loss per label token, one row at a time."""
+    nll, count = 0.0, 0
+    for ids, labels in zip(tokens.input_ids, tokens.labels, strict=True):
+        logits = model(input_ids=torch.from_numpy(np.asarray(ids))[None], use_cache=False).logits[0, :-1]
+        own = torch.from_numpy(np.asarray(labels))[1:]
+        nll += float(functional.cross_entropy(logits, own, reduction="sum", ignore_index=IGNORED))
+        count += int((own != IGNORED).sum())
+    return nll / count
+
+
+def write_family(folder, family) -> None:
+    config = FAMILIES[family]
+    write_base(folder, config)
+    if config.model_type == "qwen2":  # transformers reads any tokenizer beside such a config as Qwen's own kind
+        config = type(config)(**config.to_dict() | {"vocab_size": 1024})
+        write_base(folder, config)
+        AutoTokenizer.from_pretrained(model_folder("builtin/tiny-llama")).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
+def test_a_family_trains_packed_as_alone_and_its_adapter_loads_in_plain_peft(family, texts, tmp_path):
+    write_family(tmp_path / "base", family)
+    lab = Lab(tmp_path / "base", texts, tmp_path, "float64")
+    trials = [
+        lab.trial(max_steps=STEPS, learning_rate=1e-2),
+        lab.trial({"r": 2, "target_modules": "attention"}, max_steps=STEPS, learning_rate=3e-3, seed=1),
+    ]
+    engine = lab.engine()
+    packed = lab.packed(trials, engine)
+    tolerance = 1e-6 if family in IN_FLOAT32 else 1e-9
+    held_out = lab.bench.data.splits(trials[0].data).eval
+    for number, run in enumerate(packed):
+        loaded = PeftModel.from_pretrained(plain_base(tmp_path / "base"), engine.trial_folder(number) / "adapter")
+        assert plain_loss(loaded.eval(), held_out) == pytest.approx(run.eval_loss, rel=tolerance)
+    for trial, run in zip(trials, packed, strict=True):
+        if family in NOT_COMPARED or (family in BY_PARAMETERS and trial.lora.target_modules == "all-linear"):
+            continue
+        model, config = plain_base(tmp_path / "base"), lora_config(trial.lora, linears(family))
+        torch.manual_seed(trial.training.seed)
+        model = get_peft_model(model, config)
+        alone = train_alone(model, trial, lab.bench.data.splits(trial.data).train, tmp_path)
+        assert run.losses == pytest.approx(alone.losses, rel=tolerance)
+
+
+# The page
+
+
+def row(family) -> str:
+    told = placement(linears(family), LoraSettings())
+    left = [text for text in told.left_out if not text.startswith("head")]
+    tolerance = "1e-6" if family in IN_FLOAT32 else "1e-9"
+    same = f"{tolerance}, attention alone\\*" if family in BY_PARAMETERS else tolerance
+    same = f"no: {NOT_COMPARED[family]}" if family in NOT_COMPARED else same
+    return f"| {family} | {'; '.join(told.chosen)} | {'; '.join(left)} | yes | {same} | {tolerance} |"
+
+
+def page() -> str:
+    head = """# Models
+
+Architectures that were tried, each as a tiny random base in float64: two trials with different ranks, targets, rates
+and seeds trained packed (three steps), the same trials with `Trainer` + `peft` alone (how far the losses of each step
+agree, relatively), and the adapters loaded by plain `PeftModel.from_pretrained` (how far that reproduces the logged
+`eval_loss`). 1e-6 is for bases that compute scans or attention in float32 in any dtype.
+Written by `tests/equivalence/test_families.py`.
+
+| architecture | `all-linear` adapts | left out | packed | as `Trainer` | loads in PEFT |
+|---|---|---|---|---|---|
+"""
+    foot = """
+\\* PEFT takes the names of these feed-forward modules for those of experts: it loads adapters on them by
+`target_parameters`, which needs `lora_dropout: 0` and a base that is not quantized.
+
+Refused in one line: encoders (BERT, RoBERTa, ELECTRA, XLM, XLNet), whose tokens see later ones; rows beyond a table of
+positions (GPT-2, OPT, MPT, ...) or, under dynamic RoPE, beyond the length from which it changes; checkpoints stored in
+gptq, awq, fp8, mxfp4 and others; models with code of their own; multimodal models that transformers does not offer as
+causal language models (LLaVA, Qwen2.5-VL). Under longrope (Phi-3 with 128k) trials with rows beyond its switch run on
+the reference engine.
+"""
+    return head + "\n".join(row(family) for family in FAMILIES) + "\n" + foot
+
+
+def test_the_page_on_models_says_what_is_tried():
+    text = page()
+    if os.environ.get("LORA_LAB_WRITE_DOCS"):
+        PAGE.write_text(text, encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == text, "run it with LORA_LAB_WRITE_DOCS=1"
+    assert len(re.findall(r"^\| .* \| 1e-[69] \|$", text, re.MULTILINE)) >= 20
