@@ -72,12 +72,13 @@ class Bench:
         data_folder: Where train.jsonl and validation.jsonl lie.
         scratch: Room for trials and converted data.
         dtype: Of the base, for trials and engines that do not say another.
+        device: Of the base.
         quantization: `quantization` and `double_quant` of the base.
     """
 
-    def __init__(self, base_folder, data_folder, scratch, dtype="float64", **quantization) -> None:
+    def __init__(self, base_folder, data_folder, scratch, dtype="float64", *, device=CPU, **quantization) -> None:
         self.base_folder, self.data_folder, self.scratch = base_folder, data_folder, scratch
-        self.dtype, self.quantization = dtype, quantization
+        self.dtype, self.quantization, self.device = dtype, quantization, device
         self._engines = 0
 
     def model(self, dtype=None) -> ModelSettings:
@@ -99,7 +100,7 @@ class Bench:
         )
 
     def engine(self, *, dtype=None, folder=None) -> PackedEngine:
-        base = load_base(self.model(dtype), CPU)
+        base = load_base(self.model(dtype), self.device)
         self._engines += 1
         return PackedEngine(
             base, DataCatalog(base.tokenizer, self.scratch), folder or self.scratch / f"trials-{self._engines}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from oracle import Lab
+import torch
+from oracle import ON_CPU, Lab
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from workshop import llama_config, write_base, write_texts
 
 from lora_lab.training.packed.blocks import SETTING
@@ -14,6 +16,28 @@ def blocks(request, monkeypatch):
     """Every test twice: slot after slot, and slots of one shape as one block."""
     monkeypatch.setenv(SETTING, request.param)
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _norms_in_one_precision():
+    """On a GPU, float64 norms that stay in float64.
+
+    transformers' own go through float32, where a difference of 1e-16, which the order of a GPU's sums makes, can flip a
+    rounding and become one of 1e-8.
+    """
+    if ON_CPU:
+        yield
+        return
+    real = LlamaRMSNorm.forward
+
+    def forward(norm, x):
+        if x.dtype != torch.float64:
+            return real(norm, x)
+        return norm.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaRMSNorm, "forward", forward)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from lora_lab.training.packed_engine import PackedEngine
 
 
+DEVICE = torch.device(os.environ.get("LORA_LAB_TEST_DEVICE", "cpu"))
+"""What both sides train on; with `cuda` the whole folder is a test of the GPU."""
+ON_CPU = DEVICE.type == "cpu"
+
+
 @dataclass
 class Run:
     """What a trial gave: losses by step, and its adapter by full module name."""
@@ -38,7 +44,7 @@ class Lab:
     """Makes trials, and runs them packed or with the oracle."""
 
     def __init__(self, base_folder, data_folder, scratch, dtype, **quantization):
-        self.bench = Bench(base_folder, data_folder, scratch, dtype, **quantization)
+        self.bench = Bench(base_folder, data_folder, scratch, dtype, device=DEVICE, **quantization)
 
     def trial(self, lora: dict | None = None, data: dict | None = None, **training) -> TrialConfig:
         return self.bench.trial(lora={"r": 8} | (lora or {}), data=data, **({"num_train_epochs": 1} | training))
@@ -75,10 +81,10 @@ class Lab:
         settings, folder = self.bench.model(), self.bench.base_folder
         dtype = getattr(torch, self.bench.dtype)
         if settings.quantization == "none":
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(DEVICE)
         quantization = _bits_and_bytes(settings)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=quantization, device_map={"": "cpu"}
+            folder, dtype=dtype, quantization_config=quantization, device_map={"": DEVICE}
         )
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
@@ -204,7 +210,7 @@ def train_alone(model, config: TrialConfig, train, scratch) -> Run:
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
-        use_cpu=True,
+        use_cpu=ON_CPU,
         disable_tqdm=True,
         remove_unused_columns=False,
         seed=settings.seed,
@@ -223,7 +229,7 @@ def train_alone(model, config: TrialConfig, train, scratch) -> Run:
     accumulation = settings.gradient_accumulation_steps
     losses = [sum(pieces[i : i + accumulation]) for i in range(0, len(pieces), accumulation)]
     adapter = {
-        name.replace(".default", ""): parameter.detach()
+        name.replace(".default", ""): parameter.detach().cpu()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }

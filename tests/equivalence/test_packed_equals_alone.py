@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from oracle import Lab, largest_drift
+from oracle import ON_CPU, Lab, largest_drift
 
 MIXED = [
     # LoRA settings, training settings: ranks, scalings, targets, layers, rates, schedules, batches differ
@@ -65,7 +65,9 @@ def test_float64_loss_and_adapter_equal_trainer(lab64, oracle64, k):
 def test_float32_loss_equals_trainer_over_20_steps(lab32, oracle32, k):
     runs = lab32.packed(mixed_trials(lab32)[:k])
     for run, alone in zip(runs, oracle32, strict=False):
-        assert max(abs(a - b) for a, b in zip(run.losses[:20], alone.losses[:20], strict=True)) < 1e-5
+        assert max(abs(a - b) for a, b in zip(run.losses[:20], alone.losses[:20], strict=True)) < (
+            1e-5 if ON_CPU else 1e-4
+        )
 
 
 def test_every_single_trial_alone_in_the_packed_engine_equals_trainer(lab64, oracle64):
