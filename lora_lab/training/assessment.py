@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lora_lab.analysis.paired import ExampleLosses
     from lora_lab.data.tokens import TokenizedDataset
     from lora_lab.study.settings import DataSettings, TrialConfig
-    from lora_lab.training.batch import PackedBatch, TokenLosses
+    from lora_lab.training.batch import PackedBatch, Padding, TokenLosses
     from lora_lab.training.datasets import DataCatalog
     from lora_lab.training.memory.trial_memory import KnownMemory
     from lora_lab.training.milestones import PlannedMilestone
@@ -42,6 +42,7 @@ class Assessor:
         trials_folder: Each trial has a folder of its own here.
         base_parameters: Of the base that they share.
         memory: What is known of their memory.
+        padding: To which length the rows of an evaluation are padded.
         token_losses: Computes losses with the adapters of trials in training.
         save_adapter: Writes the adapter of the trial with this number, as it is now, into a folder.
     """
@@ -53,11 +54,13 @@ class Assessor:
         *,
         base_parameters: int,
         memory: KnownMemory,
+        padding: Padding,
         token_losses: TokenLossesOf,
         save_adapter: Callable[[int, Path], None],
     ) -> None:
         self._data, self._trials_folder, self._base_parameters = data, trials_folder, base_parameters
         self._memory, self._token_losses, self._save_adapter = memory, token_losses, save_adapter
+        self._padding = padding
         self._base_losses: dict[tuple[DataSettings, Objective], tuple[float, float | None]] = {}
 
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
@@ -96,6 +99,7 @@ class Assessor:
             objective,
             trials=len(numbers),
             rows_per_trial=config.training.per_device_eval_batch_size,
+            length_of=self._padding.evaluation,
         )
 
     def _evaluated(self, trial: Trial, losses: ExampleLosses) -> list[TrialEvent]:

@@ -26,6 +26,7 @@ def evaluate(
     *,
     trials: int,
     rows_per_trial: int,
+    length_of: Callable[[int], int] | None = None,
 ) -> list[ExampleLosses]:
     """Measure trials on every example of a dataset.
 
@@ -38,6 +39,7 @@ def evaluate(
         objective: What is measured of each; the trials have it in common.
         trials: How many there are.
         rows_per_trial: Examples that each trial is measured on at once.
+        length_of: To which length rows are padded, as in `padded`.
 
     Returns:
         One trial after the other, its figures in the order of `dataset`.
@@ -47,7 +49,7 @@ def evaluate(
     counts = np.zeros(len(dataset), dtype=np.int64)
     for start in range(0, len(order), rows_per_trial):
         chosen = order[start : start + rows_per_trial]
-        examples = objective.examples(token_losses(padded([dataset], [chosen]).repeated(trials)))
+        examples = objective.examples(token_losses(padded([dataset], [chosen], length_of).repeated(trials)))
         nll[:, chosen] = examples.nll.reshape(trials, -1)
         counts[chosen] = examples.label_tokens[: len(chosen)]
     return [ExampleLosses(row, counts) for row in nll]

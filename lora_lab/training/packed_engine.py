@@ -17,7 +17,7 @@ from lora_lab.study.events import OutOfMemory, TrialEvent
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.assessment import Assessor
 from lora_lab.training.base.adapters import initial_weights, lora_config, save_adapter
-from lora_lab.training.batch import largest_rows, padded
+from lora_lab.training.batch import Padding, largest_rows, padded
 from lora_lab.training.device import device_bytes, shortage_of_memory
 from lora_lab.training.memory.probe import MemoryProbe
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from lora_lab.training.datasets import DataCatalog
     from lora_lab.training.memory.predictor import MemoryPrediction
 
-LENGTH_BUCKET = 8
-"""Padded lengths are multiples of this, so that there are few distinct shapes."""
-
 
 class PackedEngine:
     """Trains trials side by side on one base (an `Engine`).
@@ -58,6 +55,7 @@ class PackedEngine:
         self._base = base
         self._data = data
         self._folder = trials_folder
+        self._padding = Padding.of(base.device.type, base.linears.limits)
         self._model = PackedModel(base)
         self._steps = CapturedSteps(self._model, cuda_graph if base.device.type == "cuda" else again)
         self._slots: dict[int, Slot] = {}
@@ -73,6 +71,7 @@ class PackedEngine:
             trials_folder,
             base_parameters=base.linears.total_parameters,
             memory=self._memory,
+            padding=self._padding,
             token_losses=self._token_losses,
             save_adapter=self.save_adapter,
         )
@@ -150,10 +149,9 @@ class PackedEngine:
         splits = self._data.splits(config.data)
         sets = (splits.train, splits.eval, *([splits.forgetting] if splits.forgetting else []))
         longest = max(len(row) for tokens in sets for row in tokens.input_ids)
-        padded_to = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
-        if padded_to > limit:
+        if longest > limit:  # shorter ones are not padded beyond it (`Padding`)
             raise UnpackableError(
-                f"a row of {longest} tokens, padded to {padded_to}, is beyond the {limit} up to which this base reads "
+                f"a row of {longest} tokens is beyond the {limit} up to which this base reads "
                 "each row by itself (longrope): it would change what trials beside it are trained on"
             )
 
@@ -182,7 +180,7 @@ class PackedEngine:
         """What a trial would need, alone at its largest step; None where that cannot be known without trying."""
         train = self._data.splits(config.data).train
         rows = largest_rows(train, config.training.per_device_train_batch_size)
-        return self._probe.predict(config, padded([train], [rows], LENGTH_BUCKET))
+        return self._probe.predict(config, padded([train], [rows], self._padding.training))
 
     @property
     def available_bytes(self) -> int | None:
@@ -282,7 +280,7 @@ class PackedEngine:
             assert slot.pending is not None
             own = max(len(slot.data.train.input_ids[i]) for i in rows)
             slot.dropout.prepare(slot.progress.step, slot.pending.done, len(rows), own)
-        return padded([slot.data.train for slot in slots], chosen, LENGTH_BUCKET)
+        return padded([slot.data.train for slot in slots], chosen, self._padding.training)
 
     def _book(self, slots: list[Slot], chosen: list[np.ndarray], losses: list[float], seconds: float) -> None:
         tokens = [slot.progress.tokens(rows) for slot, rows in zip(slots, chosen, strict=True)]

@@ -18,6 +18,7 @@ from lora_lab.study.events import OutOfMemory, TrialEvent
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.assessment import Assessor
 from lora_lab.training.base.adapters import write_adapter
+from lora_lab.training.batch import Padding
 from lora_lab.training.device import shortage_of_memory
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
 from lora_lab.training.reference.losses import label_losses
@@ -63,6 +64,7 @@ class ReferenceEngine:
             trials_folder,
             base_parameters=base.linears.total_parameters,
             memory=self._memory,
+            padding=Padding.of(base.device.type, base.linears.limits),
             token_losses=self._token_losses,
             save_adapter=self.save_adapter,
         )

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from lora_lab.data.tokens import IGNORED
 from lora_lab.study.targets import resolve_targets
-from lora_lab.training.batch import PackedBatch
+from lora_lab.training.batch import PackedBatch, Padding, pad_positions, pad_rows
 from lora_lab.training.live_bytes import TERMS
 from lora_lab.training.memory.fake_step import FakeStep, History
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
+    import torch
     from transformers import PretrainedConfig
 
     from lora_lab.study.settings import ModelSettings, TrialConfig
@@ -109,6 +109,7 @@ class MemoryPredictor:
         self._context_bytes = CONTEXT_BYTES if device_type == "cuda" else 0
         self._step = step(config)
         self.linears = self._step.linears
+        self._padding = Padding.of(device_type, self.linears.limits)
         shallow = [_with_layers(config, depth) for depth in SHALLOW] if _is_uniform(config, self.linears) else []
         self._shallow = [step(one) for one in shallow]
         self._known: dict[Hashable, dict[int, np.ndarray | None]] = {}
@@ -123,7 +124,7 @@ class MemoryPredictor:
         Returns:
             None where the base's forward pass depends on the values of tensors, so that it cannot be run without.
         """
-        batch = batch or full_batch(config)
+        batch = batch or full_batch(config, self._padding)
         family, r = self._family(config, batch), config.lora.r
         known = self._known.setdefault(family, {})
         if r not in known:
@@ -167,12 +168,23 @@ class MemoryPredictor:
         return len(set(map(frozenset, layers.values()))) == 1
 
 
-def full_batch(config: TrialConfig) -> PackedBatch:
-    """A trial's largest batch: `per_device_train_batch_size` rows of `max_length` tokens, every one a label."""
-    rows, length = config.training.per_device_train_batch_size, config.data.max_length
-    tokens = torch.zeros(rows, length, dtype=torch.int64)
-    halves = torch.cat([torch.arange(length // 2), torch.arange(length - length // 2)]).repeat(rows, 1)
-    return PackedBatch(tokens, tokens, (rows,), position_ids=halves if config.data.packing else None)
+def full_batch(config: TrialConfig, padding: Padding) -> PackedBatch:
+    """A trial's largest batch: `per_device_train_batch_size` rows of `max_length` tokens, every one a label.
+
+    Args:
+        config: The trial.
+        padding: To which length the rows are padded.
+    """
+    rows, longest = config.training.per_device_train_batch_size, config.data.max_length
+    length = padding.training(longest)
+    tokens = [np.zeros(longest, dtype=np.int64)] * rows
+    halves = [np.concatenate([np.arange(longest // 2), np.arange(longest - longest // 2)])] * rows
+    return PackedBatch(
+        pad_rows(tokens, length, 0),
+        pad_rows(tokens, length, IGNORED),
+        (rows,),
+        position_ids=pad_positions(halves, length) if config.data.packing else None,
+    )
 
 
 def _on_the_line(known: Mapping[int, np.ndarray | None], r: int) -> np.ndarray | None:
