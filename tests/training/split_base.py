@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import dispatch_model
@@ -26,6 +27,9 @@ from lora_lab.training.datasets import TokenizedSplits
 from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import Slot
 
+if TYPE_CHECKING:
+    from lora_lab.study.targets import LinearMap
+
 DEVICE_MAP = {
     "model.embed_tokens": "cpu",
     "model.rotary_emb": "cpu",
@@ -37,7 +41,7 @@ DEVICE_MAP = {
 }
 
 
-def split_base() -> Base:
+def split_base(linears: LinearMap) -> Base:
     model = AutoModelForCausalLM.from_config(llama_config(num_hidden_layers=3)).eval()
     model.requires_grad_(requires_grad=False)
     for (
@@ -52,7 +56,7 @@ def split_base() -> Base:
     return Base(
         model=model,
         tokenizer=None,
-        linears=linear_map(model),
+        linears=linears,
         device=cpu,
         dtype=torch.float32,
         adapter_dtype=torch.float32,
@@ -96,7 +100,7 @@ def main(optim: str, targets: str, *, recompute: bool) -> None:
     ids, labels = pad_rows(tokens.input_ids, 24, 0), pad_rows(tokens.labels, 24, IGNORED)
     batch = PackedBatch(ids, labels, (3,), pad_positions([None] * 3, 24))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        base = split_base()
+        base = split_base(linears)
         assert {str(device) for device in base.module_devices.values()} == {"away:0"}
         assert len(base.module_devices) == 14
         own = slot(base, weights, tokens, targets, optim=optim, gradient_checkpointing=recompute)
