@@ -139,7 +139,8 @@ MEASURES: dict[str, Measure] = {
         _detail("activation_bytes", "activations", "bytes", term="activations"),
         _detail("logits_bytes", "logits", "bytes", term="logits"),
         _detail("allocated_memory_bytes", "memory that the allocator handed out", "bytes"),
-        _detail("reserved_memory_bytes", "memory that the allocator reserved", "bytes"),
+        _detail("requested_memory_bytes", "memory that the allocator was asked for", "bytes"),
+        _detail("reserved_memory_bytes", "memory that the allocator reserved", "bytes"),  # of older runs
         _detail("trainable_percent", "share of trained parameters", "percent"),
         _detail("train_tokens", "tokens trained on", "count"),
         _detail("total_flos", "floating-point operations", "number"),

@@ -51,13 +51,16 @@ class LiveBytes(TorchDispatchMode):
         self, resident: Iterable[Tensor] = (), *, vocabulary: int | None = None, keep_history: bool = False
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known: set[int] = set()
+        self._known: dict[int, weakref.finalize[Any, Any]] = {}
+        """What is called at the end of each storage that is counted."""
         self._live = [0] * len(TERMS)
         self._total = 0
         self._vocabulary = vocabulary
         self.peak = 0
         self.resident = 0
         """What was there when the counting began."""
+        self.resident_rounding = 0
+        """The part of it that the allocator adds to sizes."""
         self._at_peak: tuple[int, ...] = tuple(self._live)
         self._term = "activations"
         self.history: list[tuple[int, ...]] | None = [] if keep_history else None
@@ -95,8 +98,14 @@ class LiveBytes(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
-        self.resident = self._total
+        self.resident, self.resident_rounding = self._total, self._live[ROUNDING]
         return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for finalizer in self._known.values():  # else the base's weights would keep this count for as long as they live
+            finalizer.detach()
+        self._known.clear()
 
     def _add(self, tensor: Tensor, term: str | None, operation: Any = None, arguments: Sequence[Any] = ()) -> None:
         storage = tensor.untyped_storage()
@@ -106,13 +115,12 @@ class LiveBytes(TorchDispatchMode):
         size = storage.nbytes()
         padding = -size % ALLOCATION_BYTES
         term = term or self._term_of(tensor, operation, arguments)
-        self._known.add(key)
         index = TERMS.index(term)
         self._live[index] += size
         self._live[ROUNDING] += padding
         self._total += size + padding
         self._note()
-        weakref.finalize(storage, self._forget, key, index, size, padding)
+        self._known[key] = weakref.finalize(storage, self._forget, key, index, size, padding)
 
     def _term_of(self, tensor: Tensor, operation: Any, arguments: Sequence[Any]) -> str:
         if tensor.is_floating_point() and tensor.ndim and tensor.shape[-1] == self._vocabulary:
@@ -137,7 +145,7 @@ class LiveBytes(TorchDispatchMode):
             self.history.append(terms)
 
     def _forget(self, key: int, index: int, size: int, padding: int) -> None:
-        self._known.discard(key)
+        self._known.pop(key, None)
         self._live[index] -= size
         self._live[ROUNDING] -= padding
         self._total -= size + padding

@@ -133,7 +133,7 @@ class ReferenceEngine:
             predicted=None,
             measured=trial.count_step(rows),
             allocated=torch.cuda.max_memory_allocated(device),
-            reserved=torch.cuda.max_memory_reserved(device),
+            requested=torch.cuda.memory_stats(device)["requested_bytes.all.peak"],
         )
 
     def memory(self, number: int) -> TrialMemory | None:

@@ -11,9 +11,12 @@ from lora_lab.training.memory.trial_memory import TrialMemory
 from lora_lab.training.packed.step import count_step
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch
+    from lora_lab.training.live_bytes import LiveBytes
     from lora_lab.training.memory.predictor import MemoryPrediction
     from lora_lab.training.packed.model import PackedModel
     from lora_lab.training.packed.slot import Slot
@@ -30,6 +33,7 @@ class MemoryProbe:
     def __init__(self, base: Base, model: PackedModel) -> None:
         self._base, self._model = base, model
         self._predictor: MemoryPredictor | None = None
+        self._is_warm = False
 
     def predict(self, config: TrialConfig, batch: PackedBatch) -> MemoryPrediction | None:
         """The peak of a step on these rows; None where the base's forward pass cannot be run without data."""
@@ -55,13 +59,29 @@ class MemoryProbe:
         device = self._base.device
         if device.type != "cuda":
             return TrialMemory(predicted, count_step(self._model, self._base.model, slot, layout))
-        before = torch.cuda.memory_allocated(device)
+        if not self._is_warm:  # cuBLAS takes its workspaces from torch in the first step, and keeps them
+            count_step(self._model, self._base.model, slot, layout)
+            self._is_warm = True
+        before = torch.cuda.memory_stats(device)
         torch.cuda.reset_peak_memory_stats(device)
         live = count_step(self._model, self._base.model, slot, layout)
-        others = before - live.resident  # the trials that are in the pack already
-        return TrialMemory(
-            predicted,
-            live,
-            allocated=torch.cuda.max_memory_allocated(device) - others,
-            reserved=torch.cuda.max_memory_reserved(device) - others,
-        )
+        return TrialMemory(predicted, live, **handed_out(before, torch.cuda.memory_stats(device), live))
+
+
+def handed_out(before: Mapping[str, int], after: Mapping[str, int], live: LiveBytes) -> dict[str, int]:
+    """What torch's CUDA allocator handed out for the base and one trial, at the peak of the trial's step.
+
+    What else there was before the step, of other trials or of cuBLAS, is not the trial's.
+
+    Args:
+        before: `torch.cuda.memory_stats` before the step, when all that the trial keeps was there.
+        after: The same after it, the peaks counted from the beginning of the step.
+        live: The count of the step.
+
+    Returns:
+        `allocated`, in whole blocks of the allocator, and `requested`, the bytes of the tensors in them.
+    """
+    kept = {"allocated": live.resident, "requested": live.resident - live.resident_rounding}
+    return {
+        name: own + after[f"{name}_bytes.all.peak"] - before[f"{name}_bytes.all.current"] for name, own in kept.items()
+    }

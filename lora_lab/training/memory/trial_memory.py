@@ -32,8 +32,8 @@ class TrialMemory:
     """None where the device had no room for the step that would have been measured."""
     allocated: int | None = None
     """What torch's CUDA allocator handed out at most, None on a CPU."""
-    reserved: int | None = None
-    """What it took from the device for that."""
+    requested: int | None = None
+    """What was asked of it: the difference is unused in its blocks."""
 
     @property
     def peak_bytes(self) -> int:
@@ -54,8 +54,9 @@ class TrialMemory:
         if self.predicted is not None and self.measured is not None:
             excess = self.predicted.allocated - self.measured.peak
             figures["memory_error_percent"] = 100.0 * excess / self.measured.peak
-        if self.allocated is not None and self.reserved is not None:
-            figures |= {"allocated_memory_bytes": float(self.allocated), "reserved_memory_bytes": float(self.reserved)}
+        if self.allocated is not None and self.requested is not None:
+            handed_out = {"allocated_memory_bytes": self.allocated, "requested_memory_bytes": self.requested}
+            figures |= {name: float(size) for name, size in handed_out.items()}
         return figures
 
 
