@@ -13,7 +13,7 @@ from workshop import llama_config, make_base, make_slot
 from lora_lab.common.errors import InputError
 from lora_lab.study.settings import TrainingSettings
 from lora_lab.training.live_bytes import LiveBytes
-from lora_lab.training.packed.optimizer import BLOCK, SMALLEST_8BIT, SlotOptimizer
+from lora_lab.training.packed.optimizer import BLOCK, SMALLEST_8BIT, SlotOptimizer, sizes_to_step
 
 KINDS = {
     "adamw": {"optim": "adamw_torch", "weight_decay": 0.1, "adam_beta1": 0.8},
@@ -160,6 +160,56 @@ def test_an_adapter_is_changed_as_by_peft(kind):
         for parameter, value in zip(pairs[name], weights, strict=True):
             assert (parameter - value).abs().max() < 1e-6
     assert not slot.parameters.grad.any()
+
+
+WHOLE = 2 * SMALLEST_8BIT
+JOINS = {
+    (WHOLE, SMALLEST_8BIT, WHOLE + BLOCK): (2 * WHOLE + SMALLEST_8BIT + BLOCK,),
+    (WHOLE, WHOLE + 3, WHOLE, WHOLE): (2 * WHOLE + 3, 2 * WHOLE),  # the block at the end of the second is not whole
+    (WHOLE, 1024, 512, WHOLE, WHOLE): (WHOLE, 1024, 512, 2 * WHOLE),  # in 32 bits, as each is small
+    (100, 7): (100, 7),
+}
+
+
+@pytest.mark.parametrize("sizes", JOINS, ids=str)
+def test_8_bit_steps_of_joined_tensors_are_those_of_each(sizes):
+    training = TrainingSettings(**KINDS["8 bit, loraplus"], weight_decay=0.1)
+    joined = sizes_to_step("adamw_8bit", sizes, torch.device("cuda"))
+    assert tuple(joined) == JOINS[sizes]
+    results = []
+    for cut in (sizes_to_step("adamw_8bit", sizes, torch.device("cpu")), joined):
+        numbers = torch.Generator().manual_seed(0)
+        values, gradient = torch.randn(2, sum(sizes), generator=numbers), torch.zeros(2, sum(sizes))
+        sides = []
+        for side, own in zip(values, gradient, strict=True):
+            sides.append([part.detach().requires_grad_() for part in side.split(cut)])
+            for leaf, grad in zip(sides[-1], own.split(cut), strict=True):
+                leaf.grad = grad
+        optimizer = SlotOptimizer(training, *sides)
+        for step in range(4):
+            gradient.copy_(torch.randn(gradient.shape, generator=numbers))
+            optimizer.step(1e-2 / (step + 1))
+        results.append((values, optimizer.state()))
+    (values, state), (joined_values, joined_state) = results
+    assert torch.equal(values, joined_values)
+    assert state.keys() == joined_state.keys()
+    assert all(torch.equal(tensor, joined_state[name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_other_optimizers_step_a_whole_side(optim):
+    assert sizes_to_step(optim, (5, 6, 7), torch.device("cuda")) == [18]
+
+
+def test_no_step_waits_for_the_device(monkeypatch):
+    """bitsandbytes does, after every tensor: 448 times per step and trial of an 8B base."""
+
+    def waits(_):
+        raise AssertionError("a synchronization")
+
+    monkeypatch.setattr("bitsandbytes.optim.optimizer.sync_gpu", waits)
+    sides = make_leaves()
+    go(SlotOptimizer(TrainingSettings(optim="adamw_8bit"), *sides), sides, range(2))
 
 
 def test_8_bits_of_float64_are_refused(bench):

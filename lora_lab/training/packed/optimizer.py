@@ -73,7 +73,16 @@ class SlotOptimizer:
             for leaf in self._leaves:
                 assert leaf.grad is not None
                 leaf.grad.add_(leaf.detach(), alpha=self._decay_into_gradient)
-        self._optimizer.step()
+        if self._is_8bit:
+            self._update_8bit()
+        else:
+            self._optimizer.step()
+
+    def _update_8bit(self) -> None:
+        """What the optimizer's own `step` does, but for waiting for the device after every tensor."""
+        for index, group in enumerate(self._optimizer.param_groups):
+            for place, leaf in enumerate(group["params"]):
+                self._optimizer.update_step(group, leaf, index, place)
 
     @property
     def state_sizes(self) -> dict[str, int]:
@@ -164,3 +173,34 @@ def _make(training: TrainingSettings, groups: list[dict[str, Any]]) -> Any:
             )
         case "sgd":
             return torch.optim.SGD(groups, lr=rate)
+
+
+def sizes_to_step(optim: str, sizes: Sequence[int], device: torch.device) -> list[int]:
+    """How a flat side of an adapter is cut into the tensors that its optimizer steps one by one.
+
+    Most optimizers work element by element, so that a side is one tensor. 8-bit AdamW shares a scale among 256 elements
+    of a tensor and keeps small tensors in 32 bits: tensors that follow each other are the same as one where each is
+    large enough and ends with a whole block. On a CPU they stay apart, as its kernels need buffers of a tensor's size.
+
+    Args:
+        optim: As in `TrainingSettings`.
+        sizes: Elements of the modules' matrices, in the order of memory.
+        device: Where they are.
+    """
+    if optim != "adamw_8bit":
+        return [sum(sizes)]
+    return list(sizes) if device.type == "cpu" else _joined(sizes)
+
+
+def _joined(sizes: Sequence[int]) -> list[int]:
+    """The sizes with those added up that follow each other as whole blocks of 8-bit moments."""
+    joined: list[int] = []
+    goes_on = False
+    for size in sizes:
+        is_8bit = size >= SMALLEST_8BIT
+        if goes_on and is_8bit:
+            joined[-1] += size
+        else:
+            joined.append(size)
+        goes_on = is_8bit and size % BLOCK == 0
+    return joined

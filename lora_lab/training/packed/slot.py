@@ -14,7 +14,7 @@ from lora_lab.training.dropout import Dropout
 from lora_lab.training.gradient_check import require_gradients
 from lora_lab.training.objective import objective_of
 from lora_lab.training.packed.linear import AdapterView
-from lora_lab.training.packed.optimizer import SlotOptimizer
+from lora_lab.training.packed.optimizer import SlotOptimizer, sizes_to_step
 from lora_lab.training.progress import TrialProgress
 from lora_lab.training.trial import StepFigures
 
@@ -129,15 +129,18 @@ class Slot:
             leaf = values.detach().requires_grad_()
             leaf.grad = gradient
             self._leaves.append(leaf)
-        half = len(self._leaves) // 2
-        return SlotOptimizer(self.config.training, self._leaves[:half], self._leaves[half:])
+        of_a = len(self._sizes_to_step()[0])
+        return SlotOptimizer(self.config.training, self._leaves[:of_a], self._leaves[of_a:])
+
+    def _sizes_to_step(self) -> tuple[list[int], list[int]]:
+        """Elements of what the optimizer steps one by one, of the A's and of the B's."""
+        sizes, half = [shape.numel() for shape in self._shapes], len(self._shapes) // 2
+        optim, device = self.config.training.optim, self.parameters.device
+        return sizes_to_step(optim, sizes[:half], device), sizes_to_step(optim, sizes[half:], device)
 
     def _parts_to_step(self) -> list[tuple[Tensor, Tensor]]:
         """Parameters and gradients: those of the A's, then those of the B's."""
-        sizes = [shape.numel() for shape in self._shapes]
-        half = len(sizes) // 2
-        if self.config.training.optim != "adamw_8bit":  # that one works tensor by tensor, the others element by element
-            sizes = [sum(sizes[:half]), sum(sizes[half:])]
+        sizes = [size for side in self._sizes_to_step() for size in side]
         values, gradients = torch.split(self.parameters.detach(), sizes), torch.split(self._gradient, sizes)
         return list(zip(values, gradients, strict=True))
 
