@@ -81,12 +81,14 @@ def device_name() -> str:
 
 
 def resolve_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
-    """The dtype of the base's weights: `auto` is bfloat16 on a GPU that has it, and float32 on a CPU."""
+    """The dtype of the base's weights: `auto` is bfloat16 on a GPU that computes in it, and float32 elsewhere.
+
+    Never float16: no loss is scaled here, and gradients of trials would underflow in it.
+    """
     if settings.dtype != "auto":
         return DTYPES[settings.dtype]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.float32
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def locate(settings: ModelSettings) -> str:
