@@ -1,7 +1,7 @@
 """Several calls on one kind of card as one: python -m gpu_items.merge OUTPUT.json FIRST.json SECOND.json ...
 
-A cell that a later call measured takes the place of the earlier one, so that figures that are compared with each other
-must come from one call: the cells of one item and length do, as `Trainer` is measured anew in each.
+A cell that a later call measured takes the place of the earlier one. Times are compared within a call only: where
+`Trainer` was measured anew at a length, the earlier call's cells of that length are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ def merged(calls: list[dict[str, Any]]) -> dict[str, Any]:
         for item, found in call["items"].items():
             mine = items.setdefault(item, {"cells": {}})
             mine["order"] = list(dict.fromkeys([*mine.get("order", []), *found.get("order", [])]))
+            again = {name.removesuffix("Trainer") for name in found["cells"] if name.endswith(" Trainer")}
+            mine["cells"] = {n: line for n, line in mine["cells"].items() if not n.startswith(tuple(again))}
             mine["cells"] |= {name: line | {"call": index} for name, line in found["cells"].items()}
             mine["notes"] = [*mine.get("notes", []), *found.get("notes", [])]
             mine["not_run"] = [name for name in mine["order"] if name not in mine["cells"]]
