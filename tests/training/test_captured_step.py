@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from workshop import drain, only
 from lora_lab.common.errors import InputError
 from lora_lab.study.events import Finished, Logged
 from lora_lab.training.packed import blocks, captured_step
-from lora_lab.training.packed.captured_step import SETTING, CapturedSteps, bucket
+from lora_lab.training.packed.captured_step import SETTING, CapturedSteps, GraphPool, bucket
 
 EXACT = 1e-9
 
@@ -161,3 +162,22 @@ def test_the_setting_says_on_or_off(bench, monkeypatch):
     monkeypatch.setenv(SETTING, "yes")
     with pytest.raises(InputError, match="LORA_LAB_GRAPHS: 'yes' is neither of on, off"):
         engine_with(bench, trials(bench)).step()
+
+
+def test_a_pool_lives_as_long_as_its_graphs():
+    class Graph:
+        """As torch's, which weak references can point to."""
+
+    handles = iter(range(9))
+    pool = GraphPool(lambda: next(handles))
+    assert pool.handle() == 0
+    one, other = Graph(), Graph()
+    pool.add(one)
+    assert pool.handle() == 0
+    pool.add(other)
+    del one
+    assert pool.handle() == 0
+    del other
+    assert pool.handle() == 1
+    weakref.ref(torch.cuda.CUDAGraph)
+    assert "__weakref__" in dir(torch.cuda.CUDAGraph)

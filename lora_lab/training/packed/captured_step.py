@@ -16,8 +16,8 @@ import os
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -172,15 +172,19 @@ class CapturedSteps:
 
 
 def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
-    """Record what a function launches on the current device; all graphs of a process share one pool of memory."""
+    """Record what a function launches on the current device; all graphs of a process share one pool of memory.
+
+    What a graph leaves in the pool is read before another one is launched.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         run()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool()):
+    with torch.cuda.graph(graph, pool=_POOL.handle()):
         run()
+    _POOL.add(graph)
     return graph.replay
 
 
@@ -189,10 +193,30 @@ def again(run: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-@cache
-def _pool() -> Any:
-    """What a graph leaves in it is read before another one is launched."""
-    return torch.cuda.graph_pool_handle()
+class GraphPool:
+    """The handle of a pool of memory that graphs share, for as long as one of them lives.
+
+    Torch forgets a pool with its last graph, and fails an assertion where a handle of such is used again.
+
+    Args:
+        make: Gives the handle of a new pool.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._graphs, self._handle = make, WeakSet[Any](), None
+
+    def handle(self) -> Any:
+        """The handle for the next graph."""
+        if not self._graphs:
+            self._handle = self._make()
+        return self._handle
+
+    def add(self, graph: Any) -> None:
+        """Note that a graph was captured into the pool."""
+        self._graphs.add(graph)
+
+
+_POOL = GraphPool(torch.cuda.graph_pool_handle)
 
 
 def enabled() -> bool:
