@@ -50,8 +50,9 @@ class Sweep:
                 engine.discard(1)
                 waiting = [1]
             if engine.active:
-                alone = len(engine.active) == 1
-                self._book(engine.step(), alone=alone)
+                training = len(engine.active)
+                events = engine.step()  # those that finish in it leave before the next is evaluated
+                self._book(events, alone=training - len(only(events, Finished)) == 1)
             elif not engine.set_aside and not waiting:
                 return self
             if engine.set_aside and (turn % 3 == 2 or not engine.active):
