@@ -320,3 +320,11 @@ def test_loading_imports_no_heavy_library() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["[]", "True"]
+
+
+def test_a_dtype_in_which_gradients_vanish_is_refused(study_file: Path) -> None:
+    [line] = refusal(study_file, "model.dtype=float16")
+    assert line.endswith(
+        "model.dtype: float16 is not trained in: small gradients vanish there, as no loss is scaled; take bfloat16, or float32 on a device without it"
+    )
+    assert load_study(study_file, ["model.dtype=bfloat16"]).model.dtype == "bfloat16"

@@ -87,6 +87,14 @@ def combination_problems(spec: StudySpec) -> list[Problem]:
     return list(dict.fromkeys(problem for group in LINKED for problem in _first_refused(spec, group)))
 
 
+def dtype_problems(spec: StudySpec) -> list[Problem]:
+    """A dtype in which the small gradients of a trial would become zero, as no loss is scaled here."""
+    if spec.model.dtype != "float16":
+        return []
+    text = "float16 is not trained in: small gradients vanish there, as no loss is scaled"
+    return [Problem(("model", "dtype"), f"{text}; take bfloat16, or float32 on a device without it")]
+
+
 def _first_refused(spec: StudySpec, group: tuple[str, ...]) -> Iterator[Problem]:
     searched = [name for name in spec.sweep.parameters if name in group]
     tried = combinations(spec, deciding(spec, searched), corners)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from lora_lab.common.errors import InputError, StorageError, StudyFileError
-from lora_lab.study.file.checks import MAX_PROBLEMS, combination_problems, value_problems
+from lora_lab.study.file.checks import MAX_PROBLEMS, combination_problems, dtype_problems, value_problems
 from lora_lab.study.file.draft import Draft, parse_override
 from lora_lab.study.file.problems import problems
 from lora_lab.study.file.yaml_source import YamlSource, read_yaml
@@ -100,7 +100,7 @@ def _validated(draft: Draft) -> StudySpec:
         more = problems(error.errors(include_url=False), draft.data)
         found += [problem for problem in more if problem.path not in known]
     else:
-        found = found or combination_problems(spec)
+        found = found or combination_problems(spec) or dtype_problems(spec)
     if found:
         raise draft.errors(found)
     return spec
