@@ -13,7 +13,7 @@ from workshop import drain, only
 from lora_lab.common.errors import InputError
 from lora_lab.study.events import Finished, Logged
 from lora_lab.training.packed import blocks, captured_step
-from lora_lab.training.packed.captured_step import SETTING, CapturedSteps, GraphPool, bucket
+from lora_lab.training.packed.captured_step import SETTING, CapturedSteps, GraphPool, label_places
 
 EXACT = 1e-9
 
@@ -127,14 +127,14 @@ def test_graphs_hold_for_one_pack_only(bench, monkeypatch):
     """One trial leaves, and another takes its place: with its rank and scaling, or with others."""
     first, second, _ = trials(bench, gradient_accumulation_steps=1)
     others = [
-        bench.trial(seed=7, max_steps=9, logging_steps=1, lora=lora) for lora in ({}, {"lora_alpha": 3}, {"r": 8})
+        bench.trial(seed=7, max_steps=12, logging_steps=1, lora=lora) for lora in ({}, {"lora_alpha": 3}, {"r": 8})
     ]
 
     def run():
         engine = engine_with(bench, [first, second], without_waiting([]))
         found = {}
         for number, other in enumerate(others, 2):
-            events = [event for _ in range(6) for event in engine.step()]
+            events = [event for _ in range(9) for event in engine.step()]
             engine.discard(number - 1)
             engine.admit(number, other)
             found |= figures(events)
@@ -150,12 +150,10 @@ def test_graphs_hold_for_one_pack_only(bench, monkeypatch):
         assert captured[key] == pytest.approx(values, abs=EXACT), key
 
 
-def test_sizes_that_come_again():
-    assert [bucket(size, 4) for size in (1, 16, 17, 64, 65, 100, 129, 300, 512, 513)] == [
-        16, 16, 32, 64, 80, 112, 160, 320, 512, 640
-    ]  # fmt: skip
-    assert bucket(513, 8) == 576
-    assert all(size <= bucket(size, 8) <= max(size + 15, 1.125 * size) for size in range(1, 3000))
+def test_counts_of_labels_come_again():
+    counts = [1, 16, 17, 64, 65, 100, 129, 300, 512, 513]
+    assert [label_places(count) for count in counts] == [16, 16, 32, 64, 80, 112, 160, 320, 512, 640]
+    assert all(count <= label_places(count) <= max(count + 15, 1.25 * count) for count in range(1, 3000))
 
 
 def test_the_setting_says_on_or_off(bench, monkeypatch):

@@ -2,8 +2,8 @@
 
 On a GPU, short steps wait for the host, which needs about ten microseconds for each of thousands of launches. A graph
 is launched at once. It reads its batch from buffers that stay where they are, and adds its gradients to those of the
-slots. So it holds for one pack in one place, one padded length and one number of label tokens; lengths are therefore
-padded further, in steps that grow with them, and labels by such of weight zero.
+slots. So it holds for one pack in one place, one padded length and one number of label tokens. Of lengths there are few
+on a CUDA device (`Padding`); labels are padded here, by such of weight zero.
 
 Everything else (clipping, optimizer, evaluation) and every step of another kind runs as ever: with dropout, whose masks
 are drawn by the host; with several examples in a row; with adapters in the head; and on int8 bases.
@@ -26,7 +26,6 @@ from torch.nn import functional
 from transformers import masking_utils
 
 from lora_lab.common.errors import InputError
-from lora_lab.data.tokens import IGNORED
 from lora_lab.training.device import free_cached_memory, memory_may_run_out
 from lora_lab.training.objective import LanguageModeling
 from lora_lab.training.packed.step import add_gradients, losses_of
@@ -119,7 +118,7 @@ class CapturedSteps:
         if pack != self._pack:
             self.forget()
             self._pack = pack
-        layout = self._model.layout(_widened(batch), slots)
+        layout = self._model.layout(batch, slots)
         wide, weights = _with_more_labels(layout, torch.promote_types(slots[0].parameters.dtype, torch.float32))
         passes = self._passes_of(Passes(wide, weights), slots)
         if passes is None or passes.replay is None:
@@ -263,22 +262,16 @@ def _whereabouts(slot: Slot) -> Hashable:
     return places, lora.r, lora.target_modules, lora.layers, lora.scaling, slot.config.training.optim
 
 
-def bucket(size: int, parts: int) -> int:
-    """The size that one is padded to: a multiple of 16, and larger by at most the `parts`-th part beyond that."""
-    step = max(16, (1 << (size.bit_length() - 1)) // parts)
-    return -(-size // step) * step
-
-
-def _widened(batch: PackedBatch) -> PackedBatch:
-    more = bucket(batch.input_ids.shape[1], 8) - batch.input_ids.shape[1]
-    ids, labels = functional.pad(batch.input_ids, (0, more)), functional.pad(batch.labels, (0, more), value=IGNORED)
-    return replace(batch, input_ids=ids, labels=labels)
+def label_places(labels: int) -> int:
+    """The label tokens that a graph is made for, of which some may be padding: four counts an octave, from 64 on."""
+    step = max(16, (1 << (labels.bit_length() - 1)) // 4)
+    return -(-labels // step) * step
 
 
 def _with_more_labels(layout: Layout, dtype: torch.dtype) -> tuple[Layout, Tensor]:
     """The layout with labels of no weight behind, and the weights of all in the dtype of losses."""
     count = len(layout.targets)
-    more = bucket(count, 4) - count
+    more = label_places(count) - count
     own = [np.full(labels, denominator, dtype=np.float64) for labels, denominator in layout.denominators]
     divisors = np.concatenate([*own, np.ones(more)])
     weights = np.where(np.arange(len(divisors)) < count, 1.0 / divisors, 0.0)
