@@ -137,7 +137,8 @@ def _reason_of_peft(config: PretrainedConfig, name: str, module: nn.Module) -> s
     alone = nn.ModuleDict({"layer": nn.ModuleDict({name: alike})})
     alone.config = config
     try:
-        inject_adapter_in_model(LoraConfig(r=1, target_modules=[name]), alone)
+        with torch.random.fork_rng(devices=[]):  # adapters that are made draw numbers
+            inject_adapter_in_model(LoraConfig(r=1, target_modules=[name]), alone)
     except ValueError as error:
         said = re.sub(r"^\[.*?\] ", "", " ".join(str(error).split())).split(". ")[0]
         return AN_EXPERT if said.startswith(("Cannot convert PEFT target", "No `target_modules` passed")) else said
