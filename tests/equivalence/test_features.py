@@ -87,6 +87,7 @@ EIGHT_BIT = [
 ]
 
 
+@pytest.mark.slow
 def test_eight_bit_moments_equal_trainer(lab32):
     """bitsandbytes runs on a CPU too. A rounding in the last bit may move a moment to its neighboring code."""
     configs = [lab32.trial(lora=lora, optim="adamw_8bit", max_steps=24, **training) for lora, training in EIGHT_BIT]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from oracle import largest_drift
 
@@ -59,6 +60,7 @@ def test_longer_neighbors_and_padding_do_not_matter(lab64):
     assert_same_run(together[1], alone)
 
 
+@pytest.mark.slow
 def test_dropout_does_not_depend_on_neighbors_but_acts(lab64):
     dropped = lab64.trial(lora={"lora_dropout": 0.3, "target_modules": "all-linear+head"}, num_train_epochs=3)
     plain = lab64.trial(lora={"target_modules": "all-linear+head"}, num_train_epochs=3)

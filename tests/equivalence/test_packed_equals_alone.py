@@ -70,6 +70,7 @@ def test_float32_loss_equals_trainer_over_20_steps(lab32, oracle32, k):
         )
 
 
+@pytest.mark.slow
 def test_every_single_trial_alone_in_the_packed_engine_equals_trainer(lab64, oracle64):
     for config, alone in zip(mixed_trials(lab64), oracle64, strict=True):
         [run] = lab64.packed([config])

@@ -25,7 +25,11 @@ ELSEWHERE = torch.device("cpu:0")
 
 
 @pytest.mark.parametrize(
-    "step", [("adamw_torch", "all-linear", "keep"), ("sgd", "all-linear+head", "recompute")], ids="-".join
+    "step",
+    [
+        pytest.param(("adamw_torch", "all-linear", "keep"), id="adamw"),
+        pytest.param(("sgd", "all-linear+head", "recompute"), id="sgd-head-recompute", marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_runs_where_no_operation_may_mix_two_devices(step):
     script = Path(__file__).with_name("split_base.py")

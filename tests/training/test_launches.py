@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # every pack is traced in a process of its own
+
 PER_LAYER = 1.05
 """How many times the launches of one trial those of a block may be."""
 

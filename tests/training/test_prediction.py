@@ -211,14 +211,30 @@ def small(quantization="none", *, length=48, lora=None, **training) -> TrialConf
 @pytest.mark.parametrize(
     ("architecture", "config"),
     [
-        (LlamaConfig(**DEEP), small()),
-        (LlamaConfig(**DEEP), small("nf4", gradient_checkpointing=True, lora={"r": 64, "target_modules": "mlp"})),
-        (LlamaConfig(**DEEP), small("int8", lora={"target_modules": "attention", "lora_dropout": 0.1})),
-        (LlamaConfig(**DEEP), small(optim="adamw_8bit", lora={"target_modules": "all-linear+head"})),
-        (Qwen2Config(**DEEP), small("nf4")),
-        (GPT2Config(n_layer=8, n_embd=64, n_head=4, vocab_size=500, bos_token_id=None, eos_token_id=None), small()),
+        pytest.param(LlamaConfig(**DEEP), small(), id="llama"),
+        *(
+            pytest.param(architecture, config, id=name, marks=pytest.mark.slow)
+            for name, architecture, config in (
+                (
+                    "checkpointing",
+                    LlamaConfig(**DEEP),
+                    small("nf4", gradient_checkpointing=True, lora={"r": 64, "target_modules": "mlp"}),
+                ),
+                ("int8", LlamaConfig(**DEEP), small("int8", lora={"target_modules": "attention", "lora_dropout": 0.1})),
+                (
+                    "8-bit AdamW",
+                    LlamaConfig(**DEEP),
+                    small(optim="adamw_8bit", lora={"target_modules": "all-linear+head"}),
+                ),
+                ("biases", Qwen2Config(**DEEP), small("nf4")),
+                (
+                    "gpt2",
+                    GPT2Config(n_layer=8, n_embd=64, n_head=4, vocab_size=500, bos_token_id=None, eos_token_id=None),
+                    small(),
+                ),
+            )
+        ),
     ],
-    ids=["llama", "checkpointing", "int8", "8-bit AdamW", "biases", "gpt2"],
 )
 def test_a_deep_base_is_predicted_from_two_of_few_layers(architecture, config, device_type):
     predictor = MemoryPredictor(architecture, config.model, device_type)

@@ -75,10 +75,15 @@ def go_on(engine, steps):
     ("case", "dtype"),
     [
         ("plain", "float32"),
-        ("accumulation", "float64"),
-        ("sgd", "float64"),
-        ("loraplus", "float32"),
-        ("8 bit", "float32"),
+        *(
+            pytest.param(case, dtype, marks=pytest.mark.slow)
+            for case, dtype in (
+                ("accumulation", "float64"),
+                ("sgd", "float64"),
+                ("loraplus", "float32"),
+                ("8 bit", "float32"),
+            )
+        ),
     ],
 )
 def test_resumed_after_any_micro_batch_the_rest_of_the_run_is_bit_equal(bench, tmp_path, case, dtype):
