@@ -24,7 +24,7 @@ demo: $(STAMP) ## set up, then run studies/rank_alpha.yaml on the built-in base 
 ui: $(STAMP) ## browse the finished study in MLflow
 	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
 
-test: $(STAMP) ## set up, then run the tests but the slow ones (about 10 minutes on 2 cores)
+test: $(STAMP) ## set up, then run the tests but the slow ones (about 13 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not faults and not gpu and not exports"
 
 # Everything that knows nothing of torch, and the runner on scripted trials.
