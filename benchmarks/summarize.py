@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from gpu_items.page import markdown
 from gpu_items.page import section as gpu_section
 
 ROOT = Path(__file__).parents[1]
@@ -23,11 +24,6 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 610, 20, 290
 def read(name: str) -> dict[str, Any] | None:
     path = Path(__file__).with_name(f"{name}.json")
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def conditions(result: dict[str, Any]) -> str:
@@ -81,7 +77,7 @@ def ratios(cells: list[tuple[dict[str, Any], dict[str, list[float]]]]) -> str:
     head = ["tokens per trial and step", "sequential, ms per step", *(f"K = {name}" for name in packs)]
     (best, most, best_pack), (worst, least, worst_pack) = max(found), min(found)
     return (
-        f"{table([*head, 'best, tokens/s'], rows)}\n\nBest cell: {best:.2f} ({most} tokens, K = {best_pack}). "
+        f"{markdown([*head, 'best, tokens/s'], rows)}\n\nBest cell: {best:.2f} ({most} tokens, K = {best_pack}). "
         f"Worst: {worst:.2f} ({least} tokens, K = {worst_pack})."
     )
 
@@ -116,7 +112,7 @@ def processes(result: dict[str, Any]) -> str:
     ]
     count = result["cells"][0]["trials"]
     steps = ", ".join(str(cell["steps"]) for cell in result["cells"])
-    return f"{conditions(result)} {count} trials of {steps} steps.\n\n{table(head, rows)}"
+    return f"{conditions(result)} {count} trials of {steps} steps.\n\n{markdown(head, rows)}"
 
 
 def whole_study(result: dict[str, Any]) -> str:
@@ -131,7 +127,7 @@ def whole_study(result: dict[str, Any]) -> str:
     return (
         f"{conditions(result)} {result['trials']} trials: {states}. The longest: r {lora['r']}, "
         f"{lora['target_modules']}, {training['num_train_epochs']} epochs.\n\n"
-        + table(["", "study, s", "longest trial alone, s", "ratio"], rows)
+        + markdown(["", "study, s", "longest trial alone, s", "ratio"], rows)
     )
 
 

@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from gpu_items.bases import llama
 from gpu_items.cells import Cell, Context
 from gpu_items.device import device, gpu_ms, on_gpu, sync, wall_ms
+from lora_lab.training.packed.captured_step import cuda_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,16 +72,7 @@ def eager_and_graph(*, toy: bool) -> dict:
         step = layer.step(layer.module, tokens)
         found = result[tokens] = {"eager_ms": gpu_ms(step, 5, 5), "eager_host_ms": wall_ms(step, 5)}
         if on_gpu():
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                step()
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-            found["graph_ms"] = gpu_ms(graph.replay, 5, 5)
-            graph.reset()
+            found["graph_ms"] = gpu_ms(cuda_graph(step), 5, 5)
     return result
 
 

@@ -13,7 +13,7 @@ from lora_lab.common.errors import StorageError
 from lora_lab.planning.devices import Device
 from lora_lab.planning.example_count import training_examples
 from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
-from lora_lab.planning.row_checks import check_rows, dropout_notes
+from lora_lab.planning.row_checks import base_notes
 from lora_lab.planning.trainings import MOST_VARIANTS, GridTrainings, configurations
 from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
@@ -111,7 +111,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         spec, sweep = self._spec, self._spec.sweep
-        notes = [*check_rows(spec, self._linears.limits), *dropout_notes(self._linears)]
+        notes = base_notes(spec, self._linears)
         shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, settings_with(Trait.MEMORY))))))
         grid = GridTrainings(spec, lambda _: self._linears) if sweep.sampler == "grid" else None
         asked = grid.cells if grid and sweep.n_trials is None else sweep.n_trials or 0

@@ -21,6 +21,15 @@ def dropout_notes(linears: LinearMap) -> list[str]:
     return [f"{own}, which is off here, in training too. `Trainer` leaves it on, so its losses differ"]
 
 
+def base_notes(spec: StudySpec, linears: LinearMap) -> list[str]:
+    """All that a base's config says of a study's rows and of its own dropout.
+
+    Raises:
+        InputError: it does not read such rows as a study needs them (`check_rows`).
+    """
+    return [*check_rows(spec, linears.limits), *dropout_notes(linears)]
+
+
 def check_rows(spec: StudySpec, limits: InputLimits) -> list[str]:
     """Compare the longest row that a study allows with the positions of its base.
 

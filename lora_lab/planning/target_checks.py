@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.wording import value_text
-from lora_lab.planning.row_checks import check_rows, dropout_notes
+from lora_lab.planning.row_checks import base_notes
 from lora_lab.study.settings import TrialConfig
 from lora_lab.study.space import combinations, corners, deciding
 from lora_lab.study.targets import full_rank_excess, placement, unusual
@@ -48,7 +48,7 @@ def check_targets(spec: StudySpec, linears: Callable[[ModelSettings], LinearMap]
         InputError: a combination matches no module of the model, or rows may be longer than it can read.
     """
     base = linears(spec.model)
-    notes = [*check_rows(spec, base.limits), *dropout_notes(base)]
+    notes = base_notes(spec, base)
     beyond: dict[int, dict[str, int]] = {}
     placed: dict[str, None] = {}
     for config in target_examples(spec):

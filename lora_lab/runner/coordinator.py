@@ -91,8 +91,8 @@ class Coordinator:
         tracking_status: Callable[[], str],
     ) -> None:
         self._spec, self._store, self._executor = spec, store, executor
-        self._journal, self._display, self._folder, self._stop, self._limit = (journal, display, folder, stop, limit)
-        self._tracking_status = tracking_status
+        self._journal, self._display, self._folder, self._stop = journal, display, folder, stop
+        self._limit, self._tracking_status = limit, tracking_status
         self._next_tick = 0.0
         self._judged = spec.sweep.judged
         self._announcer = Announcer(journal, display, folder, identities, self._judged)
@@ -112,9 +112,9 @@ class Coordinator:
         if not self._train():
             return False
         self._limit.search_is_over()
-        done, _ = self._store.budget()
         if self._confirmation.enqueue() and not self._train():
             return False
+        done, _ = self._store.budget()
         return not self._held_back or done == trials
 
     # Taking up a study that was begun before

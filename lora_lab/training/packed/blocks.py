@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lora_lab.common.errors import InputError
-from lora_lab.training.device import free_cached_memory, memory_may_run_out
+from lora_lab.training.device import shortage_of_memory
 from lora_lab.training.packed.linear import AdapterView, Span
 
 if TYPE_CHECKING:
@@ -159,16 +159,7 @@ class Blocks:
         self._places.clear()
         for slot in self._blocks.pop(shape).rows:
             if slot is not None and slot in pack:
-                self._make([slot])
-
-    def _make(self, slots: Sequence[Slot]) -> Block | None:
-        """A block of these; None where memory does not suffice, and they stay where they are."""
-        block = None
-        with memory_may_run_out() as shortage:
-            block = Block(slots)
-        if shortage.reason is not None:
-            free_cached_memory()
-        return block
+                shortage_of_memory(partial(Block, [slot]))  # without memory it stays where it is
 
     def _settle(self, shape: Hashable, slots: list[Slot]) -> None:
         """Let these be the slots of the shape's block; where memory does not suffice, they stay where they are."""
@@ -182,9 +173,10 @@ class Blocks:
             return
         self._places.clear()
         self._blocks.pop(shape, None)  # so that its buffers go with the last row that is moved
-        block = self._make(slots)
-        if block is not None:
-            self._blocks[shape] = block
+        shortage_of_memory(partial(self._gather, shape, slots))
+
+    def _gather(self, shape: Hashable, slots: Sequence[Slot]) -> None:
+        self._blocks[shape] = Block(slots)
 
     def leave(self, slot: Slot) -> None:
         """A slot has left the pack; its memory is the next one's, or given back when the pack is arranged again."""

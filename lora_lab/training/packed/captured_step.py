@@ -26,7 +26,7 @@ from torch.nn import functional
 from transformers import masking_utils
 
 from lora_lab.common.errors import InputError
-from lora_lab.training.device import free_cached_memory, memory_may_run_out
+from lora_lab.training.device import free_cached_memory, is_out_of_memory, memory_may_run_out
 from lora_lab.training.objective import LanguageModeling
 from lora_lab.training.packed.step import add_gradients, losses_of
 
@@ -156,7 +156,7 @@ class CapturedSteps:
                 self._passes[key] = passes
                 self.captured += 1
             except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if is_out_of_memory(error):
                     raise
                 reason = " ".join(str(error).split())[:200]
         for slot in slots:
