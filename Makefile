@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-quick test-slow test-faults test-exports check format ui bench clean help
+.PHONY: demo test test-quick test-slow test-faults test-exports test-servers test-servers-quick check format ui bench server server-down clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,7 +25,7 @@ ui: $(STAMP) ## browse the finished study in MLflow
 	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
 
 test: $(STAMP) ## set up, then run the tests but the slow ones (about 13 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not faults and not gpu and not exports"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not faults and not gpu and not exports and not servers"
 
 # Everything that knows nothing of torch, and the runner on scripted trials.
 QUICK := $(addprefix tests/,study analysis search figures tracking terminal common) \
@@ -36,7 +36,7 @@ test-quick: $(STAMP) ## the tests that need no torch, which would fail there: be
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-torch -m "not slow and not faults and not gpu" $(QUICK)
 
 test-slow: $(STAMP) ## the tests of ten seconds and more: equivalence at length, benchmarks in miniature, ...
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "slow and not faults and not gpu and not exports"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "slow and not faults and not gpu and not exports and not servers"
 
 test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moments, ...)
 	$(BIN)/python -m pytest -q -m "faults"
@@ -44,11 +44,20 @@ test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moment
 test-exports: $(STAMP) ## exports in Axolotl, LLaMA-Factory, Unsloth and ms-swift, each installed under .exports/ (long)
 	$(BIN)/python -m pytest -q -m "exports"
 
-check: $(STAMP) ## lint, format, types, import direction
+test-servers: $(STAMP) ## studies in a real PostgreSQL server that the tests start, with outages of minutes
+	$(BIN)/python -m pytest -q -m "servers"
+
+test-servers-quick: $(STAMP) ## the same without the long outages: under a minute; CI runs these
+	$(BIN)/python -m pytest -q -m "servers and not slow"
+
+check: $(STAMP) ## lint, format, types, import direction, the files in docker/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck docker/*.sh
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml docker/compose.gpu.yaml
 
 format: $(STAMP) ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix .
@@ -60,6 +69,22 @@ bench: $(STAMP) ## measure packed training against Trainer + peft and memory aga
 	$(BIN)/python benchmarks/whole_study.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/summarize.py
+
+# The team server (docs/scale.md): GPU=1 builds torch with CUDA for studies as well.
+COMPOSE := docker compose --file docker/compose.yaml $(if $(GPU),--file docker/compose.gpu.yaml)
+
+server: ## start the team server: PostgreSQL, MLflow and optuna-dashboard behind a login (needs Docker Compose 2)
+	docker/secrets.sh
+	$(COMPOSE) --profile sweep build
+	$(COMPOSE) run --rm tables
+	$(COMPOSE) up --detach --wait
+	@echo "MLflow            http://$$($(COMPOSE) port proxy 8080)"
+	@echo "optuna-dashboard  http://$$($(COMPOSE) port proxy 8081)"
+	@echo "login             admin, with the password in docker/secrets/admin_password"
+	@echo "run a study       $(COMPOSE) run --rm sweep studies/rank_alpha.yaml"
+
+server-down: ## stop the team server; its data stay in their volumes
+	$(COMPOSE) --profile sweep --profile setup down
 
 clean: ## remove build products, never runs/ or mlflow.db
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

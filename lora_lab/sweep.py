@@ -46,6 +46,14 @@ def sweep(
     ] = None,
     memory_limit: MemorySize = None,
     tracking_uri: TrackingUri = None,
+    storage_patience: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="Wait so long for a storage that is away: by default 600 for a server, 60 for a file.",
+        ),
+    ] = None,
 ) -> None:
     """Run a study to its end: sample, train in packs, prune, log to MLflow, decide.
 
@@ -62,7 +70,9 @@ def sweep(
         if fresh and resume:
             raise InputError("--fresh starts over and --resume goes on; give one of them")
         spec = _load(study, overrides or [], trials, fresh=fresh)
-        options = _options(memory_limit, tracking_uri, checkpoint_interval, max_hours, quiet=quiet, json=json)
+        options = _options(
+            memory_limit, tracking_uri, checkpoint_interval, max_hours, storage_patience, quiet=quiet, json=json
+        )
         complete = _run(spec, command_text("sweep", arguments(context)), options, stop)
     if not complete:
         words = _resuming(arguments(context), spec.study_name if fresh else None)
@@ -80,7 +90,14 @@ def _load(study: Path, overrides: list[str], trials: int | None, *, fresh: bool)
 
 
 def _options(
-    memory: str | None, tracking_uri: str | None, interval_s: float, hours: float | None, *, quiet: bool, json: bool
+    memory: str | None,
+    tracking_uri: str | None,
+    interval_s: float,
+    hours: float | None,
+    patience_s: float | None,
+    *,
+    quiet: bool,
+    json: bool,
 ) -> RunOptions:
     from lora_lab.runner.options import RunOptions
     from lora_lab.tracking.address import resolve_tracking_uri
@@ -90,6 +107,7 @@ def _options(
         memory_limit=MemoryLimit.parse(memory),
         tracking_uri=resolve_tracking_uri(tracking_uri),
         checkpoint_interval_s=interval_s,
+        storage_patience_s=patience_s,
         max_hours=hours,
         quiet=quiet,
         json=json,

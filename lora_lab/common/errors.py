@@ -7,6 +7,7 @@
     │   └── StudyFileError      exit 2   the same, with file, line and key path
     ├── StudyLockedError        exit 1   another coordinator works on this study
     ├── StorageError            exit 1   the run folder or the database cannot be read or written
+    │   └── StorageAwayError    exit 1   the user stopped the wait for a database that is away
     ├── CheckpointError         exit 1   a checkpoint or adapter on disk is damaged or not what it says
     └── TrainingError           exit 1   a trial cannot go on (told to the search as `failed`), or no trial finished
 """
@@ -47,6 +48,10 @@ class StudyLockedError(LoraLabError):
 
 class StorageError(LoraLabError):
     """The run folder or the database cannot be read or written."""
+
+
+class StorageAwayError(StorageError):
+    """The database is away, and the user asked to stop while it was waited for."""
 
 
 class CheckpointError(LoraLabError):

@@ -1,4 +1,4 @@
-"""One coordinator per study: a lock of the operating system on a file in the run folder.
+"""A lease on a file: one process at a time may hold what it stands for, by a lock of the operating system.
 
 The lock is gone when its holder is, also after `kill -9`; no clock takes part, so none can be wrong.
 """
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def lease(path: Path) -> Iterator[None]:
-    """Hold the study for this process.
+def lease(path: Path, what: object) -> Iterator[None]:
+    """Hold a lease for this process.
+
+    Args:
+        path: The file that is locked; beside it stands who holds it.
+        what: What the lease is on, for the message.
 
     Raises:
         StudyLockedError: another process holds it; the message says which.
@@ -32,16 +36,20 @@ def lease(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise StudyLockedError(
-            f"another coordinator works on {path.parent} ({_describe(holder)}); "
-            "wait for it or stop it, or start a second study with --fresh"
-        ) from None
+        raise StudyLockedError(locked(what, _describe(holder))) from None
     try:
         holder.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def locked(what: object, holder: str) -> str:
+    """The message for what another coordinator holds."""
+    return (
+        f"another coordinator works on {what} ({holder}); wait for it or stop it, or start a second study with --fresh"
+    )
 
 
 def _describe(holder: Path) -> str:

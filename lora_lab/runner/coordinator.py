@@ -171,11 +171,14 @@ class Coordinator:
         """The next trial that can start now; asked for only when there is a place, since later questions know more.
 
         A trial on another base than the pack's waits until the pack is empty, and so each base is loaded as few
-        times as looking a little ahead allows.
+        times as looking a little ahead allows. While the storage is away, those that train go on, and none is asked
+        for.
         """
         if (waited := self._trajectories.next_waiting(self._executor.accepts)) is not None:
             return waited
         while self._executor.has_room and self._trajectories.waiting < LOOK_AHEAD:
+            if self._executor.active and not self._store.answers:
+                return None
             asked = self._store.ask(self._trajectories.reserved)
             if asked is None or self._executor.accepts(asked.config):
                 return asked

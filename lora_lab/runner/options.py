@@ -20,6 +20,8 @@ class RunOptions:
     """About this much work of a trial is repeated after a kill, at most."""
     max_hours: float | None = None
     """End within this time, with a verdict on what there is by then; None for no limit."""
+    storage_patience_s: float | None = None
+    """How long an outage of the storage is waited out; None for its default."""
     quiet: bool = False
     """Print only the verdict and errors."""
     json: bool = False

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lora_lab.common.errors import InputError
+from lora_lab.common.errors import InputError, StorageAwayError
+from lora_lab.common.lease import lease
 from lora_lab.planning.target_checks import check_targets, target_examples
 from lora_lab.results.results import Results, read_results
 from lora_lab.results.storage import storage_url
 from lora_lab.results.writing import write_results
 from lora_lab.runner.coordinator import Coordinator
 from lora_lab.runner.identities import Identities
-from lora_lab.runner.lease import lease
 from lora_lab.runner.time_limit import TimeLimit
+from lora_lab.search.patience import Patience
 from lora_lab.search.store import StudyStore, open_store
+from lora_lab.search.study_record import Home
 from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.resume import compare_contents, compare_for_resume
 from lora_lab.terminal.messages import Note, SessionOver, StudyBegan
 from lora_lab.tracking.describe import study_started
-from lora_lab.tracking.journal import Journal
+from lora_lab.tracking.journal import JOURNAL_NAME, Journal, journal_id
 from lora_lab.tracking.mirror import MlflowMirror
 from lora_lab.tracking.records import Attached, StudyEnded
 
@@ -77,10 +81,14 @@ def run_study(
         StorageError: the run folder or the database cannot be used.
     """
     limit = TimeLimit(options.max_hours)
+    patience = Patience(options.storage_patience_s, lambda text: display.tell(Note(text)), lambda: stop.requested)
     folder.make()
     with ExitStack() as stack:
-        stack.enter_context(lease(folder.lease))
-        store = stack.enter_context(open_store(spec, storage_url(spec, folder)))
+        stack.enter_context(lease(folder.lease, folder.root))
+        # The lock of the run folder is enough for a database in it.
+        opened = open_store(spec, storage_url(spec, folder), lease=spec.storage is not None, patience=patience)
+        store = stack.enter_context(opened)
+        _settle(spec, store, folder)
         before = store.record.stored_spec() if store.record.has_trials else None
         if before is not None:
             compare_for_resume(before, spec)
@@ -94,6 +102,29 @@ def run_study(
         stack.callback(backend.executor.close, save=False)
         mirror = MlflowMirror(folder.root, options.tracking_uri)
         return _Session(spec, folder, command, store, backend, mirror, display, stop, limit).run()
+
+
+def _home(folder: RunFolder) -> Home:
+    return Home(journal_id(folder.root), socket.gethostname(), str(folder.root.resolve()))
+
+
+def _settle(spec: StudySpec, store: StudyStore, folder: RunFolder) -> None:
+    """Check that the trials' files are in this run folder, or nowhere any more; keep that they are here.
+
+    Raises:
+        InputError: they are in another one.
+    """
+    if spec.storage is None:
+        return  # the database is one of those files
+    kept, here = store.record.home(), _home(folder)
+    if kept is not None and store.record.has_trials and kept.journal != here.journal:
+        is_lost = kept.host == here.host and not (Path(kept.folder) / JOURNAL_NAME).exists()
+        if not is_lost:
+            raise InputError(
+                f"study {spec.study_name} has its checkpoints and adapters in {kept}, but this run folder is {here}; "
+                "go on there, move that folder here, or begin a new study with --fresh"
+            )
+    store.record.keep_home(here)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +173,8 @@ class _Session:
             self.store.record.keep_base_values({EVAL_LOSS.name: eval_loss, "forgetting_loss": forgetting_loss})
         self.store.record.base_value()  # what is judged must be known of the base
         self.store.record.keep_contents(prepared.contents)
+        if self.spec.storage is not None:
+            self.store.record.keep_home(_home(self.folder))  # there is a journal by now
         self.store.record.replace_spec(self.spec)
 
     def _coordinate(self, journal: Journal, device: str) -> SessionEnd:
@@ -159,6 +192,9 @@ class _Session:
         )
         try:
             complete = coordinator.run()
+        except StorageAwayError as error:
+            self.display.tell(Note(str(error)))
+            complete = False
         except BaseException:
             journal.append(StudyEnded(state="failed"))
             self.mirror.close(timeout_s=5)

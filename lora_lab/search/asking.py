@@ -14,8 +14,10 @@ from lora_lab.search.records import Asked, Outcome, is_replicate, outcome_of
 from lora_lab.search.samplers import build_sampler
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna import Study
-    from optuna.trial import Trial
+    from optuna.trial import FrozenTrial, Trial
 
     from lora_lab.search.ledger import Ledger
     from lora_lab.search.space import SearchSpace
@@ -37,9 +39,11 @@ class Asking:
         """The next trial to train, None when the budget, less what is reserved, is used up."""
         reason = ""
         for _ in range(MAX_REFUSALS):
-            if not self._has_next(reserved):
+            trials = self._ledger.trials()
+            unclaimed = next((one for one in trials if _is_unclaimed(one)), None)
+            if unclaimed is None and not self._has_next(trials, reserved):
                 return None
-            trial = self._study.ask()
+            trial = self._study.ask() if unclaimed is None else self._ledger.live(unclaimed.number)
             asked = self._configure(trial)
             if isinstance(asked, Asked):
                 return asked
@@ -71,9 +75,8 @@ class Asking:
         """Whether one more trial is within the budget."""
         return sum(not is_replicate(trial) for trial in self._ledger.trials()) < self.total()
 
-    def _has_next(self, reserved: int) -> bool:
+    def _has_next(self, trials: Sequence[FrozenTrial], reserved: int) -> bool:
         """Whether there is a trial to ask for; puts the next cell of a grid into the queue."""
-        trials = self._ledger.trials()
         if any(trial.state is Told.WAITING for trial in trials):
             return True
         searched = [trial for trial in trials if not is_replicate(trial)]
@@ -108,3 +111,8 @@ class Asking:
         )
         self._ledger.set(trial.number, records.ASKED, asked.record())
         return asked
+
+
+def _is_unclaimed(trial: FrozenTrial) -> bool:
+    """Whether a trial was made that nobody knows of: the database's answer was lost with the connection."""
+    return trial.state is Told.RUNNING and not {records.ASKED, records.OUTCOME} & set(trial.user_attrs)

@@ -7,23 +7,25 @@ called again after a kill: what was already written stays as it is, what was hal
 from __future__ import annotations
 
 import functools
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self, cast
 
 import optuna
 from optuna.trial import TrialState as Told
 
-from lora_lab.common.errors import StorageError, TrainingError
+from lora_lab.common.errors import StorageError, StudyLockedError, TrainingError
 from lora_lab.common.secrets import redact_address
 from lora_lab.search import records
 from lora_lab.search.asking import Asking
-from lora_lab.search.connection import connect
+from lora_lab.search.connection import connect, faults_named
+from lora_lab.search.lease import study_lease
 from lora_lab.search.ledger import Ledger
 from lora_lab.search.pareto import is_in_worse_half
 from lora_lab.search.pruners import build_pruner, planned_evaluations
 from lora_lab.search.records import Asked, Outcome, is_replicate, outcome_of
 from lora_lab.search.samplers import build_sampler
 from lora_lab.search.space import SearchSpace
-from lora_lab.search.study_record import StudyRecord
+from lora_lab.search.study_record import HOME, Home, StudyRecord
 from lora_lab.search.telling import INFEASIBLE
 from lora_lab.search.trajectories import ShorterRuns
 from lora_lab.study.measures import EVAL_LOSS
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
-    from sqlalchemy.engine import Engine
 
+    from lora_lab.search.lease import StudyLease
+    from lora_lab.search.patience import Patience, PatientStorage
     from lora_lab.study.engines import EngineChoice
     from lora_lab.study.results import TrialResult, TrialState
     from lora_lab.study.spec import StudySpec
@@ -47,29 +50,57 @@ __all__ = ["Asked", "StudyStore", "open_store"]
 FAILURES: tuple[TrialState, ...] = (*INFEASIBLE, "failed")
 
 
-def open_store(spec: StudySpec, url: str, *, create: bool = True) -> StudyStore:
+def open_store(
+    spec: StudySpec, url: str, *, create: bool = True, lease: bool = False, patience: Patience | None = None
+) -> StudyStore:
     """Open a study in the database, or make an empty one; with `create` off, only an existing one.
+
+    Args:
+        spec: The study.
+        url: Where it is.
+        create: Whether to make what is missing.
+        lease: Whether to hold the study until the store is closed, so that nobody else works on it.
+        patience: How an outage of the database is met, once it is open.
 
     Raises:
         InputError: `url` is no database URL, or the grid is too large to enumerate.
         StorageError: the database cannot be opened, or has no such study and `create` is off.
+        StudyLockedError: another coordinator holds the study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    connected, engine = connect(url, create=create)
+    connected, engine = connect(url, create=create, patience=patience)
     storage = cast("BaseStorage", connected)
     sampler, pruner = build_sampler(spec.sweep, 0), build_pruner(spec)
-    if create:
-        study = _create(spec, storage, sampler, pruner)
-    else:
+    with ExitStack() as opened:
+        opened.callback(engine.dispose)
+        if lease:
+            connected.lease = _held(spec.study_name, url, storage, opened)
+        if create:
+            study = _create(spec, storage, sampler, pruner)
+        else:
+            try:
+                study = optuna.load_study(study_name=spec.study_name, storage=storage, sampler=sampler, pruner=pruner)
+            except KeyError:
+                raise StorageError(
+                    f"storage {redact_address(url)}: there is no study {spec.study_name!r} in it; "
+                    "run `python -m lora_lab.sweep` with the study first"
+                ) from None
+        return StudyStore(spec, study, connected, opened.pop_all())
+
+
+def _held(study_name: str, url: str, storage: BaseStorage, opened: ExitStack) -> StudyLease:
+    """The lease on a study; a refusal says where the study's files are, as far as that is kept."""
+    try:
+        with faults_named(url):
+            return opened.enter_context(study_lease(url, study_name))
+    except StudyLockedError as error:
         try:
-            study = optuna.load_study(study_name=spec.study_name, storage=storage, sampler=sampler, pruner=pruner)
+            kept = storage.get_study_user_attrs(storage.get_study_id_from_name(study_name)).get(HOME)
         except KeyError:
-            engine.dispose()
-            raise StorageError(
-                f"storage {redact_address(url)}: there is no study {spec.study_name!r} in it; "
-                "run `python -m lora_lab.sweep` with the study first"
-            ) from None
-    return StudyStore(spec, study, storage, engine)
+            kept = None
+        if kept is None:
+            raise
+        raise StudyLockedError(f"{error}; its files are in {Home(**kept)}") from None
 
 
 def _create(spec: StudySpec, storage: BaseStorage, sampler: BaseSampler, pruner: BasePruner) -> optuna.Study:
@@ -94,10 +125,10 @@ def _create(spec: StudySpec, storage: BaseStorage, sampler: BaseSampler, pruner:
 class StudyStore:
     """The trials of one study: asks for the next, records what happens to each, reads all of them back."""
 
-    def __init__(self, spec: StudySpec, study: optuna.Study, storage: BaseStorage, engine: Engine) -> None:
-        self._spec, self._study, self._engine = spec, study, engine
+    def __init__(self, spec: StudySpec, study: optuna.Study, storage: PatientStorage, opened: ExitStack) -> None:
+        self._spec, self._study, self._storage, self._opened = spec, study, storage, opened
         self.record = StudyRecord(study, spec.sweep)
-        self._ledger = Ledger(spec.sweep, study, storage)
+        self._ledger = Ledger(spec.sweep, study, cast("BaseStorage", storage))
         space = SearchSpace(spec)
         self._asking = Asking(spec, study, self._ledger, space)
         self._shorter_runs = ShorterRuns(spec, space)
@@ -109,8 +140,13 @@ class StudyStore:
         self.close()
 
     def close(self) -> None:
-        """Give the database connections back; nothing is buffered, so nothing can be lost here."""
-        self._engine.dispose()
+        """Give the lease and the connections back; nothing is buffered, so nothing can be lost here."""
+        self._opened.close()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the database is there now, so that asking for a trial would not have to wait for it."""
+        return self._storage.answers
 
     def ask(self, reserved: int = 0) -> Asked | None:
         """The next trial to train, replicates first; None when the budget is used up.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import StorageError
@@ -20,6 +21,21 @@ SPEC = "spec"
 BASE_VALUES = "base_losses"
 CONTENTS = "contents"
 COMPLETE = "complete"
+HOME = "home"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where the files of a study's trials are: adapters, checkpoints and the journal."""
+
+    journal: str | None
+    """The identity of the journal there; None before there is one."""
+    host: str
+    folder: str
+    """The run folder's absolute path."""
+
+    def __str__(self) -> str:
+        return f"{self.folder} on {self.host}"
 
 
 class StudyRecord:
@@ -59,6 +75,16 @@ class StudyRecord:
         """Keep the digests of what trials are trained and measured on; those of sources not named here stay."""
         kept = self.contents() if self.has_trials else {}
         self._study.set_user_attr(CONTENTS, {**kept, **contents})
+
+    def home(self) -> Home | None:
+        """Where the trials' files are; None for a study that was begun when this was not kept."""
+        kept = self._study.user_attrs.get(HOME)
+        return None if kept is None else Home(**kept)
+
+    def keep_home(self, home: Home) -> None:
+        """Keep where the trials' files are, so that no other folder goes on without them."""
+        if home != self.home():
+            self._study.set_user_attr(HOME, asdict(home))
 
     def base_values(self) -> dict[str, float] | None:
         """What was measured of the bare base, by name; None before that."""

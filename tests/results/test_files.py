@@ -1,39 +1,16 @@
-"""What the runner does with the run folder: its lease, its names, and the chosen adapters."""
+"""What the runner does with the run folder: its names, and the chosen adapters."""
 
 from __future__ import annotations
-
-import json
-import os
 
 import pytest
 import yaml
 from runner.scripted import spec
 
-from lora_lab.common.errors import StorageError, StudyLockedError
+from lora_lab.common.errors import StorageError
 from lora_lab.results.choice import write_choice
 from lora_lab.results.folder import RunFolder, unused_name
-from lora_lab.runner.lease import lease
 from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult
-
-
-def test_the_lease_names_its_holder_and_ends_with_it(tmp_path):
-    path = tmp_path / "coordinator.lock"
-    with lease(path):
-        for _ in range(2):
-            with pytest.raises(StudyLockedError, match=f"process {os.getpid()} on .*--fresh"), lease(path):
-                pass
-    with lease(path):
-        assert json.loads(path.with_suffix(".json").read_text())["pid"] == os.getpid()
-    assert not path.with_suffix(".json").exists()
-
-
-def test_a_lease_file_of_a_dead_holder_does_not_block(tmp_path):
-    path = tmp_path / "coordinator.lock"
-    path.write_text("")
-    path.with_suffix(".json").write_text("{torn")
-    with lease(path):
-        assert json.loads(path.with_suffix(".json").read_text())["pid"] == os.getpid()
 
 
 def test_the_first_unused_name(tmp_path):

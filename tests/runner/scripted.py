@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
-import sqlalchemy
 
 from lora_lab.common.errors import InputError
 from lora_lab.runner.coordinator import Coordinator
@@ -15,6 +15,7 @@ from lora_lab.runner.identities import Identities
 from lora_lab.runner.scripted import LINEARS, Fault, Script, ScriptedExecutor, falling_loss
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.runner.time_limit import TimeLimit
+from lora_lab.search.patience import Patience, PatientStorage
 from lora_lab.search.pruners import build_pruner
 from lora_lab.search.samplers import build_sampler
 from lora_lab.search.store import StudyStore
@@ -150,7 +151,7 @@ def store_of(folder: RunFolder, study: StudySpec) -> StudyStore:
         pruner=build_pruner(study),
         load_if_exists=True,
     )
-    return StudyStore(study, asked, storage, sqlalchemy.create_engine("sqlite://"))
+    return StudyStore(study, asked, PatientStorage(storage, "sqlite://", Patience(), is_server=False), ExitStack())
 
 
 def results(folder: RunFolder, study: StudySpec) -> dict:

@@ -6,21 +6,24 @@ import sqlite3
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from optuna.storages import RDBStorage, get_storage
 from optuna.study import StudyDirection
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from lora_lab.common.errors import InputError, StorageError
-from lora_lab.search.patience import PatientStorage
+from lora_lab.search.patience import Patience, PatientStorage
 from lora_lab.search.store import open_store
 from lora_lab.search.urls import sqlite_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from optuna.storages import BaseStorage
 
     from lora_lab.study.spec import StudySpec
 
@@ -31,7 +34,7 @@ def impatient(file: Path, patience_s: float) -> Iterator[tuple[PatientStorage, i
     url = sqlite_url(file)
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 0.01}})
     study_id = storage.create_new_study([StudyDirection.MINIMIZE], "study")
-    yield PatientStorage(get_storage(storage), url, patience_s), study_id
+    yield PatientStorage(get_storage(storage), url, Patience(patience_s), is_server=False), study_id
     storage.engine.dispose()
 
 
@@ -72,7 +75,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
     full.engine.dispose()
     # SQLite's own page limit gives the error of a full disk.
     event.listen(full.engine, "connect", lambda opened, _: opened.execute(f"PRAGMA max_page_count={pages}"))
-    storage = PatientStorage(get_storage(full), url, patience_s=0.3)
+    storage = PatientStorage(get_storage(full), url, Patience(0.3), is_server=False)
     with pytest.raises(StorageError, match=r"database or disk is full"):
         storage.set_study_user_attr(study_id, "large", "x" * 200_000)
     assert storage.get_study_user_attrs(study_id) == {"kept": 1}
@@ -108,3 +111,41 @@ def test_a_server_that_cannot_be_reached_is_named_without_its_password(spec_of: 
 def test_what_is_no_lasting_database_is_refused(spec_of: Callable[..., StudySpec], url: str) -> None:
     with pytest.raises(InputError, match=r"storage: .*sqlite:///runs/study.db"):
         open_store(spec_of(), url)
+
+
+class LosesAnAnswer:
+    """A storage whose connection breaks once after an operation was committed, before its answer."""
+
+    def __init__(self, storage: BaseStorage, operation: str) -> None:
+        self._storage, self._operation = storage, operation
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._storage, name)
+        if name != self._operation:
+            return attribute
+
+        def lose(*args: Any, **kwargs: Any) -> Any:
+            answer = attribute(*args, **kwargs)
+            if self._operation:
+                self._operation = ""
+                raise OperationalError("", None, sqlite3.OperationalError("disk I/O error"))
+            return answer
+
+        return lose
+
+
+@pytest.mark.parametrize(("sampler", "operation"), [("random", "create_new_trial"), ("grid", "set_trial_state_values")])
+def test_a_trial_whose_making_was_not_answered_is_trained(
+    spec_of: Callable[..., StudySpec], url: str, sampler: str, operation: str
+) -> None:
+    spec = spec_of(sampler=sampler, n_trials=4, parameters={"r": {"values": [2, 4, 8, 16]}})
+    with open_store(spec, url) as store:
+        patient = store._storage
+        patient._storage = LosesAnAnswer(patient._storage, operation)
+        asked = []
+        while (one := store.ask()) is not None:
+            asked.append(one.number)
+            store.finish(one.number, {"eval_loss": 1.0})
+        assert patient._storage._operation == "", "the answer was lost"
+        assert sorted(asked) == [0, 1, 2, 3]
+        assert [result.state for result in store.results()] == 4 * ["complete"]
