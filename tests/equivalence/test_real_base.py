@@ -35,7 +35,11 @@ def lab(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trials(lab):
-    rows = {"max_length": 48, "eval": DatasetRef(path=str(DATA), split="validation", max_examples=2)}
+    rows = {
+        "train": DatasetRef(path=str(DATA), max_examples=64),
+        "eval": DatasetRef(path=str(DATA), split="validation", max_examples=2),
+        "max_length": 64,
+    }
     return [lab.trial(lora, data=rows, max_steps=STEPS, **training) for lora, training in MIXED]
 
 
@@ -45,8 +49,12 @@ def alone(lab, trials):
 
 
 def test_a_pack_on_smollm2_equals_trainer(lab, trials, alone):
-    for packed, oracle in zip(lab.packed(trials), alone, strict=True):
+    for number, (packed, oracle) in enumerate(zip(lab.packed(trials), alone, strict=True)):
         assert len(packed.losses) == len(oracle.losses) == STEPS
-        assert packed.losses == pytest.approx(oracle.losses, rel=TOLERANCE)
-        assert largest_drift(packed.adapter, oracle.adapter) < 1e-2
+        error = max(abs(a - b) / b for a, b in zip(packed.losses, oracle.losses, strict=True))
+        drift = largest_drift(packed.adapter, oracle.adapter)
+        print(f"trial {number}: losses {oracle.losses[0]:.4f} to {oracle.losses[-1]:.4f}, off by {error:.1e}; "
+              f"adapter by {drift:.1e}")  # fmt: skip
+        assert error < TOLERANCE
+        assert drift < 1e-2
         assert sum(oracle.losses[-5:]) < sum(oracle.losses[:5]), "a trial that learns nothing proves nothing"

@@ -205,6 +205,13 @@ def test_truncated_weights(folder, kept):
     assert "is neither a usable model folder" in refusal(folder)
 
 
+def test_a_relative_path_to_nothing_is_told_with_the_place_it_is_seen_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refusal("bases/my-model")  # which might be a Hub id too
+    assert f"bases/my-model is neither a usable model folder (seen from {tmp_path}) nor a Hub model" in message
+    assert "internet connection" not in message
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 @pytest.mark.parametrize("content", [b"{", b"[]", b"", b"\xff", b"{}"])
 def test_damaged_json(folder, name, content):

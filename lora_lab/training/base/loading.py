@@ -341,8 +341,10 @@ def _not_loadable(location: str, error: Exception) -> InputError:
             f"model.model_name_or_path: {location} brings code of its own, which is never run; "
             "use a model whose architecture transformers has itself"
         )
-    reason = " ".join(str(error).split())[:300]
+    # transformers' advice on connections helps nobody whose path is wrong.
+    reason = " ".join(str(error).split()).partition(" Check your internet connection")[0][:300]
+    seen_from = "" if Path(location).is_dir() else f" (seen from {Path.cwd()})"
     return InputError(
-        f"model.model_name_or_path: {location} is neither a usable model folder nor a Hub model that can be "
+        f"model.model_name_or_path: {location} is neither a usable model folder{seen_from} nor a Hub model that can be "
         f"reached ({reason}); give a folder with config.json and *.safetensors, or a Hub id"
     )
