@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from samples import sample
 from transformers import AutoModelForCausalLM
 from workshop import CPU, VOCABULARY, drain, only
 
@@ -278,7 +279,10 @@ class RunsOutOnce:
 @pytest.mark.parametrize(
     ("where", "at"),
     # The calls after these are of a trial that is alone: for it, there is no room to be made.
-    [("losses", at) for at in (0, 2, 3, 5, 6, 8, 11, 13)] + [("evaluation", at) for at in range(7)],
+    sample(
+        [("losses", at) for at in (0, 2, 3, 5, 6, 8, 11, 13)] + [("evaluation", at) for at in range(7)],
+        [("losses", 3), ("evaluation", 4)],
+    ),
 )
 def test_when_memory_runs_out_nothing_that_happened_is_lost(bench, monkeypatch, where, at):
     """Also in the middle of an evaluation: everything is told once, and every trial comes to its end."""

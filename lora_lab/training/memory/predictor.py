@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +168,47 @@ class MemoryPredictor:
             if index is not None:
                 layers[index].add(name.split(f".{index}.", 1)[1])
         return len(set(map(frozenset, layers.values()))) == 1
+
+
+class _ByContents:
+    """A base's config that equals every config of the same contents."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.config = copy.deepcopy(config)
+        self._contents = config.to_json_string(use_diff=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByContents) and self._contents == other._contents
+
+    def __hash__(self) -> int:
+        return hash(self._contents)
+
+
+def predictor_of(
+    config: PretrainedConfig,
+    settings: ModelSettings,
+    device_type: DeviceType,
+    *,
+    dtype: torch.dtype,
+    fused_attention: bool,
+) -> MemoryPredictor:
+    """The predictor of a base, made once in a process: its fake bases and what it knows serve every later engine.
+
+    Args:
+        config: Of the base.
+        settings: Quantization and dtype of the base.
+        device_type: Whether dtypes and kernels are those of a CPU or of a CUDA device.
+        dtype: Of the base's weights.
+        fused_attention: Whether the CUDA device has FlashAttention.
+    """
+    return _made_once(_ByContents(config), settings, device_type, dtype, fused_attention)
+
+
+@functools.lru_cache(maxsize=4)
+def _made_once(
+    config: _ByContents, settings: ModelSettings, device_type: DeviceType, dtype: torch.dtype, fused_attention: bool
+) -> MemoryPredictor:
+    return MemoryPredictor(config.config, settings, device_type, dtype=dtype, fused_attention=fused_attention)
 
 
 def full_batch(config: TrialConfig, padding: Padding) -> PackedBatch:

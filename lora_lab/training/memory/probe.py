@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_lab.training.memory.predictor import MemoryPredictor
+from lora_lab.training.memory.predictor import predictor_of
 from lora_lab.training.memory.trial_memory import TrialMemory
 from lora_lab.training.packed.step import count_step
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch
     from lora_lab.training.live_bytes import LiveBytes
-    from lora_lab.training.memory.predictor import MemoryPrediction
+    from lora_lab.training.memory.predictor import MemoryPrediction, MemoryPredictor
     from lora_lab.training.packed.model import PackedModel
     from lora_lab.training.packed.slot import Slot
 
@@ -39,7 +39,7 @@ class MemoryProbe:
         """The peak of a step on these rows; None where the base's forward pass cannot be run without data."""
         if self._predictor is None:
             device = self._base.device
-            self._predictor = MemoryPredictor(
+            self._predictor = predictor_of(
                 self._base.model.config,
                 config.model,
                 "cuda" if device.type == "cuda" else "cpu",
