@@ -201,8 +201,8 @@ class Reference:
     """dA [r, d_in] and dB [d_out, r] of the sum of `nll` by module name."""
 
 
-def with_peft(pristine, base: Base, slot: Slot, tokens: TokenizedDataset) -> Reference:
-    """`get_peft_model` over a copy of the base without hooks, given the slot's weights and its rows alone."""
+def peft_model_of(pristine, base: Base, slot: Slot):
+    """`get_peft_model` over a copy of the base without hooks, given the slot's weights."""
     config = lora_config(slot.config.lora, base.linears, fan_in_fan_out=base.fan_in_fan_out)
     model = get_peft_model(copy.deepcopy(pristine), config).eval()
     layers = {
@@ -215,6 +215,17 @@ def with_peft(pristine, base: Base, slot: Slot, tokens: TokenizedDataset) -> Ref
         for name, pair in slot.weights().items():
             layers[name].lora_A["default"].weight.copy_(pair.a)
             layers[name].lora_B["default"].weight.copy_(pair.b)
+    return model
+
+
+def with_peft(pristine, base: Base, slot: Slot, tokens: TokenizedDataset) -> Reference:
+    """What the slot's PEFT model computes of its rows alone."""
+    model = peft_model_of(pristine, base, slot)
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    }
     batch = make_batch(tokens)
     lengths = torch.tensor([len(row) for row in tokens.input_ids])
     attended = (torch.arange(batch.input_ids.shape[1]) < lengths[:, None]).long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from lora_lab.data.tokens import IGNORED
 from lora_lab.training.base.abilities import require_recomputation, require_separate_examples
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from lora_lab.training.batch import PackedBatch
     from lora_lab.training.packed.slot import Slot
 
+Kept = Mapping[str, Any]
+"""What a base keeps of what it has read: a cache of transformers, by the name that its `forward` has for it."""
+NOTHING_KEPT: Kept = {}
 LOGITS_AT_ONCE = 2**26
 """Logits (rows x vocabulary) that are held at the same time; more are computed in chunks, twice."""
 
@@ -167,20 +172,69 @@ class PackedModel:
     @contextmanager
     def routed(self, layout: Layout) -> Iterator[None]:
         """Let the layout's adapters act; around a backward pass too, which may run parts of the forward pass again."""
-        self._body.spans, self._body.rows = layout.body, layout.input_ids.numel()
-        self._head.spans, self._head.rows = layout.head, len(layout.targets)
         self._recompute.active = layout.recompute
+        try:
+            with self._spread((layout.body, layout.input_ids.numel()), (layout.head, len(layout.targets))):
+                yield
+        finally:
+            self._recompute.active = False
+
+    @contextmanager
+    def _spread(self, body: tuple[tuple[Span, ...], int], head: tuple[tuple[Span, ...], int]) -> Iterator[None]:
+        """Let adapters act in these spans of so many rows: of the tokens, and of what goes into the head."""
+        (self._body.spans, self._body.rows), (self._head.spans, self._head.rows) = body, head
         try:
             yield
         finally:
             self._body.spans = self._head.spans = ()
-            self._recompute.active = False
 
     def token_losses(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> TokenLosses:
         """Losses of all label tokens, for evaluation; a slot of None is the bare base."""
         layout = self.layout(batch, slots)
         with self.routed(layout):
             return TokenLosses(self.nll(layout), np.concatenate(layout.row_counts))
+
+    def next_logits(
+        self, ids: Tensor, slots: Sequence[Slot | None], rows: Sequence[int], kept: Kept, *, keep: bool
+    ) -> tuple[Tensor, Kept]:
+        """Logits of the token that follows each row, for generation, which takes place outside of any graph.
+
+        Args:
+            ids: [R, S] int64, on the device: what the rows read now, behind what is `kept` of them.
+            slots: Whose rows they are; None is the bare base.
+            rows: Rows of each; they add up to R.
+            kept: What the last call returned.
+            keep: Whether anything is to be kept of what is read.
+
+        Returns:
+            [R, vocabulary], and what the base keeps.
+        """
+        count, length = ids.shape
+        last = torch.arange(1, count + 1, device=ids.device) * length - 1
+        body = self.blocks.spans(slots, [own * length for own in rows])
+        inputs = {"input_ids": ids, "use_cache": keep, **kept}
+        with self._spread((body, ids.numel()), (_spans(slots, rows), count)):
+            if self._plain_head is None:
+                self._gathered = last
+                try:
+                    output = self._model(**inputs)
+                finally:
+                    self._gathered = None
+                logits = output.logits
+            else:
+                output = self._model.base_model(**inputs)
+                logits = self._plain_head(self._before_head(output.last_hidden_state, last))
+        kept = {name: output[name] for name in ALL_CACHE_NAMES if keep and name in output}
+        return logits.reshape(count, -1), kept
+
+    def _before_head(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """What goes into a plain head of these positions [n]: [n, d].
+
+        The head may be on another device where the base is split, and in half precision on k-bit bases.
+        """
+        assert self._plain_head is not None
+        weight = self._plain_head.weight
+        return _take(hidden, positions).to(device=weight.device, dtype=weight.dtype)
 
     def nll(self, layout: Layout) -> Tensor:
         """[n]: the loss of every label; to be called while the layout is `routed`."""
@@ -194,9 +248,7 @@ class PackedModel:
             finally:
                 self._gathered = None
             return self._cross_entropy(logits.reshape(-1, logits.shape[-1]), layout.targets)
-        hidden = _take(self._model.base_model(**inputs).last_hidden_state, layout.positions)
-        weight = self._plain_head.weight  # on another device where the base is split; in half precision on k-bit bases
-        hidden = hidden.to(device=weight.device, dtype=weight.dtype)
+        hidden = self._before_head(self._model.base_model(**inputs).last_hidden_state, layout.positions)
         if type(self._plain_head) is nn.Linear and not any(self._head_name in span.adapters for span in layout.head):
             targets = layout.targets.to(hidden.device)
             nll = head_loss(hidden, targets, self._plain_head, LOGITS_AT_ONCE, layout.denominators)

@@ -32,7 +32,7 @@ def label_losses(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:
         inputs["position_ids"] = batch.position_ids.to(base.device)
     labels = batch.labels[:, 1:].to(base.device)
     learned = labels != IGNORED
-    with _autocast(base):
+    with autocast(base):
         logits = model(**inputs, use_cache=False).logits
     logits = logits[:, :-1][learned]
     exact = base.dtype == torch.float64  # transformers' own loss would go to float32 here too
@@ -40,7 +40,7 @@ def label_losses(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:
     return TokenLosses(losses, np.array(learned.sum(dim=1).tolist()))
 
 
-def _autocast(base: Base) -> Any:
+def autocast(base: Base) -> Any:
     """The autocast of `Trainer` with `bf16`: products in the base's half precision, adapters kept in float32."""
     if base.compute_dtype in (torch.float32, torch.float64):
         return nullcontext()

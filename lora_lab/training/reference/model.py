@@ -36,6 +36,9 @@ def sharing_copy(model: nn.Module) -> Any:
     for module in model.modules():
         for value in (*module._parameters.values(), *module._buffers.values()):  # noqa: SLF001 -- with ties
             shared[id(value)] = value
+        for value in vars(module).values():
+            if isinstance(value, Tensor):  # what some (RecurrentGemma) keep of their last pass, with its graph
+                shared[id(value)] = value.detach()
         if (constants := getattr(module, "quant_state", None)) is not None:
             shared[id(constants)] = constants
         if isinstance(module, bitsandbytes.nn.Linear8bitLt):

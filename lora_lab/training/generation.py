@@ -1,0 +1,67 @@
+"""Greedy decoding, whichever engine does it: what ends an answer, and which prompts are answered side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lora_lab.common.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+Answers = list[list[np.ndarray]]
+"""The new tokens [n] int64 of every answer, prompt after prompt, of one trial after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """The most likely token at every place, with nothing that shifts it (no penalty, no temperature)."""
+
+    max_new_tokens: int
+    stop: frozenset[int]
+    """Tokens that end an answer; one of them is its last token, unless `max_new_tokens` came before."""
+
+
+def end_tokens(tokenizer: Any, model: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the tokenizer's and the base's own word (chat models may have several).
+
+    Raises:
+        InputError: there is none.
+    """
+    config = getattr(model, "generation_config", None)
+    known = (tokenizer.eos_token_id, None if config is None else config.eos_token_id)
+    ends = {int(one) for ends in known if ends is not None for one in (ends if isinstance(ends, list) else [ends])}
+    if not ends:
+        raise InputError(
+            "evaluation.metrics: answers need a token that ends them, but the base's tokenizer has no eos_token; set "
+            "tokenizer.eos_token to one of its tokens and save it with save_pretrained, or drop the metrics"
+        )
+    return frozenset(ends)
+
+
+def answer_text(tokenizer: Any, tokens: Sequence[int] | np.ndarray, stop: Collection[int] = ()) -> str:
+    """What an answer says: without the token that ended it and without special tokens."""
+    ids = [int(token) for token in tokens]
+    return str(tokenizer.decode(ids[:-1] if ids and ids[-1] in stop else ids, skip_special_tokens=True))
+
+
+def side_by_side(lengths: Sequence[int], rows: int, most_apart: int) -> Iterator[np.ndarray]:
+    """Indices of prompts to be answered together, each once, those of similar length together, the longest first.
+
+    Args:
+        lengths: Tokens of every prompt.
+        rows: How many there are at once, at most.
+        most_apart: By how many tokens they differ at most.
+    """
+    order = np.argsort([-length for length in lengths], kind="stable")
+    chosen: list[int] = []
+    for index in order:
+        if chosen and (len(chosen) == rows or lengths[chosen[0]] - lengths[index] > most_apart):
+            yield np.array(chosen)
+            chosen = []
+        chosen.append(int(index))
+    if chosen:
+        yield np.array(chosen)
