@@ -27,6 +27,19 @@ TokenArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """What a trained model is asked, and what it should answer: the completion, or the assistant's last turn."""
+
+    place: str
+    """Where the row stands, such as `data.jsonl:3`."""
+    prompt: TokenArray
+    """[n], never cut."""
+    reference: str
+    end: int | None
+    """The special token that ends the answer as it is learned: of a chat template, not always the tokenizer's own."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenizedDataset:
     """Rows of tokens, one example each or (`positions`) several; the arrays of row i have the shape [its length]."""
 
@@ -38,6 +51,8 @@ class TokenizedDataset:
     notes: tuple[str, ...]
     positions: tuple[TokenArray, ...] | None = None
     """The places of tokens in their examples, from 0, where rows hold several; None: one example each."""
+    questions: tuple[Question, ...] = ()
+    """One for every row, where the rows have answers and these were asked for."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -58,7 +73,7 @@ class _Encoded:
 
 
 def tokenize(
-    loaded: LoadedExamples, tokenizer: Any, max_length: int, *, bad: BadRows | None = None
+    loaded: LoadedExamples, tokenizer: Any, max_length: int, *, bad: BadRows | None = None, with_questions: bool = False
 ) -> TokenizedDataset:
     """The examples as tokens of a `transformers` tokenizer; what is beyond `max_length` is cut on the right.
 
@@ -89,7 +104,23 @@ def tokenize(
     if truncated:
         cut = f"{truncated} of {len(lengths)} rows are longer than max_length={max_length} tokens and were cut"
         notes.append(f"{loaded.source}: {cut} ({100 * cut_tokens / sum(lengths):.1f}% of tokens)")
-    return TokenizedDataset(input_ids, labels, fingerprint(input_ids, labels), tuple(notes))
+    asked = with_questions and not any(isinstance(row.example, Text) for row in encoded)
+    special = set(tokenizer.all_special_ids) if asked else set()
+    questions = tuple(_question(row, tokenizer, special) for row in encoded) if asked else ()
+    return TokenizedDataset(input_ids, labels, fingerprint(input_ids, labels), tuple(notes), questions=questions)
+
+
+def _question(row: _Encoded, tokenizer: Any, special: set[int]) -> Question:
+    """The prompt ends where what is learned last begins; a turn is read from its tokens, as an answer will be."""
+    stop = next(place for place in range(len(row.ids), 0, -1) if row.learned[place - 1])
+    start = next((place for place in range(stop, 0, -1) if not row.learned[place - 1]), 0)
+    said = row.ids[start:stop]
+    if isinstance(row.example, Completion):
+        answer = row.example.completion
+    else:
+        answer = str(tokenizer.decode(said, skip_special_tokens=True))
+    end = next((token for token in reversed(said) if token in special), None)
+    return Question(row.example.place, np.asarray(row.ids[:start], np.int64), answer, end)
 
 
 def _encode(examples: Sequence[Example], tokenizer: Any, chat: ChatEncoder, bad: BadRows) -> Iterator[_Encoded]:

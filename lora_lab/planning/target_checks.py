@@ -32,7 +32,7 @@ def target_examples(spec: StudySpec) -> list[TrialConfig]:
         place = (lora.target_modules, lora.layers)
         if place not in by_place or by_place[place].lora.r < lora.r:
             by_place[place] = TrialConfig.model_construct(
-                model=spec.model, data=spec.data, training=spec.training, lora=lora
+                model=spec.model, data=spec.data, training=spec.training, lora=lora, evaluation=spec.evaluation
             )
     return list(by_place.values())
 

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import config_label, measure_interval, measure_text, value_and_unit, value_name
 from lora_lab.data.locations import HUB_ID
+from lora_lab.study.measures import EVAL_LOSS, metrics
 from lora_lab.study.settings import DatasetRef
 
 if TYPE_CHECKING:
@@ -39,18 +40,18 @@ def card_data(study: str, result: TrialResult) -> ModelCardData:
     base = hub_id(result.config.model.model_name_or_path)
     data = result.config.data
     evaluated = data.eval if isinstance(data.eval, DatasetRef) else data.train_refs[0]
-    results = None
-    if result.eval_loss is not None:
-        results = [
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=hub_id(evaluated.path) or "local",
-                dataset_name=_dataset_words(evaluated),
-                metric_type="loss",
-                metric_name="eval_loss",
-                metric_value=round(result.eval_loss, 6),
-            )
-        ]
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=hub_id(evaluated.path) or "local",
+            dataset_name=_dataset_words(evaluated),
+            metric_type="loss" if name == EVAL_LOSS.name else name,
+            metric_name=name,
+            metric_value=round(result.metrics[name], 6),
+        )
+        for name in (EVAL_LOSS.name, *metrics())
+        if name in result.metrics
+    ]
     extra: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter"} if base else {}
     datasets = [found for ref in data.train_refs if (found := hub_id(ref.path))]
     return ModelCardData(
@@ -59,7 +60,7 @@ def card_data(study: str, result: TrialResult) -> ModelCardData:
         tags=["lora", "peft", "lora_lab", *([f"base_model:adapter:{base}"] if base else [])],
         datasets=list(dict.fromkeys(datasets)) or None,
         model_name=f"{study} trial {result.number}",
-        eval_results=results,
+        eval_results=results or None,
         **extra,
     )
 

@@ -40,11 +40,11 @@ def write_choice(folder: Path, result: TrialResult, adapter: Path | None, card: 
 
 
 def configuration_yaml(result: TrialResult) -> str:
-    """A trial's whole configuration as YAML whose four sections may be pasted into a study file."""
+    """A trial's whole configuration as YAML whose sections may be pasted into a study file."""
     sections = result.config.model_dump(mode="json", exclude_none=True)
     sections["lora"].pop("alpha_ratio", None)
     sections["lora"]["lora_alpha"] = result.config.lora.alpha
     figures = {name: round(value, 6) for name, value in result.metrics.items()}
-    header = f"# Trial {result.number}; the four sections below are those of a study file.\n"
+    header = f"# Trial {result.number}; the sections below are those of a study file.\n"
     measured = "# Measured: " + json.dumps(figures) + "\n"
     return header + measured + str(yaml.safe_dump(sections, sort_keys=False))

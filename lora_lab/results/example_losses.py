@@ -11,20 +11,24 @@ from safetensors.numpy import load_file
 from lora_lab.analysis.paired import ExampleLosses, token_mean
 from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.common.errors import CheckpointError
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from lora_lab.results.folder import RunFolder
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
 
 TOLERANCE = 1e-6
-"""Relative; a file whose mean is further from the trial's eval_loss is of another evaluation."""
+"""Relative, or of a score absolute; a file whose mean is further from the trial's figure is of another evaluation."""
 
 
-def read_example_losses(folder: RunFolder, results: Sequence[TrialResult]) -> dict[int, ExampleLosses]:
-    """Final per-example eval losses by trial number, of the trials that comparisons rest on.
+def read_example_losses(
+    folder: RunFolder, results: Sequence[TrialResult], measure: Measure = EVAL_LOSS
+) -> dict[int, ExampleLosses]:
+    """Final losses, or negative scores, of every example by trial number, of the trials that comparisons rest on.
 
     These are the replicates, and all single runs where there are none. Trials whose file is gone, or is of another
     evaluation, are left out.
@@ -32,17 +36,17 @@ def read_example_losses(folder: RunFolder, results: Sequence[TrialResult]) -> di
     Raises:
         CheckpointError: a file is damaged.
     """
-    groups = replicate_groups(results)
+    groups = replicate_groups(results, measure)
     repeated = [group for group in groups if len(group.values) > 1]
     runs = [run for group in repeated or groups for run in group.runs.values()]
-    read = ((run, _read(path)) for run in runs if (path := _path(folder, run)) is not None)
-    return {run.number: losses for run, losses in read if _belongs(run, losses)}
+    read = ((run, _read(path)) for run in runs if (path := _path(folder, run, measure)) is not None)
+    return {run.number: losses for run, losses in read if _belongs(run, losses, measure)}
 
 
-def _path(folder: RunFolder, run: TrialResult) -> Path | None:
+def _path(folder: RunFolder, run: TrialResult, measure: Measure) -> Path | None:
     """The file of a trial's last evaluation; for a trial read off another one, that may be in the other's folder."""
     owners = [run.number] if run.source is None else [run.number, run.source]
-    paths = [folder.files_of(owner).evaluation(max(run.curve, default=0)) for owner in owners]
+    paths = [folder.files_of(owner).evaluation(max(run.curve, default=0), measure.name) for owner in owners]
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -56,5 +60,8 @@ def _read(path: Path) -> ExampleLosses:
         ) from error
 
 
-def _belongs(run: TrialResult, losses: ExampleLosses) -> bool:
-    return run.eval_loss is not None and math.isclose(token_mean(losses), run.eval_loss, rel_tol=TOLERANCE)
+def _belongs(run: TrialResult, losses: ExampleLosses, measure: Measure) -> bool:
+    value = run.metrics.get(measure.name)
+    absolute = TOLERANCE if measure.goal == "maximize" else 0.0  # a score may be 0
+    mean = measure.as_loss(token_mean(losses))
+    return value is not None and math.isclose(mean, value, rel_tol=TOLERANCE, abs_tol=absolute)

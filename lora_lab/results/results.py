@@ -9,7 +9,6 @@ from lora_lab.analysis.audit import AuditNote, audit, unfinished
 from lora_lab.analysis.verdict import decide
 from lora_lab.common.errors import StorageError, TrainingError
 from lora_lab.results.example_losses import read_example_losses
-from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ class Results:
     trials: Sequence[TrialResult]
     findings: Findings
     losses: Mapping[int, ExampleLosses]
-    """By trial number, what it measured on every evaluation example; of those that comparisons rest on."""
+    """By trial number, what is judged on every evaluation example, as a loss; of those that comparisons rest on."""
     notes: Sequence[AuditNote]
     base_values: Mapping[str, float]
     """What was measured of the bare base: eval_loss, forgetting_loss where there is such text, and its scores."""
@@ -53,7 +52,7 @@ def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder, *, compl
     if base is None:
         raise StorageError(f"study {spec.study_name} has no results yet; run `python -m lora_lab.sweep` on it first")
     judged, verdict, trials = spec.sweep.judged, spec.sweep.verdict, store.results()
-    examples = read_example_losses(folder, trials) if judged is EVAL_LOSS else {}
+    examples = read_example_losses(folder, trials, judged)
     findings = decide(
         trials,
         store.record.base_value(),

@@ -31,7 +31,7 @@ from lora_lab.study.events import (
     Started,
     TrialEvent,
 )
-from lora_lab.study.measures import EVAL_LOSS, MEASURES
+from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.results import FINISHED_WITH_VALUE
 from lora_lab.terminal.messages import Tick, TrialOver
 from lora_lab.tracking.records import TrialEnded
@@ -251,8 +251,7 @@ class Coordinator:
     def _prune(self, event: Evaluated) -> None:
         self._executor.stop(event.number)
         reason = f"not in the better half at evaluation {event.evaluation}"
-        scores = {name: value for name, value in event.costs.items() if MEASURES[name].curve}
-        metrics = {EVAL_LOSS.name: event.eval_loss, **scores}
+        metrics = {EVAL_LOSS.name: event.eval_loss, **event.scores}
         self._store.prune(event.number, reason, metrics)
         self._close(event.number, "pruned", event, reason=reason, metrics=metrics)
 

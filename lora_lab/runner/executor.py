@@ -41,8 +41,8 @@ class Executor(Protocol):
     """Trains trials on devices and says what happened; knows nothing of the search.
 
     **Order of calls.** `prepare` first, once; `close` last. Between them, in any order and any number of times:
-    `base_losses`; `start` for a configuration that `accepts` has just taken, under a number that is not active; `stop`
-    for a number that is active; `wait`. One thread makes all calls.
+    `base_losses` and `base_scores`; `start` for a configuration that `accepts` has just taken, under a number that is
+    not active; `stop` for a number that is active; `wait`. One thread makes all calls.
 
     **Events.** Of every trial that was started, `wait` tells `Started` first and exactly one of `ENDINGS` last. Between
     them come `Logged`, `Evaluated` and `Milestone` by rising step; at one step an evaluation comes before the
@@ -56,8 +56,8 @@ class Executor(Protocol):
     it. How often they are written is the executor's business.
 
     **Errors.** What is wrong with one trial, its checkpoint included, is told as its `Failed`. An exception is about
-    the study: `prepare` and `base_losses` raise InputError for a base or data that cannot be used; any call may raise
-    StorageError for a disk that cannot be written. After an exception, only `close` may be called.
+    the study: `prepare`, `base_losses` and `base_scores` raise InputError for a base or data that cannot be used; any
+    call may raise StorageError for a disk that cannot be written. After an exception, only `close` may be called.
     """
 
     def prepare(self, example: TrialConfig) -> Prepared:
@@ -65,6 +65,9 @@ class Executor(Protocol):
 
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
         """eval_loss and forgetting loss of the bare base on the configuration's data, in nats per token."""
+
+    def base_scores(self, config: TrialConfig) -> dict[str, float]:
+        """The bare base's metrics, those that `config.evaluation` asks for."""
 
     @property
     def active(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lora_lab.common.errors import CheckpointError, InputError, TrainingError
 from lora_lab.runner.checkpoint_clock import CheckpointClock
@@ -25,7 +25,7 @@ from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from lora_lab.results.folder import RunFolder
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lora_lab.training.datasets import TokenizedSplits
     from lora_lab.training.engine import Engine
 
+T = TypeVar("T")
 SPEED_SMOOTHING = 0.1
 
 
@@ -174,9 +175,20 @@ class InProcessExecutor:
         Raises:
             InputError: the device has no room for that.
         """
+        return self._of_bare_base(config, PackedEngine.base_losses)
+
+    def base_scores(self, config: TrialConfig) -> dict[str, float]:
+        """The bare base's metrics, those that the configuration asks for.
+
+        Raises:
+            InputError: the held-out rows have no answers, the base cannot give them, or there is no room for that.
+        """
+        return self._of_bare_base(config, PackedEngine.base_scores)
+
+    def _of_bare_base(self, config: TrialConfig, measure: Callable[[PackedEngine, TrialConfig], T]) -> T:
         bench = self._bench_for(config.model)
         with memory_may_run_out() as shortage:
-            return bench.packed.base_losses(config)
+            return measure(bench.packed, config)
         raise InputError(
             f"an evaluation of the bare base does not fit into memory ({shortage.reason}); lower "
             "training.per_device_eval_batch_size or data.max_length, or quantize the base (model.quantization: nf4)"

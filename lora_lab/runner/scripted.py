@@ -30,7 +30,7 @@ from lora_lab.study.targets import LinearMap, LinearShape, trainable_parameters
 from lora_lab.study.trial_folder import TrialFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from lora_lab.results.folder import RunFolder
@@ -84,6 +84,8 @@ class Script:
     base_loss: float = 4.0
     forgetting_loss: float | None = None
     """The loss of the bare base, and of every trial, on general text."""
+    base_scores: Mapping[str, float] = field(default_factory=dict)
+    """The metrics of the bare base; those of trials are in `costs`."""
     refused_base: str | None = None
     """Why the packed engine refuses the base, which no settings tell; None where it takes it."""
 
@@ -148,6 +150,11 @@ class ScriptedExecutor:
         """The losses of the bare base that the script names."""
         del config
         return self.script.base_loss, self.script.forgetting_loss
+
+    def base_scores(self, config: TrialConfig) -> dict[str, float]:
+        """The scores of the bare base that the script names."""
+        del config
+        return dict(self.script.base_scores)
 
     @property
     def active(self) -> tuple[int, ...]:

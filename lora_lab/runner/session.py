@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_lab.common.errors import InputError, StorageAwayError
 from lora_lab.common.lease import lease
+from lora_lab.planning.answer_checks import check_answers
 from lora_lab.planning.target_checks import check_targets, target_examples
 from lora_lab.results.results import Results, read_results
 from lora_lab.results.storage import storage_url
@@ -146,6 +147,7 @@ class _Session:
         executor = self.backend.executor
         example = target_examples(self.spec)[0]
         notes = check_targets(self.spec, self.backend.linears)
+        check_answers(self.spec, self.folder.data_cache)
         prepared = executor.prepare(example)
         if self.store.record.has_trials:
             compare_contents(self.store.record.contents(), prepared.contents, self.spec.study_name)
@@ -170,7 +172,9 @@ class _Session:
             eval_loss, forgetting_loss = self.backend.executor.base_losses(example)
             _check_base_loss("data.eval", eval_loss)
             _check_base_loss("data.forgetting", forgetting_loss)
-            self.store.record.keep_base_values({EVAL_LOSS.name: eval_loss, "forgetting_loss": forgetting_loss})
+            scores = self.backend.executor.base_scores(example)
+            values = {EVAL_LOSS.name: eval_loss, "forgetting_loss": forgetting_loss, **scores}
+            self.store.record.keep_base_values(values)
         self.store.record.base_value()  # what is judged must be known of the base
         self.store.record.keep_contents(prepared.contents)
         if self.spec.storage is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_lab.study.measures import MEASURES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -50,6 +52,11 @@ class Evaluated(TrialEvent):
     """On `data.forgetting`; None where there is none, or where it is measured only at the end."""
     costs: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Other objectives known now, by their MLflow names: scores as they are, costs as they will be at the end."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """What this evaluation measured beside the losses."""
+        return {name: value for name, value in self.costs.items() if MEASURES[name].curve}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

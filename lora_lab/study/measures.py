@@ -18,6 +18,8 @@ Goal = Literal["minimize", "maximize"]
 Kind = Literal["loss", "score", "cost", "detail"]
 """A loss and a score say how good a trial is, a cost what it takes; a detail can be neither searched for nor judged."""
 Style = Literal["nats", "score", "count", "bytes", "seconds", "percent", "number"]
+Source = Literal["always", "answers"]
+"""What a measure is made of: what every trial has, or what it answers to the prompts of the held-out rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,8 @@ class Measure:
     """Whether the bare base has it too and training is to better it: a verdict can be about it."""
     curve: bool = False
     """Whether it is also known at every evaluation."""
+    source: Source = "always"
+    """What it is made of; any but `always` is measured where `evaluation.metrics` asks for it."""
     term: str | None = None
     """The part of a trial's peak memory that it is, as the engine counts it."""
 
@@ -105,6 +109,31 @@ FORGETTING = Measure(
     distance_unit="nats",
     noisy=True,
 )
+
+
+def _score(name: str, label: str, source: Source) -> Measure:
+    """A score between 0 and 1 of every held-out row, and their mean."""
+    return Measure(
+        name=name,
+        label=label,
+        header=label,
+        kind="score",
+        style="score",
+        distance_unit="points",
+        low=0.0,
+        high=1.0,
+        noisy=True,
+        gain=True,
+        curve=True,
+        source=source,
+    )
+
+
+EXACT_MATCH = _score("exact_match", "exact match", "answers")
+F1 = _score("f1", "F1 of words", "answers")
+JSON_MATCH = _score("json_match", "JSON match", "answers")
+CLASSIFICATION_ACCURACY = _score("classification_accuracy", "classification accuracy", "answers")
+MACRO_F1 = _score("macro_f1", "macro F1", "answers")
 TRAINABLE_PARAMS = Measure(
     name="trainable_params", label="trained parameters", header="params", kind="cost", style="count", low=0, log=True
 )
@@ -125,6 +154,11 @@ MEASURES: dict[str, Measure] = {
     for measure in (
         EVAL_LOSS,
         FORGETTING,
+        EXACT_MATCH,
+        F1,
+        JSON_MATCH,
+        CLASSIFICATION_ACCURACY,
+        MACRO_F1,
         TRAINABLE_PARAMS,
         PEAK_MEMORY,
         _detail("predicted_memory_bytes", "predicted memory", "bytes", header="predicted"),
@@ -156,6 +190,11 @@ TIE_BREAKERS = (TRAINABLE_PARAMS.name, TRAIN_SECONDS.name)
 def objectives() -> list[str]:
     """Names that may stand under `sweep.metric`."""
     return [measure.name for measure in MEASURES.values() if measure.kind != "detail"]
+
+
+def metrics() -> list[str]:
+    """Names that may stand under `evaluation.metrics`: what is measured only where a study asks for it."""
+    return [measure.name for measure in MEASURES.values() if measure.source != "always"]
 
 
 def costs() -> list[str]:

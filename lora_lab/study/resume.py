@@ -43,7 +43,7 @@ def compare_for_resume(old: StudySpec, new: StudySpec) -> None:
     Raises:
         InputError: the change would mix trials that do not compare; a line `key: old -> new` each.
     """
-    changes = _changed_metric(old, new) + [
+    changes = [*_changed_metric(old, new), *_changed_evaluation(old, new)] + [
         _change(old, new, section, name) for section, name in _settings() if not _keeps(old, new, section, name)
     ]
     if changes:
@@ -76,6 +76,12 @@ def compare_contents(kept: Mapping[str, str], present: Mapping[str, str], study_
 def _changed_metric(old: StudySpec, new: StudySpec) -> list[str]:
     before, after = ([f"{one.goal} {one.name}" for one in spec.sweep.metric] for spec in (old, new))
     return [] if before == after else [f"sweep.metric: {', '.join(before)} -> {', '.join(after)}"]
+
+
+def _changed_evaluation(old: StudySpec, new: StudySpec) -> list[str]:
+    """Trials that ended cannot be measured anew, and longer answers score otherwise."""
+    before, after = old.evaluation, new.evaluation
+    return [] if before == after else [f"evaluation: {_compact(before)} -> {_compact(after)}"]
 
 
 def _keeps(old: StudySpec, new: StudySpec, section: str, name: str) -> bool:

@@ -10,13 +10,15 @@ import operator
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticKnownError
 
+from lora_lab.study import measures
 from lora_lab.study.initializations import INITIALIZATIONS, Initialization, InitializationName
 from lora_lab.study.schedules import SCHEDULES, Schedule, ScheduleName
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 def _list_to_tuple(value: Any) -> Any:
@@ -320,6 +322,46 @@ class TrainingSettings(Settings):
         return SCHEDULES[self.lr_scheduler_type]
 
 
+def known(names: Callable[[], list[str]]) -> AfterValidator:
+    """One of the names that the table of measures has: it alone says which there are."""
+
+    def check(name: str) -> str:
+        if name not in names():
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, names()))})
+        return name
+
+    return AfterValidator(check)
+
+
+MetricName = Annotated[str, known(measures.metrics)]
+
+
+class EvaluationSettings(Settings):
+    """What is measured of trials on held-out rows beside their loss, and when."""
+
+    metrics: Annotated[tuple[MetricName, ...], BeforeValidator(_list_to_tuple)] = ()
+    at: Literal["end", "evaluations"] = "end"
+    """`end`: of trained adapters only; `evaluations`: whenever eval_loss is, so that trials can be pruned by it."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens of an answer, at most."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> EvaluationSettings:
+        if len(set(self.metrics)) < len(self.metrics):
+            raise RuleError(("metrics",), f"metrics must differ, but got {list(self.metrics)}")
+        return self
+
+    @property
+    def asks(self) -> bool:
+        """Whether trials have to answer prompts."""
+        return any(measures.MEASURES[name].source == "answers" for name in self.metrics)
+
+
+def is_default(settings: Settings) -> bool:
+    """Whether a section says nothing; left out of dumps then: what was stored before it existed keeps its identity."""
+    return settings == type(settings)()
+
+
 LINKED = (
     ("quantization", "double_quant"),
     ("r", "init_lora_weights"),
@@ -338,6 +380,7 @@ class TrialConfig(Settings):
     data: DataSettings
     training: TrainingSettings
     lora: LoraSettings
+    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), exclude_if=is_default)
 
     @model_validator(mode="after")
     def _initialization_fits_the_base(self) -> TrialConfig:

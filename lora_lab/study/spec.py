@@ -6,16 +6,18 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lora_lab.study.settings import (
     DataSettings,
+    EvaluationSettings,
     LoraSettings,
     ModelSettings,
     RuleError,
     Settings,
     TrainingSettings,
     TrialConfig,
+    is_default,
 )
 from lora_lab.study.sweep import SEARCHABLE, SweepSettings, Value
 
@@ -36,6 +38,7 @@ class StudySpec(Settings):
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
     lora: LoraSettings = LoraSettings()
+    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), exclude_if=is_default)
     sweep: SweepSettings
 
     @field_validator("study_name")
@@ -62,6 +65,10 @@ class StudySpec(Settings):
             above.append(name)
         if any(metric.name == "forgetting" for metric in self.sweep.metric) and self.data.forgetting is None:
             raise RuleError(("sweep", "metric"), "metric forgetting needs data.forgetting: a dataset of general text")
+        for metric in self.sweep.metric:
+            if metric.measure.source != "always" and metric.name not in self.evaluation.metrics:
+                text = f"{metric.name} is measured only where evaluation.metrics asks for it; add it there"
+                raise RuleError(("sweep", "metric"), text)
         return self
 
     def active(self, name: str, chosen: Mapping[str, Value]) -> bool:
@@ -85,7 +92,8 @@ class StudySpec(Settings):
             pydantic.ValidationError: a combination of values that no trial can have.
         """
         sections: dict[str, dict[str, Any]] = {
-            section: getattr(self, section).model_dump() for section in ("model", "data", "training", "lora")
+            section: getattr(self, section).model_dump()
+            for section in ("model", "data", "training", "lora", "evaluation")
         }
         for name, value in chosen.items():
             sections[SEARCHABLE[name]][name] = value

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
-from pydantic_core import PydanticKnownError
 
 from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS, Goal, Measure, costs, objectives, tie_width
 from lora_lab.study.settings import (
@@ -17,10 +16,8 @@ from lora_lab.study.settings import (
     Settings,
     TrainingSettings,
     _list_to_tuple,
+    known,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Scalar = bool | int | float | str
 Value = Scalar | tuple[Scalar, ...]
@@ -183,19 +180,8 @@ class Parameter(Settings):
         return all(isinstance(bound, int) for bound in (self.min, self.max, self.step or 1))
 
 
-def _known(names: Callable[[], list[str]]) -> AfterValidator:
-    """One of the names that the table of measures has: it alone says which there are."""
-
-    def check(name: str) -> str:
-        if name not in names():
-            raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, names()))})
-        return name
-
-    return AfterValidator(check)
-
-
-ObjectiveName = Annotated[str, _known(objectives)]
-CostName = Annotated[str, _known(costs)]
+ObjectiveName = Annotated[str, known(objectives)]
+CostName = Annotated[str, known(costs)]
 
 
 class Metric(Settings):

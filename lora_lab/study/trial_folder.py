@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_lab.study.measures import EVAL_LOSS
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
 
@@ -31,9 +33,19 @@ class TrialFolder:
         """The trained adapter's folder, as `PeftModel.from_pretrained` loads it."""
         return self.path / "adapter"
 
-    def evaluation(self, number: int) -> Path:
-        """The file with every held-out example's loss at evaluation `number`, from 1."""
-        return self.path / "evaluations" / f"eval-{number:04d}.safetensors"
+    def evaluation(self, number: int, measure: str = EVAL_LOSS.name) -> Path:
+        """The file with every held-out example's loss, or negative score, at evaluation `number`, from 1."""
+        name = "eval" if measure == EVAL_LOSS.name else measure
+        return self.path / "evaluations" / f"{name}-{number:04d}.safetensors"
+
+    def predictions(self, number: int) -> Path:
+        """The file with what was answered to every held-out prompt at evaluation `number`, a JSON object each."""
+        return self.path / "evaluations" / f"predictions-{number:04d}.jsonl"
+
+    def evaluations(self, numbers: Container[int]) -> Iterator[Path]:
+        """All files of these evaluations that are there."""
+        found = sorted((self.path / "evaluations").glob("*-[0-9][0-9][0-9][0-9].*"))
+        return (path for path in found if int(path.stem.rpartition("-")[2]) in numbers)
 
     @property
     def forgetting(self) -> Path:

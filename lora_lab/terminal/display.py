@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.console import Console
 
-from lora_lab.analysis.wording import nats, one_line, plural
+from lora_lab.analysis.wording import one_line, plural
 from lora_lab.study.events import Evaluated
 from lora_lab.terminal.live import LONGEST_NOTE, LiveView
 from lora_lab.terminal.messages import (
@@ -26,7 +26,7 @@ from lora_lab.terminal.messages import (
     TrialBegan,
     TrialOver,
 )
-from lora_lab.terminal.progress import StudyProgress, ending_text, retrainings_text
+from lora_lab.terminal.progress import StudyProgress, ending_text, evaluation_text, retrainings_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,7 @@ def plain_line(message: Message, progress: StudyProgress) -> str | None:
         case RetrainingsPlanned():
             line = retrainings_text(message, progress)
         case Evaluated():
-            line = f"trial {message.number} epoch {message.epoch:.3g}: eval_loss {nats(message.eval_loss)}"
+            line = f"trial {message.number} epoch {message.epoch:.3g}: {evaluation_text(message)}"
         case TrialOver():
             line = f"[{progress.done}/{progress.total}] {ending_text(message, progress.measure)}"
         case Note(text):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict_words import STATE_WORDS
-from lora_lab.analysis.wording import duration_text, measure_text, one_line, plural
+from lora_lab.analysis.wording import duration_text, measure_text, nats, one_line, plural
 from lora_lab.study.events import Evaluated, Logged, TrialEvent
-from lora_lab.study.measures import EVAL_LOSS
+from lora_lab.study.measures import EVAL_LOSS, MEASURES
 from lora_lab.study.results import FINISHED_WITH_VALUE
 from lora_lab.terminal.messages import RetrainingsPlanned, StudyBegan, Tick, TrialBegan, TrialOver
 
@@ -147,6 +147,12 @@ def retrainings_text(planned: RetrainingsPlanned, progress: StudyProgress) -> st
     chosen = f"{'trial' if len(numbers) == 1 else 'trials'} {', '.join(map(str, numbers))}"
     before = "search done; " if progress.done + planned.count >= progress.total else ""
     return f"{before}{plural(planned.count, 'retraining')} of {chosen} with fresh seeds"
+
+
+def evaluation_text(event: Evaluated) -> str:
+    """What an evaluation measured, on one line."""
+    scores = (f", {MEASURES[name].label} {measure_text(MEASURES[name], value)}" for name, value in event.scores.items())
+    return f"eval_loss {nats(event.eval_loss)}{''.join(scores)}"
 
 
 def ending_text(over: TrialOver, measure: Measure) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.wording import one_line, trial_label
 from lora_lab.study.events import Evaluated
+from lora_lab.study.sweep import SECTIONS
 from lora_lab.study.trial_settings import settings_of
 from lora_lab.tracking.records import DatasetInput, StudyStarted, TrialStarted
 
@@ -78,7 +79,9 @@ def study_started(
     spec: StudySpec, *, datasets: Sequence[DatasetInput] = (), tags: Mapping[str, str] | None = None
 ) -> StudyStarted:
     """The record with which a study begins: fixed settings as params, what a resume may change as tags."""
-    sections = {name: getattr(spec, name).model_dump(mode="json") for name in ("model", "data", "training", "lora")}
+    sections = {name: getattr(spec, name).model_dump(mode="json") for name in SECTIONS}
+    if spec.evaluation.metrics:
+        sections["evaluation"] = spec.evaluation.model_dump(mode="json")
     params = {
         name if section == "model" else f"{section}.{name}": value if isinstance(value, str) else json.dumps(value)
         for section, values in sections.items()

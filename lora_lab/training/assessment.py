@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
     from lora_lab.analysis.paired import ExampleLosses
     from lora_lab.data.tokens import TokenizedDataset
-    from lora_lab.study.settings import DataSettings, TrialConfig
+    from lora_lab.study.settings import DataSettings, EvaluationSettings, TrialConfig
     from lora_lab.training.batch import PackedBatch, Padding, TokenLosses
     from lora_lab.training.datasets import DataCatalog
     from lora_lab.training.memory.trial_memory import KnownMemory
     from lora_lab.training.milestones import PlannedMilestone
     from lora_lab.training.objective import Objective
+    from lora_lab.training.scoring import Scored, Scorer
     from lora_lab.training.trial import Trial
 
     TokenLossesOf = Callable[[PackedBatch, Sequence[int | None]], TokenLosses]
@@ -44,6 +45,7 @@ class Assessor:
         memory: What is known of their memory.
         padding: To which length the rows of an evaluation are padded.
         token_losses: Computes losses with the adapters of trials in training.
+        scorer: Lets them answer prompts, where they are measured by that.
         save_adapter: Writes the adapter of the trial with this number, as it is now, into a folder.
     """
 
@@ -56,11 +58,12 @@ class Assessor:
         memory: KnownMemory,
         padding: Padding,
         token_losses: TokenLossesOf,
+        scorer: Scorer,
         save_adapter: Callable[[int, Path], None],
     ) -> None:
         self._data, self._trials_folder, self._base_parameters = data, trials_folder, base_parameters
         self._memory, self._token_losses, self._save_adapter = memory, token_losses, save_adapter
-        self._padding = padding
+        self._padding, self._scorer = padding, scorer
         self._base_losses: dict[tuple[DataSettings, Objective], tuple[float, float | None]] = {}
 
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
@@ -77,6 +80,13 @@ class Assessor:
             self._base_losses[key] = (mean(splits.eval), mean(splits.forgetting) if splits.forgetting else None)
         return self._base_losses[key]
 
+    def base_scores(self, config: TrialConfig) -> dict[str, float]:
+        """The metrics that `config.evaluation` asks for, of the bare base."""
+        if not config.evaluation.metrics:
+            return {}
+        [scored] = self._scorer.score([None], self._data.splits(config.data).eval, config)
+        return scored.values
+
     def evaluate(self, due: Sequence[Trial]) -> Iterator[TrialEvent]:
         """Make the evaluations that are due, those of trials with the same data and objective in one pass."""
         groups: dict[tuple[DataSettings, Objective, int], list[Trial]] = {}
@@ -86,8 +96,25 @@ class Assessor:
         for (_, objective, _), trials in groups.items():
             first, numbers = trials[0], [trial.number for trial in trials]
             held_out = self._measure(first.data.eval, objective, numbers, first.config)
+            scores = self._scores(trials, held_out)
             for trial, losses in zip(trials, held_out, strict=True):
-                yield from self._evaluated(trial, losses)
+                yield from self._evaluated(trial, losses, scores.get(trial.number))
+
+    def _scores(self, trials: Sequence[Trial], losses: Sequence[ExampleLosses]) -> dict[int, Scored]:
+        """What those of the trials are measured by beside their losses of which it is due, by number."""
+        groups: dict[EvaluationSettings, list[Trial]] = {}
+        for trial, own in zip(trials, losses, strict=True):
+            if _is_scored(trial) and _is_finite(own):
+                groups.setdefault(trial.config.evaluation, []).append(trial)
+        return {
+            trial.number: scored
+            for members in groups.values()
+            for trial, scored in zip(
+                members,
+                self._scorer.score([one.number for one in members], members[0].data.eval, members[0].config),
+                strict=True,
+            )
+        }
 
     def _measure(
         self, dataset: TokenizedDataset, objective: Objective, numbers: Sequence[int | None], config: TrialConfig
@@ -102,26 +129,28 @@ class Assessor:
             length_of=self._padding.evaluation,
         )
 
-    def _evaluated(self, trial: Trial, losses: ExampleLosses) -> list[TrialEvent]:
+    def _evaluated(self, trial: Trial, losses: ExampleLosses, scored: Scored | None) -> list[TrialEvent]:
         number, progress, files = trial.progress.due_evaluation, trial.progress, self._files(trial)
         assert number is not None
         eval_loss = token_mean(losses)
-        if not eval_loss < float("inf"):
+        if not _is_finite(losses):
             return [Diverged(**at(trial), reason=f"eval_loss is {eval_loss}")]
         _save_losses(files.evaluation(number), losses)
+        if scored is not None:
+            _save_scores(files, number, scored)
+        scores = {} if scored is None else scored.values
         forgetting = self._forgetting(trial, files) if progress.finished else None
         evaluated = Evaluated(
             **at(trial),
             evaluation=number,
             eval_loss=eval_loss,
             forgetting_loss=forgetting,
-            costs=self._costs(trial),
+            costs=self._costs(trial) | scores,
         )
         events: list[TrialEvent] = [evaluated]
-        ending = [one for one in progress.milestones if one.ends and one.step == progress.step]
-        events += [self._read_off(trial, milestone, evaluated) for milestone in ending]
+        events += [self._read_off(trial, milestone, evaluated, scores) for milestone in _ending(trial)]
         if progress.finished:
-            metrics = self._final_metrics(trial, evaluated, forgetting)
+            metrics = self._final_metrics(trial, evaluated, forgetting) | scores
             self._save_adapter(trial.number, files.adapter)
             events.append(Finished(**at(trial), metrics=metrics))
         progress.counters.last_evaluation = number  # last: until here memory may run out, and it is made again
@@ -135,11 +164,13 @@ class Assessor:
         _save_losses(files.forgetting, general)
         return token_mean(general)
 
-    def _read_off(self, trial: Trial, milestone: PlannedMilestone, evaluated: Evaluated) -> Milestone:
+    def _read_off(
+        self, trial: Trial, milestone: PlannedMilestone, evaluated: Evaluated, scores: dict[str, float]
+    ) -> Milestone:
         """What the shorter run would end with, which is this trial as it is now."""
         number = evaluated.evaluation
         files = begin_folder(self._files(trial), milestone.epochs, number)
-        metrics = self._final_metrics(trial, evaluated, self._forgetting(trial, files))
+        metrics = self._final_metrics(trial, evaluated, self._forgetting(trial, files)) | scores
         self._save_adapter(trial.number, files.adapter)
         return milestone_reached(trial, milestone, number, metrics)
 
@@ -174,6 +205,27 @@ class Assessor:
 
     def _files(self, trial: Trial) -> TrialFolder:
         return TrialFolder.of(self._trials_folder, trial.number)
+
+
+def _ending(trial: Trial) -> list[PlannedMilestone]:
+    """The shorter runs that end where the trial is now."""
+    return [one for one in trial.progress.milestones if one.ends and one.step == trial.progress.step]
+
+
+def _is_scored(trial: Trial) -> bool:
+    """Whether the evaluation that is due measures more than losses."""
+    settings = trial.config.evaluation
+    return bool(settings.metrics) and (settings.at == "evaluations" or trial.progress.finished or bool(_ending(trial)))
+
+
+def _is_finite(losses: ExampleLosses) -> bool:
+    return token_mean(losses) < float("inf")
+
+
+def _save_scores(files: TrialFolder, number: int, scored: Scored) -> None:
+    for name, losses in scored.examples.items():
+        _save_losses(files.evaluation(number, name), losses)
+    write_durably(files.predictions(number), scored.predictions)
 
 
 def _save_losses(path: Path, losses: ExampleLosses) -> None:

@@ -109,10 +109,10 @@ class DataCatalog:
     def _tokenized(self, data: DataSettings, bad: BadRows) -> TokenizedSplits:
         splits = load_splits(data, self._cache_folder, bad=bad)
 
-        def tokens(loaded: LoadedExamples) -> TokenizedDataset:
-            return tokenize(loaded, self._tokenizer, data.max_length, bad=bad)
+        def tokens(loaded: LoadedExamples, *, with_questions: bool = False) -> TokenizedDataset:
+            return tokenize(loaded, self._tokenizer, data.max_length, bad=bad, with_questions=with_questions)
 
-        train, evaluation = tokens(splits.train), tokens(splits.eval)
+        train, evaluation = tokens(splits.train), tokens(splits.eval, with_questions=True)
         forgetting = tokens(splits.forgetting) if splits.forgetting else None
         if data.packing and len(train):
             train = pack_examples(train, data.max_length)

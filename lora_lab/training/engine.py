@@ -46,6 +46,13 @@ class Engine(Protocol):
         Each distinct data settings are measured once.
         """
 
+    def base_scores(self, config: TrialConfig) -> dict[str, float]:
+        """The bare base's metrics, those that `config.evaluation` asks for.
+
+        Raises:
+            InputError: the held-out rows have no answers, or the base cannot give them.
+        """
+
     def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> OutOfMemory | None:
         """Take up a trial, at its checkpoint if it has one.
 

@@ -50,6 +50,6 @@ def begin_folder(trajectory: TrialFolder, epochs: int, evaluations: int) -> Tria
         StorageError: it cannot be written.
     """
     files = trajectory.shorter_run(epochs)
-    for number in range(1, evaluations + 1):
-        write_durably(files.evaluation(number), trajectory.evaluation(number).read_bytes())
+    for path in trajectory.evaluations(range(1, evaluations + 1)):
+        write_durably(files.path / path.relative_to(trajectory.path), path.read_bytes())
     return files

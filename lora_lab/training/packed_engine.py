@@ -22,10 +22,12 @@ from lora_lab.training.device import device_bytes, shortage_of_memory
 from lora_lab.training.memory.probe import MemoryProbe
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
 from lora_lab.training.packed.captured_step import CapturedSteps, again, cuda_graph
+from lora_lab.training.packed.generation import Decoder
 from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import Slot
 from lora_lab.training.progress import training_flops
+from lora_lab.training.scoring import Scorer
 from lora_lab.training.trial_checkpoints import TrialCheckpoints
 from lora_lab.training.trial_events import at, events_until_memory_runs_out, step_events
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch, TokenLosses
     from lora_lab.training.datasets import DataCatalog
+    from lora_lab.training.generation import Answers, Greedy
     from lora_lab.training.memory.predictor import MemoryPrediction
 
 
@@ -57,6 +60,7 @@ class PackedEngine:
         self._folder = trials_folder
         self._padding = Padding.of(base.device.type, base.linears.limits)
         self._model = PackedModel(base)
+        self._decoder = Decoder(self._model, base.device)
         self._steps = CapturedSteps(self._model, cuda_graph if base.device.type == "cuda" else again)
         self._slots: dict[int, Slot] = {}
         self._probe = MemoryProbe(base, self._model)
@@ -73,6 +77,7 @@ class PackedEngine:
             memory=self._memory,
             padding=self._padding,
             token_losses=self._token_losses,
+            scorer=Scorer(base, self._answers),
             save_adapter=self.save_adapter,
         )
 
@@ -92,6 +97,10 @@ class PackedEngine:
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
         """eval_loss and loss on the forgetting text of the bare base, measured once per data settings."""
         return self._assessor.base_losses(config)
+
+    def base_scores(self, config: TrialConfig) -> dict[str, float]:
+        """What `config.evaluation` asks for, of the bare base."""
+        return self._assessor.base_scores(config)
 
     def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> OutOfMemory | None:
         """Give a trial a slot, at its checkpoint if it has one; without room beside the others, it is `set_aside`.
@@ -254,6 +263,12 @@ class PackedEngine:
 
     def _token_losses(self, batch: PackedBatch, numbers: Sequence[int | None]) -> TokenLosses:
         return self._model.token_losses(batch, [None if one is None else self._slots[one] for one in numbers])
+
+    def _answers(
+        self, numbers: Sequence[int | None], prompts: Sequence[np.ndarray], greedy: Greedy, rows: int
+    ) -> Answers:
+        slots = [None if one is None else self._slots[one] for one in numbers]
+        return self._decoder.answers(slots, prompts, greedy, rows)
 
     # Training
 

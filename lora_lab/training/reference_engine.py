@@ -21,9 +21,11 @@ from lora_lab.training.base.adapters import write_adapter
 from lora_lab.training.batch import Padding
 from lora_lab.training.device import shortage_of_memory
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
+from lora_lab.training.reference.generation import generated
 from lora_lab.training.reference.losses import label_losses
 from lora_lab.training.reference.model import adapter_tensors, for_plain_base, set_mode, sharing_copy
 from lora_lab.training.reference.trial import ReferenceTrial
+from lora_lab.training.scoring import Scorer
 from lora_lab.training.trial_checkpoints import TrialCheckpoints
 from lora_lab.training.trial_events import at, events_until_memory_runs_out, step_events
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch, TokenLosses
     from lora_lab.training.datasets import DataCatalog
+    from lora_lab.training.generation import Answers, Greedy
     from lora_lab.training.trial import StepFigures
 
 
@@ -66,6 +69,7 @@ class ReferenceEngine:
             memory=self._memory,
             padding=Padding.of(base.device.type, base.linears.limits),
             token_losses=self._token_losses,
+            scorer=Scorer(self._base, self._answers),
             save_adapter=self.save_adapter,
         )
 
@@ -87,6 +91,10 @@ class ReferenceEngine:
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
         """eval_loss and loss on the forgetting text of the bare base, measured once per data settings."""
         return self._assessor.base_losses(config)
+
+    def base_scores(self, config: TrialConfig) -> dict[str, float]:
+        """What `config.evaluation` asks for, of the bare base."""
+        return self._assessor.base_scores(config)
 
     def admit(self, number: int, config: TrialConfig, shorter: Sequence[TrialConfig] = ()) -> OutOfMemory | None:
         """Take up a trial, when none is in training, at its checkpoint if it has one.
@@ -196,6 +204,16 @@ class ReferenceEngine:
         model = self.trial(number).model
         set_mode(model, training=False)
         return label_losses(self._base, model, batch)
+
+    def _answers(
+        self, numbers: Sequence[int | None], prompts: Sequence[np.ndarray], greedy: Greedy, rows: int
+    ) -> Answers:
+        [number] = numbers
+        model = self._base.model
+        if number is not None:
+            model = self.trial(number).model
+            set_mode(model, training=False)
+        return [generated(self._base, model, prompts, greedy, rows)]
 
     def _trainer_folder(self, number: int) -> Path:
         """Room for the own files of `Trainer`."""

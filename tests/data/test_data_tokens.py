@@ -224,3 +224,27 @@ def test_fingerprint_sees_ids_labels_and_borders(tokenizer):
 
 def test_length(tokenizer):
     assert len(tokenize(dataset(Text("a", "r:1"), Text("b", "r:2")), tokenizer, 8)) == 2
+
+
+class TestQuestions:
+    def ask(self, tokenizer, *examples, max_length=64):
+        return tokenize(dataset(*examples), tokenizer, max_length, with_questions=True).questions
+
+    def test_a_prompt_is_asked_as_it_stands_and_never_cut(self, tokenizer):
+        [question] = self.ask(tokenizer, Completion("the cat", " sat  down", "r:7"), max_length=8)
+        assert tokenizer.decode(question.prompt) == "the cat"
+        assert (question.place, question.reference) == ("r:7", " sat  down")
+        assert question.end == tokenizer.eos_token_id
+
+    @pytest.mark.parametrize("template", [PLAIN_TEMPLATE, TAGGED_TEMPLATE])
+    def test_a_conversation_is_asked_up_to_the_last_turn_of_the_assistant(self, make_tokenizer, template):
+        tokenizer = make_tokenizer(template)
+        [question] = self.ask(tokenizer, CHAT, max_length=4096)
+        asked = tokenizer.decode(question.prompt)
+        assert asked.endswith("bye<|im_end|>\n<|im_start|>assistant\n")
+        assert question.reference.strip() == "the end"
+        assert question.end == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def test_texts_and_what_nobody_asks_for_have_none(self, tokenizer):
+        assert self.ask(tokenizer, Text("the cat", "r:1")) == ()
+        assert tokenize(dataset(Completion("a", "b", "r:1")), tokenizer, 64).questions == ()

@@ -6,6 +6,7 @@ import pytest
 
 from lora_lab.common.errors import InputError
 from lora_lab.planning.row_checks import check_rows
+from lora_lab.study.settings import EvaluationSettings
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.targets import InputLimits
 
@@ -41,3 +42,11 @@ def test_a_length_that_was_not_trained_is_noted():
 
 def test_a_base_without_positions_takes_any_row():
     assert check_rows(study(4096), InputLimits()) == []
+
+
+def test_answers_as_long_as_all_positions_leave_no_prompt():
+    spec = study(16).model_copy(update={"evaluation": EvaluationSettings(metrics=("exact_match",), max_new_tokens=32)})
+    with pytest.raises(InputError, match=r"^evaluation.max_new_tokens: 32 leaves a prompt none of the 32 positions"):
+        check_rows(spec, InputLimits(positions=32))
+    assert check_rows(spec, InputLimits(positions=33)) == []
+    assert check_rows(study(16), InputLimits(positions=32)) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from runner.scripted import spec
@@ -12,6 +14,7 @@ from lora_lab.common.errors import CheckpointError
 from lora_lab.results.example_losses import read_example_losses
 from lora_lab.results.folder import RunFolder
 from lora_lab.study.engines import engine_for
+from lora_lab.study.measures import EXACT_MATCH
 from lora_lab.study.results import TrialResult
 
 TOKENS = np.array([4, 6, 10, 5])
@@ -85,3 +88,14 @@ def test_a_damaged_file_is_named_with_a_way_out(folder):
 
     with pytest.raises(CheckpointError, match=r"eval-0002\.safetensors cannot be read .*remove the file"):
         read_example_losses(folder, trials)
+
+
+def test_scores_are_read_as_losses_from_files_of_their_own(folder):
+    owner = trial(folder, 0, 4, 0, 4.0)
+    scored = replace(owner, metrics={**owner.metrics, "exact_match": 0.0})
+    path = folder.files_of(0).evaluation(2, "exact_match")
+    save_file({"nll": np.array([-0.0, -0.0]), "label_tokens": np.array([1, 1])}, path)
+
+    assert read_example_losses(folder, [scored], EXACT_MATCH)[0].nll.tolist() == [0.0, 0.0]
+    assert read_example_losses(folder, [replace(scored, metrics={"exact_match": 0.5})], EXACT_MATCH) == {}
+    assert read_example_losses(folder, [owner], EXACT_MATCH) == {}

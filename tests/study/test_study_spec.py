@@ -161,3 +161,21 @@ def test_a_study_name_is_a_safe_folder_name(name: str) -> None:
     assert not set(accepted) & set("/\\\0\n <>:")
     assert accepted[0] not in ".-"
     assert ".." not in accepted
+
+
+def test_a_metric_of_answers_is_searched_for_only_where_it_is_measured() -> None:
+    parameters = {"r": {"values": [4, 8]}}
+    sweep = {"n_trials": 4, "parameters": parameters, "metric": "exact_match"}
+    with pytest.raises(ValidationError, match=r"exact_match is measured only where evaluation\.metrics asks for it"):
+        spec(parameters, sweep=sweep)
+    study = spec(parameters, sweep=sweep, evaluation={"metrics": ["exact_match"]})
+    assert study.sweep.metric[0].goal == "maximize"
+    assert study.sweep.judged.name == "exact_match"
+    assert study.trial_config({"r": 4}).evaluation.max_new_tokens == 64
+
+
+def test_a_study_without_metrics_is_stored_as_it_always_was() -> None:
+    study = spec({"r": {"values": [4, 8]}})
+    assert "evaluation" not in study.model_dump(mode="json")
+    assert "evaluation" not in study.trial_config({"r": 4}).model_dump(mode="json")
+    assert study.trial_config({"r": 4}) == study.trial_config({"r": 4}).changed()

@@ -20,7 +20,6 @@ from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.reference.generation import generated
 from lora_lab.training.reference.model import sharing_copy
 
-QUICK = ("Llama 3",)
 KEEPS_NOTHING = ("RecurrentGemma",)
 """Its states lie in its modules, where rows cannot leave: there all tokens are read again at every step."""
 GREEDY = Greedy(max_new_tokens=9, stop=frozenset({3, 17, 40, 55}))
@@ -54,9 +53,8 @@ def base_of(family, folder):
     return load_base(ModelSettings(model_name_or_path=str(folder), dtype="float64"), CPU)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_answers_of_a_pack_are_those_of_generate_alone(family, tmp_path):
     if FAMILIES[family].model_type == "qwen2":
         pytest.skip("its tokenizer is another; Qwen2-MoE and Qwen3 are tried")
@@ -74,7 +72,7 @@ def test_answers_of_a_pack_are_those_of_generate_alone(family, tmp_path):
     assert decoder._goes_on == (family not in KEEPS_NOTHING)
 
 
-@pytest.mark.parametrize("count", [1, 4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_any_number_of_trials_with_the_head_adapted_too(count):
     base = make_base(llama_config())
     pristine = sharing_copy(base.model)
@@ -87,7 +85,8 @@ def test_any_number_of_trials_with_the_head_adapted_too(count):
         same(found, alone(pristine, base, slot, prompts()))
 
 
-@pytest.mark.parametrize("quantization", ["nf4", pytest.param("fp4", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
 def test_a_quantized_base_answers_as_alone(quantization, tmp_path):
     write_base(tmp_path, llama_config())
     base = load_base(ModelSettings(model_name_or_path=str(tmp_path), quantization=quantization, dtype="float32"), CPU)
@@ -124,6 +123,7 @@ def test_rows_end_at_their_stop_token_or_their_limit_and_then_leave_the_batch(mo
     assert rows == sorted(rows, reverse=True)
 
 
+@pytest.mark.slow
 def test_how_many_rows_are_answered_at_once_changes_nothing():
     base = make_base(llama_config())
     slots = mixed_slots(base, 2)

@@ -1,0 +1,127 @@
+"""What trials answer to the prompts of held-out rows, and how well."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lora_lab.analysis.paired import ExampleLosses, token_mean
+from lora_lab.common.errors import InputError
+from lora_lab.study.measures import MEASURES
+from lora_lab.training.generation import Greedy, answer_text, end_tokens
+from lora_lab.training.metrics import OF_ALL, OF_EACH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from lora_lab.data.tokens import Question, TokenizedDataset
+    from lora_lab.study.settings import TrialConfig
+    from lora_lab.training.base.loading import Base
+    from lora_lab.training.generation import Answers
+
+    AnswersOf = Callable[[Sequence[int | None], Sequence[np.ndarray], Greedy, int], Answers]
+    """What trials with these numbers (None is the bare base) answer to prompts, so many at once for each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What one trial was measured by beside its loss."""
+
+    examples: Mapping[str, ExampleLosses]
+    """By metric, every held-out row's score as a loss, which is the score's negative, and its weight."""
+    of_all: Mapping[str, float]
+    """The scores that are no mean over rows."""
+    predictions: str
+    """A line of JSON for every row: where it stands, prompt, reference, prediction, and the scores."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The trial's score by metric."""
+        means = {name: MEASURES[name].as_loss(token_mean(losses)) for name, losses in self.examples.items()}
+        return {**means, **self.of_all}
+
+
+class Scorer:
+    """Lets trials answer the prompts of held-out rows, and scores what they say.
+
+    Args:
+        base: Whose tokenizer reads and writes, and whose end tokens end an answer.
+        answers: Answers prompts with trials in training.
+    """
+
+    def __init__(self, base: Base, answers: AnswersOf) -> None:
+        self._base, self._answers = base, answers
+
+    def score(self, numbers: Sequence[int | None], dataset: TokenizedDataset, config: TrialConfig) -> list[Scored]:
+        """What `config.evaluation` asks for, of the trials with these numbers; None is the bare base.
+
+        Raises:
+            InputError: the rows have no answers, or the base cannot give them.
+        """
+        settings = config.evaluation
+        require_answers(dataset, settings.metrics)
+        learned = {question.end for question in dataset.questions if question.end is not None}
+        greedy = Greedy(settings.max_new_tokens, end_tokens(self._base.tokenizer, self._base.model) | learned)
+        self._require_room(dataset.questions, settings.max_new_tokens)
+        prompts = [question.prompt for question in dataset.questions]
+        rows = config.training.per_device_eval_batch_size
+        return [
+            self._scored(dataset.questions, own, settings.metrics, greedy)
+            for own in self._answers(numbers, prompts, greedy, rows)
+        ]
+
+    def _require_room(self, questions: Sequence[Question], new: int) -> None:
+        """The longest prompt and its answer have to be read like all others."""
+        limits = self._base.linears.limits
+        known = [limit for limit in (limits.positions, limits.alike_up_to) if limit is not None]
+        longest = max(questions, key=lambda question: len(question.prompt))
+        if known and len(longest.prompt) + new > min(known):
+            raise InputError(
+                f"evaluation.max_new_tokens: {new} after the longest prompt, of {len(longest.prompt)} tokens "
+                f"({longest.place}), are more than the {min(known)} positions that this base reads; lower it"
+            )
+
+    def _scored(
+        self, questions: Sequence[Question], answers: Sequence[np.ndarray], metrics: Sequence[str], greedy: Greedy
+    ) -> Scored:
+        tokenizer = self._base.tokenizer
+        texts = [answer_text(tokenizer, answer, greedy.stop) for answer in answers]
+        meant = [question.reference for question in questions]
+        scores = {name: OF_EACH[name](texts, meant) for name in metrics if name in OF_EACH}
+        lines = [
+            _line(tokenizer, question, text, {name: row[index] for name, row in scores.items()})
+            for index, (question, text) in enumerate(zip(questions, texts, strict=True))
+        ]
+        once = np.ones(len(questions), dtype=np.int64)
+        examples = {
+            name: ExampleLosses(np.array([MEASURES[name].as_loss(one) for one in row]), once)
+            for name, row in scores.items()
+        }
+        of_all = {name: OF_ALL[name](texts, meant) for name in metrics if name in OF_ALL}
+        return Scored(examples, of_all, "".join(lines))
+
+
+def require_answers(dataset: TokenizedDataset, metrics: Sequence[str]) -> None:
+    """Raise InputError unless every row has an answer, and a prompt to ask for it."""
+    if not dataset.questions:
+        raise InputError(
+            f"evaluation.metrics: {', '.join(metrics)} compares answers with references, but the evaluation rows are "
+            "texts; give data.eval rows of prompt and completion, or messages"
+        )
+    empty = next((question for question in dataset.questions if not len(question.prompt)), None)
+    if empty is not None:
+        raise InputError(f"{empty.place}: has no prompt to answer; write one, or drop evaluation.metrics")
+
+
+def _line(tokenizer: Any, question: Question, prediction: str, scores: Mapping[str, float]) -> str:
+    row = {
+        "place": question.place,
+        "prompt": tokenizer.decode(question.prompt),
+        "reference": question.reference,
+        "prediction": prediction,
+        **scores,
+    }
+    return json.dumps(row, ensure_ascii=False) + "\n"
