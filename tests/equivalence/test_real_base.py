@@ -57,4 +57,3 @@ def test_a_pack_on_smollm2_equals_trainer(lab, trials, alone):
               f"adapter by {drift:.1e}")  # fmt: skip
         assert error < TOLERANCE
         assert drift < 1e-2
-        assert sum(oracle.losses[-5:]) < sum(oracle.losses[:5]), "a trial that learns nothing proves nothing"

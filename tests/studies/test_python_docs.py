@@ -100,19 +100,14 @@ def test_a_changed_module_moves_no_row_of_another(docs, library):
     assert {split: [row for row in rows if row not in added] for split, rows in after.items()} == before
 
 
-def test_conversations_are_short_first_answers_to_different_questions(docs, tmp_path):
-    for topic in docs.TOPICS:
-        (tmp_path / f"{topic}.yml").write_text("conversations: []\n")
-    (tmp_path / "food.yml").write_text(
-        "conversations:\n- - What is bread?\n  - Flour and water, baked together.\n- - what is bread?\n"
-        "  - A loaf of something else altogether.\n- - Short?\n  - Yes.\n- - Alone\n- text\n"
-        "- - What year?\n  - 1963\n"
+def test_prose_is_paragraphs_of_some_length_without_tables(docs, tmp_path):
+    sentence = (
+        "Measurements of the width and the length of petals were taken from three kinds of flowers in one field. "
     )
-    assert docs.conversations(tmp_path) == [
-        {
-            "messages": [
-                {"role": "user", "content": "What is bread?"},
-                {"role": "assistant", "content": "Flour and water, baked together."},
-            ]
-        }
-    ]
+    (tmp_path / "flowers.rst").write_text(
+        f"Flowers\n=======\n\n{sentence * 3}\n\n==== ====\n4.3 7.9\n==== ====\n\nToo short.\n"
+    )
+    words = (sentence * 3).split()
+    rows = [{"text": " ".join(words[:30])}, {"text": " ".join(words[30:])}]
+    assert sorted(docs.prose(tmp_path), key=rows.index) == rows
+    assert len(docs.prose()) >= 24
