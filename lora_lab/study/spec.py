@@ -33,7 +33,7 @@ class StudySpec(Settings):
     study_name: str
     question: str = ""
     storage: str | None = None
-    """Any Optuna RDB URL; by default `sqlite:///runs/<study_name>/study.db`."""
+    """The URL of a SQLite, PostgreSQL or MySQL database; by default `sqlite:///runs/<study_name>/study.db`."""
     model: ModelSettings
     data: DataSettings
     training: TrainingSettings = TrainingSettings()

@@ -14,6 +14,7 @@ from lora_lab.results.folder import RunFolder
 from lora_lab.runner.scripted import Script, ScriptedExecutor
 from lora_lab.runner.stopping import StopRequest
 from lora_lab.search import records
+from lora_lab.search.patience import PatientStorage
 from lora_lab.search.store import StudyStore, open_store
 from lora_lab.tracking.journal import JOURNAL_NAME, read
 from lora_lab.tracking.records import TrialStarted
@@ -71,6 +72,25 @@ def test_a_freed_slot_is_filled_at_once(folder, told):
     assert len(executor.trained_epochs) == 8
     pairs = zip(executor.trained_epochs[::2], executor.trained_epochs[1::2], strict=True)
     assert all(left[0] != right[0] for left, right in list(pairs)[:3])
+
+
+def test_what_trains_goes_on_while_the_storage_is_away_and_none_is_asked_for(folder, told, monkeypatch):
+    """Trials of 1 and 3 epochs: the place of the first that ends stays empty until the storage answers again."""
+    study = spec(
+        {"lr_scheduler_type": "linear"}, parameters={"num_train_epochs": {"values": [1, 3]}, "r": {"values": [2, 4]}}
+    )
+    trainer = executor_for(folder)
+
+    def answers(_) -> bool:
+        return len({number for number, _ in trainer.trained_epochs}) < 2 or not trainer.active
+
+    monkeypatch.setattr(PatientStorage, "answers", property(answers))
+    complete, _ = run(folder, study, told, trainer=trainer)
+    assert complete
+    together = [number for number, _ in trainer.trained_epochs[:4]]
+    assert len(set(together)) == 2, "both that had begun train on, and nothing else does"
+    assert len(trainer.trained_epochs) == 2 * (1 + 3)
+    assert {one.state for one in results(folder, study).values()} == {"complete"}
 
 
 def test_a_trial_that_is_refused_fails_alone(folder, told):
