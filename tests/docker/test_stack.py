@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -98,7 +99,7 @@ class Stack:
             text = text.replace(f"listen 127.0.0.1:{port};", f"listen 127.0.0.1:{self.ports[port]};")
         for name, inside in (("mlflow", 5000), ("dashboard", 8080)):
             text = text.replace(f"http://{name}:{inside}", f"http://127.0.0.1:{self.ports[name]}")
-        text = text.replace("/run/secrets/", f"{self.secrets}/").replace("/tmp/", f"{self.folder}/nginx-")
+        text = text.replace("/tmp/", f"{self.folder}/nginx-").replace("/run/secrets/", f"{self.secrets}/")
         (self.folder / "nginx.conf").write_text(text)
         command = [NGINX, "-c", self.folder / "nginx.conf", *SERVICES["proxy"]["command"][1:]]
         return subprocess.Popen(command, stderr=(self.folder / "proxy.log").open("wb"), start_new_session=True)
@@ -144,6 +145,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def running(folder: Path) -> Iterator[Stack]:
     shutil.copy(DOCKER / "secrets.sh", folder)
     subprocess.run([folder / "secrets.sh"], check=True, capture_output=True)
+    (folder / "secrets").chmod(0o755)  # in a container each file is mounted by itself, here they are reached by a path
     server = PostgresServer()
     server.start()
     stack = Stack(folder, server)
@@ -166,15 +168,14 @@ def running(folder: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory):
+def stack():
     reason = absent()
     if reason:
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("stack")
-    for path in (folder, folder.parent, folder.parent.parent):
-        path.chmod(0o755)  # nginx' workers are other users
-    with running(folder) as one:
-        yield one
+    with tempfile.TemporaryDirectory(prefix="lora-lab-stack-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)  # nginx' workers are other users
+        with running(Path(folder)) as one:
+            yield one
 
 
 def storage(stack: Stack) -> str:
@@ -211,7 +212,7 @@ def test_a_study_is_seen_in_both_through_the_proxy(stack, tmp_path, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", stack.secret("admin_password"))
     from lora_lab.tracking.mirror import catch_up
 
-    assert catch_up(folder.root, address) is None
+    assert catch_up(folder.root, address, timeout_s=START_S) is None
     found = stack.ask("8080", "/api/2.0/mlflow/experiments/search", login=login, method="POST", body={"max_results": 9})
     names = {one["name"]: one["experiment_id"] for one in json.loads(found[1])["experiments"]}
     search = {"experiment_ids": [names["scripted"]], "max_results": 100}
