@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lora_lab.analysis.findings import Decision, Findings, VerdictRow
+    from lora_lab.analysis.noise import Noise
     from lora_lab.analysis.paired import ExampleLosses
-    from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.analysis.replicates import ReplicateGroup
     from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
 

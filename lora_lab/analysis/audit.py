@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from lora_lab.analysis.replicates import ReplicateGroup
     from lora_lab.study.results import TrialResult
     from lora_lab.study.spec import StudySpec
-    from lora_lab.study.sweep import Parameter
+    from lora_lab.study.sweep import Parameter, Verdict
 
-__all__ = ["AuditNote", "Kind", "audit", "unfinished"]
+__all__ = ["AuditNote", "Kind", "audit", "changed_on_the_way", "unfinished"]
 
 EDGE_SHARE = 0.05
 """A value this close to an end of its range, as a share of the range, is at the edge."""
@@ -37,6 +37,8 @@ NATURAL_MINIMUM: dict[str, float] = {
     "max_grad_norm": 0,
 }
 """Below these there is nothing to try, so a best value there hides nothing."""
+MANY_LOOKS = "about 10% instead of 5% for looks at 3, 5 and 10 seeds."
+"""By simulation (tests/analysis/test_simulation_verdict.py)."""
 NOT_ORDERED = ("seed",)
 """Numbers that are names, so that they have no edge."""
 
@@ -56,6 +58,39 @@ def audit(spec: StudySpec, findings: Findings | None = None, results: Sequence[T
         notes += _edges_at_ranks(spec, replicate_groups(results, findings.measure))
         notes += _importance_notes(spec, findings)
     return notes
+
+
+def changed_on_the_way(verdict: Verdict, declared: Verdict | None, looks: Sequence[int]) -> list[AuditNote]:
+    """Name what was changed after results could be seen, which the level of the tests does not allow for.
+
+    Args:
+        verdict: What counts as a tie now.
+        declared: What did when the first trial began; None where that is not known.
+        looks: The numbers of seeds at which a verdict was tested before or now.
+
+    """
+    notes = []
+    if declared is not None and _margin_text(declared) != _margin_text(verdict):
+        sentence = (
+            f"The margin was {_margin_text(declared)} when the study began and is {_margin_text(verdict)} now: the 5% "
+            "of the tests hold for a margin that is declared before results are seen."
+        )
+        notes.append(AuditNote(kind="margin_changed", sentence=sentence))
+    distinct = list(dict.fromkeys(looks))
+    if len(distinct) > 1:
+        *first, last = map(str, distinct)
+        sentence = (
+            f"The verdict was tested with {', '.join(first)} and {last} seeds. Every look is one more chance of a "
+            f"wrong claim, {MANY_LOOKS} Declare the number of seeds before the first one."
+        )
+        notes.append(AuditNote(kind="looked_again", sentence=sentence))
+    return notes
+
+
+def _margin_text(verdict: Verdict) -> str:
+    if verdict.absolute_margin is not None:
+        return number_text(verdict.absolute_margin)
+    return f"{100 * verdict.margin:.3g}% of the gain"
 
 
 def unfinished(done: int, total: int) -> AuditNote:

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 Kind = Literal[
     "unfinished",
+    "margin_changed",
+    "looked_again",
     "edge_of_range",
     "edge_at_a_rank",
     "one_learning_rate",
+    "two_learning_rates",
     "fixed_alpha",
     "no_common_scaling",
     "rslora_scale",
@@ -36,6 +39,8 @@ Kind = Literal[
 
 LENGTHS = ("num_train_epochs", "max_steps")
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "packing")
+FEW_RATES = 2
+"""So many learning rates have no inside, in which a best one could lie."""
 FULL_PRECISION = ("float32", "float64")
 
 
@@ -87,10 +92,16 @@ def _rank_notes(spec: StudySpec) -> Iterator[AuditNote]:
     if not _varies(spec, "learning_rate"):
         sentence = (
             f"Rank varies at one learning rate ({rate_text(spec.training.learning_rate)}), and the best rate "
-            "falls as rank rises: ranks that this rate suits look better than they are. "
+            "changes with the rank: ranks that this rate suits look better than they are. "
             "Put learning_rate under parameters."
         )
         yield AuditNote(kind="one_learning_rate", sentence=sentence)
+    elif len(choices(spec, "learning_rate")) == FEW_RATES and spec.sweep.parameters["learning_rate"].values:
+        sentence = (
+            "learning_rate has two values, so the best one of every rank lies at an end of them: what a rank can do at "
+            "other rates is not known. Give a third value, or a range."
+        )
+        yield AuditNote(kind="two_learning_rates", sentence=sentence)
     for name, initialization in INITIALIZATIONS.items():
         if initialization.rank_dependence and name in choices(spec, "init_lora_weights"):
             sentence = (

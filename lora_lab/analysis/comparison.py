@@ -1,4 +1,4 @@
-"""Configurations against the best one: differences with the pooled noise floor, and corrected one-sided tests."""
+"""Configurations against the best one: differences, their standard errors, and corrected one-sided tests."""
 
 from __future__ import annotations
 
@@ -8,59 +8,84 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lora_lab.analysis.noise import Spread
 from lora_lab.analysis.paired import Difference, ExampleLosses, example_difference, with_examples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.analysis.noise import Noise
+    from lora_lab.analysis.replicates import ReplicateGroup
 
 LEVEL = 0.05
 """Of every test: the chance of one wrong claim among all of a family."""
 ROUNDING = 1e-9
 """Nats by which losses that are equal as written may differ as binary fractions."""
-NORMAL_95 = 1.6449
-"""The 95% point of the normal distribution."""
 
 
 def difference(
     one: ReplicateGroup, other: ReplicateGroup, noise: Noise, losses: Mapping[int, ExampleLosses] | None = None
 ) -> Difference:
-    """Loss of `one` minus loss of `other`, with the standard error that the study's noise floor gives.
-
-    Over their common seeds, where there are any, with the residual of configuration + seed; else of their means, with
-    the spread between seeds. Pooling assumes that configurations worth comparing spread alike; it gives three seeds
-    the degrees of freedom of the whole study. Where `losses` has every training involved, the evaluation set counts
-    as a sample too.
+    """Loss of `one` minus loss of `other`, by `contrast`; with `losses`, the evaluation set counts as a sample too.
 
     Args:
         one: a configuration.
         other: the one that is subtracted.
         noise: of the study.
-        losses: by trial number, what it measured on every evaluation example.
+        losses: by trial number, what it measured on every evaluation example; of use where it has every training of
+            the common seeds.
 
     """
+    apart = contrast([(1.0, one), (-1.0, other)], noise)
+    if apart.evidence != "seeds":
+        return apart
     common = sorted(one.values.keys() & other.values.keys())
-    if not common or noise.paired_sd is None:
-        spread = noise.sd * math.sqrt(1 / len(one.values) + 1 / len(other.values))
-        return Difference(
-            mean=one.mean - other.mean,
-            se=spread,
-            degrees_of_freedom=noise.degrees_of_freedom,
-            evidence="noise floor",
-            seeds=len(common),
-        )
-    paired = Difference(
-        mean=statistics.fmean(one.values[seed] - other.values[seed] for seed in common),
-        se=noise.paired_sd * math.sqrt(2 / len(common)),
-        degrees_of_freedom=noise.paired_degrees_of_freedom,
-        evidence="seeds",
-        seeds=len(common),
-    )
     ones, others = (_losses(group, common, losses or {}) for group in (one, other))
     if ones is None or others is None or not _pairable(ones[0], others[0]):
-        return paired
-    return with_examples(paired, ones, others)
+        return apart
+    return with_examples(apart, ones, others)
+
+
+def contrast(parts: Sequence[tuple[float, ReplicateGroup]], noise: Noise) -> Difference:
+    """A weighted sum of configurations' losses, with its standard error over seeds.
+
+    Where the weights sum to 0 and all share seeds, it is that of the sums at every common seed (the same seed is the
+    same data order); else that of the means. Its variance is what these trainings show, shrunk to the study's noise
+    floor (`Noise.shrunk`): the floor lends three seeds the degrees of freedom of several configurations, and a
+    configuration that spreads unlike the others is judged by its own spread.
+    """
+    squares = sum(weight**2 for weight, _ in parts)
+    numbers = [group.number for _, group in parts]
+    common = sorted(set.intersection(*(set(group.values) for _, group in parts)))
+    if common and noise.paired_sd is not None and abs(sum(weight for weight, _ in parts)) < ROUNDING:
+        sums = [sum(weight * group.values[seed] for weight, group in parts) for seed in common]
+        own = Spread(statistics.variance(sums) if len(sums) > 1 else 0.0, len(sums) - 1)
+        floor = Spread(squares * noise.paired_sd**2, noise.paired_degrees_of_freedom)
+        spread = noise.shrunk(own, floor, numbers)
+        return Difference(
+            mean=statistics.fmean(sums),
+            se=math.sqrt(spread.variance / len(sums)),
+            degrees_of_freedom=spread.degrees_of_freedom,
+            evidence="seeds",
+            seeds=len(sums),
+        )
+    spreads = [
+        (weight**2 / len(group.values), noise.shrunk(own_spread(group), noise.spread, [group.number]))
+        for weight, group in parts
+    ]
+    return Difference(
+        mean=sum(weight * group.mean for weight, group in parts),
+        se=math.sqrt(sum(share * spread.variance for share, spread in spreads)),
+        # The least of them, for all lean on the same floor.
+        degrees_of_freedom=min(spread.degrees_of_freedom for _, spread in spreads),
+        evidence="noise floor",
+        seeds=len(common),
+    )
+
+
+def own_spread(group: ReplicateGroup) -> Spread:
+    """What the trainings of one configuration show of its spread between seeds."""
+    return Spread(statistics.variance(group.values.values()) if group.spread else 0.0, len(group.values) - 1)
 
 
 def example_difference_of(
@@ -80,7 +105,7 @@ def example_difference_of(
 
 def _pairable(one: ExampleLosses, other: ExampleLosses) -> bool:
     """Whether examples say something of a difference: neither does other text (max_length is searched), nor one row."""
-    return len(one.nll) > 1 and np.array_equal(one.label_tokens, other.label_tokens)
+    return one.clusters > 1 and np.array_equal(one.label_tokens, other.label_tokens)
 
 
 def _losses(
@@ -97,18 +122,8 @@ def within(estimate: float, margin: float) -> bool:
 
 
 def value_interval(group: ReplicateGroup, noise: Noise | None) -> tuple[float, float] | None:
-    """95% interval of a configuration's value by the pooled noise floor; None where there is none."""
-    interval = noise_interval(group.mean, 1 / len(group.values), noise)
-    return None if interval is None else group.measure.interval(interval)
-
-
-def noise_interval(value: float, variance_share: float, noise: Noise | None) -> tuple[float, float] | None:
-    """95% interval of a value by the noise floor; `variance_share` is its variance over that of a single training."""
-    if noise is None:
-        return None
-    se = noise.sd * math.sqrt(variance_share)
-    freedom = noise.degrees_of_freedom
-    return Difference(mean=value, se=se, degrees_of_freedom=freedom, evidence="noise floor", seeds=0).interval()
+    """95% interval of a configuration's value over seeds; None where no noise floor was measured."""
+    return None if noise is None else group.measure.interval(contrast([(1.0, group)], noise).interval())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -120,24 +135,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - position) * p_values[index]))
         corrected[index] = highest
     return corrected
-
-
-def seeds_to_decide(noise: Noise, margin: float, distance: float = 0.0) -> int | None:
-    """Seeds of each configuration with which two are shown to be within the margin in 95% of cases.
-
-    From the usual formula for a one-sided test at 5%, n = 2 ((z + z) sd / (margin - distance))^2; None where the
-    distance leaves no room.
-
-    Args:
-        noise: The spread between seeds.
-        margin: In nats.
-        distance: How far the one truly is above the other, in nats.
-    """
-    room = margin - distance
-    if room <= 0:
-        return None
-    sd = noise.sd if noise.paired_sd is None else noise.paired_sd
-    return max(2, math.ceil(2 * (2 * NORMAL_95 * sd / room) ** 2))
 
 
 def held_out_value(groups: Sequence[ReplicateGroup]) -> float | None:

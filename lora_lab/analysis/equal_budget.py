@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from lora_lab.analysis.comparison import LEVEL, holm, noise_interval
-from lora_lab.analysis.paired import Difference
-from lora_lab.analysis.replicates import noise_floor, replicate_groups
+from lora_lab.analysis.comparison import LEVEL, contrast, holm
+from lora_lab.analysis.noise import noise_floor
+from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.wording import count_text, nats, value_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.analysis.noise import Noise
+    from lora_lab.analysis.paired import Difference
+    from lora_lab.analysis.replicates import ReplicateGroup
     from lora_lab.study.results import TrialResult
 
     _Curve = Sequence[tuple[float, "_Estimate"]]
@@ -80,11 +82,6 @@ class _Estimate:
         return sum(weight * group.mean for weight, group in self.parts)
 
     @property
-    def variance_share(self) -> float:
-        """Variance over that of a single training."""
-        return sum(weight**2 / len(group.values) for weight, group in self.parts)
-
-    @property
     def repeated(self) -> bool:
         return all(len(group.values) > 1 for _, group in self.parts)
 
@@ -94,8 +91,8 @@ def compare_arms(results: Sequence[TrialResult], by: Arm) -> ArmComparison | Non
 
     At an equal budget, an arm's loss is interpolated over the logarithm of the parameters between its two nearest
     ranks, never beyond them; budgets are the two ends and the middle of the range that all arms cover. Standard errors
-    are those of the noise floor (paired, where all configurations share seeds): over seeds alone, so a difference holds
-    for this evaluation set, unlike one of `decide`, which may also cover other examples.
+    are those of `contrast`: over seeds alone, so a difference holds for this evaluation set, unlike one of `decide`,
+    which may also cover other examples.
     """
     groups = replicate_groups(results)
     noise = noise_floor(groups)
@@ -171,7 +168,7 @@ def _comparison(
         ArmValue(
             arm=arm,
             value=known[arm].value,
-            interval=noise_interval(known[arm].value, known[arm].variance_share, noise),
+            interval=contrast(known[arm].parts, noise).interval() if noise else None,
             numbers=tuple(group.number for _, group in known[arm].parts),
             tried=known[arm].tried,
             difference=known[arm].value - known[order[0]].value,
@@ -186,16 +183,7 @@ def _difference(one: _Estimate, best: _Estimate, noise: Noise | None) -> Differe
     """The tested difference of two estimates; None where a configuration has no replicates, so no noise is known."""
     if noise is None or not (one.repeated and best.repeated):
         return None
-    seeds = [set(group.values) for _, group in (*one.parts, *best.parts)]
-    paired = noise.paired_sd is not None and all(seeds[0] == other for other in seeds)
-    sd = noise.paired_sd if paired and noise.paired_sd is not None else noise.sd
-    return Difference(
-        mean=one.value - best.value,
-        se=sd * math.sqrt(one.variance_share + best.variance_share),
-        degrees_of_freedom=noise.paired_degrees_of_freedom if paired else noise.degrees_of_freedom,
-        evidence="seeds" if paired else "noise floor",
-        seeds=len(seeds[0]) if paired else 0,
-    )
+    return contrast([*one.parts, *((-weight, group) for weight, group in best.parts)], noise)
 
 
 def _sentence(comparison: ArmComparison) -> str:

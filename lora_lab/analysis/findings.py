@@ -11,8 +11,8 @@ from lora_lab.study.measures import TRAIN_SECONDS, price, tie_width
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_lab.analysis.paired import Evidence
-    from lora_lab.analysis.replicates import Noise
+    from lora_lab.analysis.noise import Noise
+    from lora_lab.analysis.paired import Difference, Evidence
     from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialState
     from lora_lab.study.settings import TrialConfig
@@ -75,10 +75,8 @@ class VerdictRow:
     """95% interval of its value by the noise floor."""
     estimate: float
     """By how much it is worse than the best one, over common seeds where there are any; 0 for the best."""
-    interval: tuple[float, float] | None
-    """95%, two-sided, of `estimate`; None for a single run, unless single runs are compared over examples."""
-    evidence: Evidence | None
-    """What `interval` rests on."""
+    apart: Difference | None
+    """What `estimate` rests on; None for a single run, unless single runs are compared over examples."""
     p: float | None
     """One-sided, against "worse than the best by the margin or more"; None: not tested."""
     corrected_p: float | None
@@ -86,6 +84,16 @@ class VerdictRow:
     within_margin: bool
     """Whether the estimate lies within the margin, which alone proves nothing."""
     decision: Decision
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95%, two-sided, of `estimate`."""
+        return self.apart.interval() if self.apart else None
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What `interval` rests on."""
+        return self.apart.evidence if self.apart else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_lab.analysis.comparison import noise_interval, value_interval, within
-from lora_lab.analysis.replicates import noise_floor, replicate_groups
+from lora_lab.analysis.comparison import value_interval, within
+from lora_lab.analysis.noise import noise_floor
+from lora_lab.analysis.replicates import replicate_groups, without_seed
 from lora_lab.analysis.wording import nats, value_text
 from lora_lab.study.measures import FORGETTING, tie_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.analysis.noise import Noise
+    from lora_lab.analysis.replicates import ReplicateGroup
     from lora_lab.study.results import TrialResult
 
 MIN_CONFIGURATIONS = 4
@@ -72,9 +74,15 @@ def forgetting_trade(
     groups = [group for group in replicate_groups(results) if group.metric_mean(FORGETTING.name) is not None]
     if not groups:
         return None
-    forgetful = {group.number: group for group in replicate_groups(results, FORGETTING)}
+    forgetful = {without_seed(group.config): group for group in replicate_groups(results, FORGETTING)}
     gain_noise, noise = noise_floor(groups), noise_floor(list(forgetful.values()))
-    points = [_point(group, base_loss, gain_noise, noise) for group in groups]
+    points = [
+        replace(
+            _point(group, base_loss, gain_noise),
+            forgetting_interval=value_interval(forgetful[without_seed(group.config)], noise),
+        )
+        for group in groups
+    ]
     points = [replace(point, on_front=not any(_beats(other, point) for other in points)) for point in points]
     points.sort(key=lambda point: -point.gain)
     width = tie_width(margin, absolute_margin, points[0].gain)
@@ -89,7 +97,7 @@ def forgetting_trade(
     )
 
 
-def _point(group: ReplicateGroup, base_loss: float, gain_noise: Noise | None, noise: Noise | None) -> ForgettingPoint:
+def _point(group: ReplicateGroup, base_loss: float, gain_noise: Noise | None) -> ForgettingPoint:
     forgetting = group.metric_mean(FORGETTING.name)
     assert forgetting is not None, "only configurations that measured it come here"
     loss = value_interval(group, gain_noise)
@@ -103,7 +111,7 @@ def _point(group: ReplicateGroup, base_loss: float, gain_noise: Noise | None, no
         gain=base_loss - group.mean,
         gain_interval=(base_loss - loss[1], base_loss - loss[0]) if loss else None,
         forgetting=forgetting,
-        forgetting_interval=noise_interval(forgetting, 1 / len(group.values), noise),
+        forgetting_interval=None,
         on_front=True,
     )
 

@@ -24,6 +24,13 @@ class ExampleLosses:
     """[n]: negative log-likelihood summed over an example's label tokens, in nats."""
     label_tokens: np.ndarray
     """[n]: label tokens of each example; equal for all trials on the same data."""
+    groups: np.ndarray | None = None
+    """[n]: what each example comes from (a document, a conversation), as a number; None: each stands for itself."""
+
+    @property
+    def clusters(self) -> int:
+        """How many draws of text the examples are: their groups, or they themselves."""
+        return len(self.nll) if self.groups is None else len(np.unique(self.groups))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +46,10 @@ class Difference:
     """Common seeds behind `mean`."""
     examples: int = 0
     """Evaluation examples behind `se`; 0: it holds for this evaluation set only."""
+    examples_variance: float = 0.0
+    """The part of se squared that only more examples make smaller."""
+    interaction_variance: float = 0.0
+    """The part of the rest that more examples make smaller too: what a seed does to single examples."""
 
     def interval(self) -> tuple[float, float]:
         """Two-sided 95% t interval of the difference."""
@@ -46,6 +57,11 @@ class Difference:
 
         half = float(stdtrit(self.degrees_of_freedom, 0.975)) * self.se
         return self.mean - half, self.mean + half
+
+    def se_with(self, seeds: float, examples: float) -> float:
+        """The standard error that `seeds` times the seeds and `examples` times the evaluation examples would give."""
+        of_seeds = max(0.0, self.se**2 - self.examples_variance - self.interaction_variance)
+        return math.sqrt((of_seeds + self.interaction_variance / examples) / seeds + self.examples_variance / examples)
 
     def p_not_below(self, bound: float) -> float:
         """One-sided p-value against "the true difference is `bound` or more"."""
@@ -81,15 +97,15 @@ def example_difference(one: ExampleLosses, other: ExampleLosses) -> Difference:
         InputError: they are not of the same evaluation set, or it has fewer than two examples.
 
     """
-    mean, variance = _over_examples([one], [other])
-    count = len(one.nll)
+    mean, variance, _ = _over_examples([one], [other])
     return Difference(
         mean=mean,
         se=math.sqrt(variance),
-        degrees_of_freedom=count - 1,
+        degrees_of_freedom=one.clusters - 1,
         evidence="examples",
         seeds=1,
-        examples=count,
+        examples=len(one.nll),
+        examples_variance=variance,
     )
 
 
@@ -114,8 +130,8 @@ def with_examples(difference: Difference, ones: Sequence[ExampleLosses], others:
         InputError: they are not of the same evaluation set, or it has fewer than two examples.
 
     """
-    _, variance = _over_examples(ones, others)
-    count = len(ones[0].nll)
+    _, variance, interaction = _over_examples(ones, others)
+    count = ones[0].clusters
     seeds_variance = difference.se**2
     parts = seeds_variance**2 / difference.degrees_of_freedom + variance**2 / (count - 1)
     total = seeds_variance + variance
@@ -125,32 +141,50 @@ def with_examples(difference: Difference, ones: Sequence[ExampleLosses], others:
         degrees_of_freedom=total**2 / parts if parts else difference.degrees_of_freedom,
         evidence="seeds and examples",
         seeds=difference.seeds,
-        examples=count,
+        examples=len(ones[0].nll),
+        examples_variance=variance,
+        interaction_variance=min(interaction, seeds_variance),
     )
 
 
-def _over_examples(ones: Sequence[ExampleLosses], others: Sequence[ExampleLosses]) -> tuple[float, float]:
-    """Mean difference per token, and its variance over examples without the interaction with seeds."""
+def _over_examples(ones: Sequence[ExampleLosses], others: Sequence[ExampleLosses]) -> tuple[float, float, float]:
+    """Mean difference per token, its variance over examples alone, and that of the interaction of examples and seeds.
+
+    Both are variances of the mean. A single seed cannot tell them apart: all counts as over examples. Examples of one
+    group are not independent: their residuals are summed, and the groups are what is sampled (cluster-robust sums,
+    Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference").
+    """
     tokens = ones[0].label_tokens
     same = all(np.array_equal(losses.label_tokens, tokens) for losses in (*ones, *others))
-    if not same or len(tokens) < 2:
+    clusters = ones[0].clusters
+    if not same or clusters < 2:
         raise InputError(
-            "a paired difference needs at least two evaluation examples, the same ones on both sides, but got "
-            f"{sorted({len(losses.label_tokens) for losses in (*ones, *others)})} examples with "
-            f"{'equal' if same else 'different'} token counts; compare trials on one evaluation set"
+            "a paired difference needs at least two evaluation examples, the same ones on both sides, or two groups of "
+            f"them, but got {clusters} with {'equal' if same else 'different'} token counts; compare trials on one "
+            "evaluation set"
         )
     weights = tokens / tokens.sum()
     sums = np.array([one.nll - other.nll for one, other in zip(ones, others, strict=True)])
     by_seed = sums.sum(axis=1) / tokens.sum()
     mean = float(by_seed.mean())
-    residuals = sums / tokens.sum() - weights * mean
+    by_example = sums / tokens.sum() - weights * mean
+    residuals, weights = (_by_group(values, ones[0].groups) for values in (by_example, weights))
     over_examples = residuals.mean(axis=0)
-    small_sample = len(tokens) / (len(tokens) - 1)
+    small_sample = clusters / (clusters - 1)
     variance = float(np.sum(over_examples**2)) * small_sample
-    if len(ones) > 1:
-        interaction = residuals - over_examples - np.outer(by_seed - mean, weights)
-        variance -= float(np.sum(interaction**2)) / (len(ones) * (len(ones) - 1)) * small_sample
-    return mean, max(0.0, variance)
+    if len(ones) == 1:
+        return mean, variance, 0.0
+    crossed = residuals - over_examples - np.outer(by_seed - mean, weights)
+    interaction = float(np.sum(crossed**2)) / (len(ones) * (len(ones) - 1)) * small_sample
+    return mean, max(0.0, variance - interaction), interaction
+
+
+def _by_group(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Sums of [..., n] values over the examples of each group: [..., groups]."""
+    if groups is None:
+        return values
+    _, group_of = np.unique(groups, return_inverse=True)
+    return values @ np.eye(group_of.max() + 1)[group_of]
 
 
 def _tail(distance: float, se: float, degrees_of_freedom: float) -> float:

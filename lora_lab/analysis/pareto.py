@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_lab.analysis.replicates import noise_floor, replicate_groups
+from lora_lab.analysis.noise import noise_floor
+from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.common.errors import InputError
 from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.analysis.noise import Noise
+    from lora_lab.analysis.replicates import ReplicateGroup
     from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialResult
 

@@ -1,13 +1,10 @@
-"""Replicates: trainings of one configuration that differ in nothing but `training.seed`, and their spread."""
+"""Replicates: trainings of one configuration that differ in nothing but `training.seed`."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from lora_lab.analysis.selection import measured, retrainings, search_trials
 from lora_lab.analysis.wording import config_label
@@ -84,35 +81,6 @@ class ReplicateGroup:
         return statistics.fmean(known) if known else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
-    """Spread between trainings of one configuration under different seeds, pooled over configurations."""
-
-    sd: float
-    """Nats; of single trainings with different seeds."""
-    degrees_of_freedom: int
-    configurations: int
-    paired_sd: float | None = None
-    """Nats; what is left of `sd` where two configurations share their seeds, so their data order; None: unknown."""
-    paired_degrees_of_freedom: int = 0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95% interval of `sd` (chi-square)."""
-        from scipy.special import chdtri  # type: ignore[import-untyped]  # half a second: only where needed
-
-        squares = self.degrees_of_freedom * self.sd**2
-        low, high = (math.sqrt(squares / chdtri(self.degrees_of_freedom, tail)) for tail in (0.025, 0.975))
-        return low, high
-
-    @property
-    def smallest_real_difference(self) -> float:
-        """Nats by which two single runs must differ so that chance alone does so in 5% of cases at most."""
-        from scipy.special import stdtrit
-
-        return float(stdtrit(self.degrees_of_freedom, 0.975)) * self.sd * math.sqrt(2)
-
-
 def replicate_groups(results: Sequence[TrialResult], measure: Measure = EVAL_LOSS) -> list[ReplicateGroup]:
     """Every configuration of the search that has a value, with its replicates, by the number that stands for it."""
     by_configuration: dict[TrialConfig, list[TrialResult]] = {}
@@ -163,47 +131,3 @@ def _by_seed(trials: Sequence[TrialResult], measure: Measure) -> dict[int, tuple
         if value is not None:
             runs.setdefault(trial.config.training.seed, (trial, measure.as_loss(value)))
     return dict(sorted(runs.items()))
-
-
-def noise_floor(groups: Sequence[ReplicateGroup]) -> Noise | None:
-    """Pool the spread between seeds over all configurations that were trained at least twice; None: there are none.
-
-    `sd` pools the variances within configurations. `paired_sd` is the residual of configuration + seed (a randomized
-    block design: a seed is a data order, which all configurations share), which paired differences have.
-    """
-    repeated = [group for group in groups if len(group.values) > 1 and group.trained]
-    freedom = sum(len(group.values) - 1 for group in repeated)
-    if not freedom:
-        return None
-    squares = sum(statistics.variance(group.values.values()) * (len(group.values) - 1) for group in repeated)
-    paired_sd, paired_freedom = block_residual([group.values for group in repeated])
-    return Noise(
-        sd=math.sqrt(squares / freedom),
-        degrees_of_freedom=freedom,
-        configurations=len(repeated),
-        paired_sd=paired_sd,
-        paired_degrees_of_freedom=paired_freedom,
-    )
-
-
-def block_residual(values: Sequence[Mapping[int, float]]) -> tuple[float | None, int]:
-    """Residual standard deviation of value = configuration + seed, and its degrees of freedom.
-
-    Args:
-        values: for each configuration its values by seed; not every one needs every seed.
-
-    Returns:
-        (None, 0) where seeds and configurations explain every value exactly, as with one configuration.
-
-    """
-    seeds = sorted({seed for row in values for seed in row})
-    cells = [(row, seeds.index(seed), value) for row, by_seed in enumerate(values) for seed, value in by_seed.items()]
-    design = np.zeros((len(cells), len(values) + len(seeds)))
-    for index, (row, column, _) in enumerate(cells):
-        design[index, [row, len(values) + column]] = 1
-    observed = np.array([value for _, _, value in cells])
-    fitted, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)
-    freedom = len(cells) - int(rank)
-    if freedom < 1:
-        return None, 0
-    return float(np.sqrt(np.sum((observed - design @ fitted) ** 2) / freedom)), freedom

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_lab.analysis.replicates import noise_floor, replicate_groups
+from lora_lab.analysis.comparison import difference
+from lora_lab.analysis.noise import noise_floor
+from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.wording import value_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.analysis.noise import Noise
+    from lora_lab.analysis.replicates import ReplicateGroup
     from lora_lab.study.results import TrialResult
 
 MIN_CONFIGURATIONS = 8
@@ -58,7 +61,10 @@ class Explained:
     quantity: str
     """`scaling`, `learning_rate`, `scaling * learning_rate` or `r`."""
     share: float
-    """R squared, 0 to 1, adjusted for the two coefficients; below 0 is shown as 0."""
+    """R squared, 0 to 1, adjusted for the two coefficients; below 0 is shown as 0.
+
+    What other quantities do counts as unexplained, so a weak one beside a strong one comes out too small, down to 0.
+    """
     optimum: float | None
     """Where the parabola has its minimum; None where it has none within the values tried."""
 
@@ -87,7 +93,10 @@ class RuleScore:
     of: int
     """Ranks at which at least two scalings were tried."""
     noise: float | None
-    """Standard error of `regret` by the noise floor; None where none was measured."""
+    """Standard error of `regret` by the noise floor, which makes no test: it is a distance to the best of several.
+
+    None where no noise floor was measured.
+    """
 
 
 def scale_response(results: Sequence[TrialResult]) -> ScaleResponse:
@@ -185,7 +194,7 @@ def _score(
             continue
         rival, best = by_scaling[nearest], min(by_scaling.values(), key=lambda group: group.mean)
         regrets.append(rival.mean - best.mean)
-        variances.append(0.0 if rival is best else 1 / len(rival.values) + 1 / len(best.values))
+        variances.append(difference(rival, best, noise).se ** 2 if noise and rival is not best else 0.0)
         ranks.append(r)
     return RuleScore(
         rule=rule,
@@ -193,5 +202,5 @@ def _score(
         worst=max(regrets, default=None),
         ranks=tuple(sorted(set(ranks))),
         of=len({r for r, _ in contests}),
-        noise=noise.sd * math.sqrt(sum(variances)) / len(regrets) if noise and regrets else None,
+        noise=math.sqrt(sum(variances)) / len(regrets) if noise and regrets else None,
     )

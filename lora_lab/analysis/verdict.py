@@ -19,7 +19,8 @@ from lora_lab.analysis.comparison import (
     within,
 )
 from lora_lab.analysis.findings import Decision, Findings, Standing, VerdictRow
-from lora_lab.analysis.replicates import Noise, ReplicateGroup, noise_floor, replicate_groups
+from lora_lab.analysis.noise import Noise, noise_floor
+from lora_lab.analysis.replicates import ReplicateGroup, replicate_groups
 from lora_lab.analysis.selection import search_trials
 from lora_lab.common.errors import InputError
 from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS, costs, tie_width
@@ -52,9 +53,9 @@ def decide(
     `margin` times the best one's gain over `base_value` or more (non-inferiority), Holm-corrected over all cheaper
     configurations with replicates. The best is itself picked as the lowest mean; that errs to the safe side here:
     "within the margin of every other" is tested by the hardest of its comparisons, which is the one with the lowest
-    mean (intersection-union test, Berger 1982; Hsu 1984, "multiple comparisons with the best"). Standard errors pool
-    the study's noise floor (`comparison.difference`). Without replicates the tie is what lies within the margin by
-    its single run, and `tested` is off.
+    mean (intersection-union test, Berger 1982; Hsu 1984, "multiple comparisons with the best"). Standard errors are
+    those of `comparison.contrast`. Without replicates the tie is what lies within the margin by its single run, and
+    `tested` is off.
 
     Args:
         results: every trial of the study, retrainings included.
@@ -221,8 +222,7 @@ def _row(
         standing=standing,
         value_interval=value_interval(group, noise),
         estimate=estimate,
-        interval=apart.interval() if apart else None,
-        evidence=apart.evidence if apart else None,
+        apart=apart,
         p=p,
         corrected_p=corrected_p,
         within_margin=within(estimate, margin),

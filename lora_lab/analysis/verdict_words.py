@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.comparison import seeds_to_decide
+from lora_lab.analysis.sample_size import what_decides
 from lora_lab.analysis.wording import (
     distance_text,
     measure_interval,
@@ -19,11 +19,11 @@ from lora_lab.study.measures import MEASURES, TIE_BREAKERS, TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Findings, Standing, VerdictRow
+    from lora_lab.analysis.noise import Noise
+    from lora_lab.analysis.sample_size import Needed
     from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialState
 
-MANY_SEEDS = 100
-"""Nobody trains more replicates than this to settle a tie."""
 STATE_WORDS: dict[TrialState, str] = {
     "complete": "complete",
     "shared": "read off another trial",
@@ -110,7 +110,8 @@ def _choice_sentences(findings: Findings, best: Standing, cheapest: Standing) ->
         also = f" (and {plural(len(undecided) - 1, 'other')})" if len(undecided) > 1 else ""
         said.append(
             f"Not known: cheaper trial {closest.standing.number}{also} is "
-            f"{_distance(findings.measure, closest)} the best, so it may or may not be as good.{_seeds_text(findings)}"
+            f"{_distance(findings.measure, closest)} the best, so it may or may not be as good. "
+            f"{_needed_text(findings, closest)}"
         )
     single = [row for row in findings.rows if row.decision == "not tested" and row.standing.is_cheaper_than(cheapest)]
     if single:
@@ -130,21 +131,36 @@ def _undecided(findings: Findings) -> list[VerdictRow]:
     return sorted(rows, key=lambda row: row.estimate)
 
 
-def _seeds_text(findings: Findings) -> str:
-    if _undecided(findings)[0].estimate > findings.margin:
-        return f" That is outside the margin of {_width(findings)}; more seeds would likely show it worse."
-    needed = _seeds_to_decide(findings)
-    if needed is None or needed > MANY_SEEDS:
-        return f" So near to the margin of {_width(findings)}, no reasonable number of seeds decides."
-    return f" If that is the true distance, about {needed} seeds of each show it to be within the margin."
+def _needed_text(findings: Findings, closest: VerdictRow) -> str:
+    """What would settle the closest open comparison."""
+    apart, needed = closest.apart, _needed(findings)
+    assert apart is not None, "what is undecided was tested"
+    if closest.estimate - findings.margin > apart.se:
+        return f"That is outside the margin of {_width(findings)}; more seeds would likely show it worse."
+    if needed is None or not needed.found:
+        what = "seeds and evaluation examples" if apart.examples else "seeds"
+        return f"So near to the margin of {_width(findings)}, no reasonable number of {what} decides."
+    ways = []
+    if needed.seeds is not None:
+        ways.append(f"about {needed.seeds} seeds of each")
+    if needed.examples is not None:
+        ways.append(f"about {needed.examples} evaluation examples at {needed.examples_seeds} seeds of each")
+    enough = (
+        f"no number of seeds is enough on these {apart.examples} evaluation examples, but {ways[0]} likely show"
+        if needed.seeds is None
+        else f"{' or '.join(ways)} likely show"
+    )
+    return f"If that is the true distance, {enough} it to be within the margin."
 
 
-def _seeds_to_decide(findings: Findings) -> int | None:
-    """Seeds that would settle the closest undecided configuration, if its distance is as estimated."""
-    if findings.noise is None or not (undecided := _undecided(findings)):
+def _needed(findings: Findings) -> Needed | None:
+    """What would settle the closest undecided configuration, if its distance is as estimated; None: nothing is open."""
+    undecided = _undecided(findings)
+    if not undecided or undecided[0].apart is None:
         return None
-    needed = seeds_to_decide(findings.noise, findings.margin, max(0.0, undecided[0].estimate))
-    return None if needed is None else max(needed, undecided[0].standing.runs + 1)
+    still_open = sum(row.p is not None and row.decision != "equivalent" for row in findings.rows)
+    runs = undecided[0].standing.runs
+    return what_decides(undecided[0].apart, findings.margin, runs=runs, comparisons=still_open)
 
 
 def _distance(measure: Measure, row: VerdictRow) -> str:
@@ -209,11 +225,17 @@ def _times(more: float, less: float) -> str:
     return f"{more / less:.3g}"
 
 
+def _flattered(findings: Findings, best: Standing) -> bool:
+    """Whether the best one's run in the search was better than its retrainings by more than seeds differ."""
+    curse = findings.measure.as_loss(best.value) - findings.measure.as_loss(best.search_value)
+    return curse > (findings.noise.sd if findings.noise else 0.0)
+
+
 def _retraining_sentences(findings: Findings) -> list[str]:
     best, cheapest = findings.best, findings.cheapest
     said: list[str] = []
     measure = findings.measure
-    if best and best.retrainings and measure.as_loss(best.value) > measure.as_loss(best.search_value):
+    if best and best.retrainings and _flattered(findings, best):
         flattered = measure_text(measure, best.search_value)
         said.append(
             f"In the search, trial {best.number} had said {flattered}: "
@@ -244,19 +266,39 @@ def _noise_sentences(findings: Findings) -> list[str]:
                 f"({_width(findings)}) is not known to be real. `confirm: {{top: 3, seeds: 3}}` measures it."
             )
         ]
-    measure, noise, limit = findings.measure, findings.noise, findings.noise.smallest_real_difference
+    measure, noise = findings.measure, findings.noise
+    limit, paired = noise.smallest_real_difference, noise.smallest_paired_difference
     words = (
         f"Seeds alone spread {measure.label} by {distance_text(measure, noise.sd)} (standard deviation, 95% interval "
         f"{measure_interval(measure, noise.interval)}, {plural(noise.configurations, 'configuration')} trained again): "
-        f"two single runs closer than {distance_text(measure, limit)} are not known to differ."
+        f"two single runs of different seeds closer than {distance_text(measure, limit)} are not known to differ"
     )
-    if noise.paired_sd is not None and noise.paired_sd < noise.sd / 2:
-        words += (
-            f" On the same seeds they spread by {distance_text(measure, noise.paired_sd)} only, which the test uses."
-        )
-    if limit > findings.margin:
+    words += "." if paired is None else f", two of one seed closer than {distance_text(measure, paired)}."
+    if (limit if paired is None else paired) > findings.margin:
         words += f" That is more than the margin ({_width(findings)}): single runs cannot settle a tie."
-    return [words]
+    return [words, *_unstable_sentences(measure, noise)]
+
+
+def _unstable_sentences(measure: Measure, noise: Noise) -> list[str]:
+    if not noise.unstable:
+        return []
+    names = ", ".join(f"trial {number} by {distance_text(measure, sd)}" for number, sd in noise.unstable.items())
+    sentence = (
+        f"Seeds spread {names}: more than the others by an F test, so this is kept out of the noise floor, and what is "
+        "compared with such a trial rests on its own seeds alone."
+    )
+    return [sentence]
+
+
+def _needed_facts(needed: Needed) -> list[Fact]:
+    shows = "that likely show the closest undecided one to be within the margin"
+    said = [Fact("evaluation examples behind the intervals", str(needed.present))] if needed.present else []
+    if needed.seeds is not None:
+        said.append(Fact(f"seeds of each {shows}", str(needed.seeds)))
+    if needed.examples is not None:
+        said.append(Fact(f"evaluation examples {shows}", str(needed.examples)))
+        said.append(Fact("seeds of each that go with so many examples", str(needed.examples_seeds)))
+    return said
 
 
 def _named(what: str, unit: str) -> str:
@@ -275,7 +317,7 @@ def facts(findings: Findings) -> list[Fact]:
         Fact("trials in the search", str(sum(findings.states.values()))),
         *states,
         Fact("retrainings with fresh seeds", str(findings.retrained)),
-        Fact("level of every test", "5%"),
+        Fact("level of the tests against the margin, all together", "5%"),
     ]
     best, cheapest = findings.best, findings.cheapest
     if best is not None:
@@ -287,9 +329,8 @@ def facts(findings: Findings) -> list[Fact]:
             said.append(Fact(f"{TRAINABLE_PARAMS.label}, the best over the choice", _times(many, few)))
     if findings.held_out_value is not None:
         said.append(Fact("the choice of the best on a seed that did not make it", text(findings.held_out_value)))
-    needed = _seeds_to_decide(findings) if cheapest is not None else None
-    if needed is not None:
-        said.append(Fact("seeds of each that show the closest undecided one to be within the margin", str(needed)))
+    if cheapest is not None and (needed := _needed(findings)) is not None:
+        said += _needed_facts(needed)
     if findings.noise is not None:
         noise = findings.noise
         said += [
@@ -299,6 +340,12 @@ def facts(findings: Findings) -> list[Fact]:
             Fact("noise floor, degrees of freedom", str(noise.degrees_of_freedom)),
             Fact(f"smallest real difference of two single runs, {unit}", text(noise.smallest_real_difference)),
         ]
-        if noise.paired_sd is not None:
+        if noise.paired_sd is not None and noise.smallest_paired_difference is not None:
             said.append(Fact(f"noise floor of paired differences (same seeds), {unit}", text(noise.paired_sd)))
+            paired = text(noise.smallest_paired_difference)
+            said.append(Fact(f"smallest real difference of two single runs of one seed, {unit}", paired))
+        said += [
+            Fact(f"standard deviation between seeds of trial {number}, kept out of the noise floor, {unit}", text(sd))
+            for number, sd in noise.unstable.items()
+        ]
     return said

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.replicates import noise_floor, replicate_groups
+from lora_lab.analysis.comparison import difference
+from lora_lab.analysis.noise import noise_floor
+from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.selection import finished, measured, search_trials
 from lora_lab.analysis.wording import nats, number_text, plural
 from lora_lab.figures.style import (
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from lora_lab.analysis.findings import Findings
-    from lora_lab.analysis.replicates import Noise, ReplicateGroup
+    from lora_lab.analysis.noise import Noise
+    from lora_lab.analysis.replicates import ReplicateGroup
     from lora_lab.figures.style import Reference
     from lora_lab.study.results import TrialResult
 
@@ -177,19 +179,15 @@ def _floor_words(noise: Noise | None) -> str:
     if noise is None:
         return "No noise floor was measured, so which pairs differ for real is not known."
     return (
-        f"Marked with{NOT_TOLD_APART}: within the noise floor of the best pair (two single runs: "
-        f"{nats(noise.smallest_real_difference)} nats; less between means of several)."
+        f"Marked with{NOT_TOLD_APART}: not shown to be worse than the best pair, whose 95% interval over seeds "
+        "reaches it."
     )
 
 
 def _pair_text(group: ReplicateGroup | None, lowest: ReplicateGroup, noise: Noise | None) -> str:
     if group is None:
         return ""
-    limit = 0.0
-    if noise is not None and group is not lowest:
-        # The smallest real difference is that of two single runs; means of n and m of them differ by less.
-        limit = noise.smallest_real_difference * math.sqrt((1 / len(group.values) + 1 / len(lowest.values)) / 2)
-    within = noise is not None and group.mean - lowest.mean <= limit
+    within = noise is not None and (group is lowest or difference(group, lowest, noise).interval()[0] <= 0)
     return f"{group.mean:.3f}{NOT_TOLD_APART if within else ''}"
 
 

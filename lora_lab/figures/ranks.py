@@ -148,7 +148,12 @@ def scale_response(response: ScaleResponse | None) -> Panel:
     shares = ", ".join(f"{one.quantity} {100 * one.share:.0f}%" for one in response.explained)
     words = (
         "The scaling multiplies the update that the learning rate moves: alpha alone says little. "
-        + (f"Share of the variance of the loss that a parabola over one quantity explains: {shares}." if shares else "")
+        + (
+            f"Share of the variance of the loss that a parabola over one quantity explains: {shares}. The effects of "
+            "the others count against it, so a weak one beside a strong one comes out too small."
+            if shares
+            else ""
+        )
     ).strip()
     rows = [
         [text_cell(one.quantity), number_cell(one.share, _percent), number_cell(one.optimum)]
@@ -209,7 +214,8 @@ def rules_of_thumb(scores: Sequence[RuleScore]) -> Panel:
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     words = (
         "0 is the best scaling that was tried at each rank, each scaling at its best learning rate. Whiskers: two "
-        "standard errors of the noise floor. A rule counts only at ranks where it was tried."
+        "standard errors of the noise floor; as a distance to the best of several it is never negative, and they are "
+        "no test. A rule counts only at ranks where it was tried."
     )
     rows = [
         [

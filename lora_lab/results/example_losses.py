@@ -53,7 +53,7 @@ def _path(folder: RunFolder, run: TrialResult, measure: Measure) -> Path | None:
 def _read(path: Path) -> ExampleLosses:
     try:
         arrays = load_file(path)
-        return ExampleLosses(arrays["nll"], arrays["label_tokens"])
+        return ExampleLosses(arrays["nll"], arrays["label_tokens"], arrays.get("groups"))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"the losses in {path} cannot be read ({error}); remove the file: the report then goes without it"

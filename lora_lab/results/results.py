@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_lab.analysis.audit import AuditNote, audit, unfinished
+from lora_lab.analysis.audit import AuditNote, audit, changed_on_the_way, unfinished
 from lora_lab.analysis.verdict import decide
 from lora_lab.common.errors import StorageError, TrainingError
 from lora_lab.results.example_losses import read_example_losses
@@ -62,7 +62,11 @@ def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder, *, compl
         losses=examples,
         cost=verdict.cost,
     )
-    notes = audit(spec, findings, trials)
+    looks = [*store.record.looks(), *([findings.best.runs] if findings.tested and findings.best else [])]
+    notes = [
+        *changed_on_the_way(verdict, store.record.declared_verdict(), looks),
+        *audit(spec, findings, trials),
+    ]
     if not (store.record.is_complete if complete is None else complete):
         notes = [unfinished(*store.budget()), *notes]
     return Results(spec, trials, findings, examples, notes, base)

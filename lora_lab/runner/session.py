@@ -209,6 +209,8 @@ class _Session:
             return SessionEnd(complete=False, ran=True, results=None, tracking_note=self.mirror.close(timeout_s=10))
         results = read_results(self.spec, self.store, self.folder, complete=complete)
         write_results(results, self.folder, self.command, device)
+        if results.findings.tested and results.findings.best is not None:
+            self.store.record.keep_look(results.findings.best.runs)
         if complete:
             self.store.record.mark_complete()
         journal.append(*_attachments(results, self.folder), _ended(results, "complete" if complete else "interrupted"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import StorageError
 from lora_lab.study.file.loading import load_spec_json
 from lora_lab.study.measures import EVAL_LOSS
+from lora_lab.study.sweep import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +23,8 @@ SPEC = "spec"
 BASE_VALUES = "base_losses"
 CONTENTS = "contents"
 COMPLETE = "complete"
+DECLARED = "declared_verdict"
+LOOKS = "looks"
 HOME = "home"
 
 
@@ -64,8 +68,34 @@ class StudyRecord:
         return None if text is None else load_spec_json(text)
 
     def replace_spec(self, spec: StudySpec) -> None:
-        """Store this spec as the study's, without `storage`: a database URL may hold a password."""
+        """Store this spec as the study's, without `storage`: a database URL may hold a password.
+
+        What counts as a tie stays on record as it was declared before there were results.
+        """
+        before = self.stored_spec() if self.has_trials else None
+        if before is None or DECLARED not in self._study.user_attrs:
+            self._study.set_user_attr(DECLARED, (before or spec).sweep.verdict.model_dump(mode="json"))
         self._study.set_user_attr(SPEC, spec.stored())
+
+    def declared_verdict(self) -> Verdict | None:
+        """What counted as a tie when the first trial began; None before that."""
+        kept = self._study.user_attrs.get(DECLARED)
+        return None if kept is None else Verdict.model_validate(kept)
+
+    def looks(self) -> list[int]:
+        """The numbers of seeds at which a verdict was tested, in order; of an old study, those of its last one."""
+        kept = self._study.user_attrs.get(LOOKS)
+        if kept is not None:
+            return list(kept)
+        completed = json.loads(self._study.user_attrs.get(COMPLETE, "{}"))
+        seeds = (completed.get("confirm") or {}).get("seeds") or completed.get("seeds")
+        return [seeds] if seeds else []
+
+    def keep_look(self, seeds: int) -> None:
+        """Remember that a verdict was tested with so many seeds; the number of the last look changes nothing."""
+        looks = self.looks()
+        if looks[-1:] != [seeds]:
+            self._study.set_user_attr(LOOKS, [*looks, seeds])
 
     def contents(self) -> dict[str, str]:
         """What the trials were trained and measured on: the digest of each source, by what it is."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from lora_lab.analysis.replicates import ReplicateGroup, replicate_groups
 from lora_lab.study.engines import engine_for
 from lora_lab.study.results import TrialResult, TrialState
 from lora_lab.study.spec import StudySpec
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BASE_LOSS = 5.07
 BASE_FORGETTING = 3.37
@@ -147,3 +153,17 @@ def _trial(
         replicate=replicate,
         confirms=confirms,
     )
+
+
+@functools.cache
+def _templates(configurations: int, seeds: int) -> tuple[ReplicateGroup, ...]:
+    trials = [trial(100 * n + seed, 4.0, r=n + 1, seed=seed) for n in range(configurations) for seed in range(seeds)]
+    return tuple(replicate_groups(trials))
+
+
+def with_losses(losses: np.ndarray) -> list[ReplicateGroup]:
+    """Configurations with [configurations, seeds] losses, as their trainings would give them."""
+    return [
+        replace(template, values=dict(enumerate(map(float, row))))
+        for template, row in zip(_templates(*losses.shape), losses, strict=True)
+    ]

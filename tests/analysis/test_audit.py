@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from analysis.simulated import study, trial
 
-from lora_lab.analysis.audit import audit
+from lora_lab.analysis.audit import audit, changed_on_the_way
 from lora_lab.analysis.verdict import decide
 from lora_lab.study.spec import StudySpec
+from lora_lab.study.sweep import Verdict
 
 RANKS = {"values": [4, 16, 64]}
 RATES = {"min": 1e-4, "max": 1e-2, "log": True}
@@ -91,7 +92,7 @@ def test_one_seed_only() -> None:
 
 
 def test_pruning_replicates_keeps_the_lucky_ones() -> None:
-    parameters = {"r": RANKS, "learning_rate": {"values": [1e-3, 3e-3]}}
+    parameters = {"r": RANKS, "learning_rate": {"values": [1e-3, 3e-3, 9e-3]}}
 
     assert kinds(spec_with(parameters, sampler="grid", seeds=3)) == ["pruned_replicates"]
     assert kinds(spec_with(parameters, sampler="grid", seeds=3, pruner="none")) == []
@@ -242,3 +243,24 @@ def test_without_a_finished_trial_the_design_is_still_audited() -> None:
     findings = decide([], base_value=5.0, margin=0.01)
 
     assert [note.kind for note in audit(spec_with({"r": RANKS}), findings)] == ["one_learning_rate"]
+
+
+def test_two_learning_rates_leave_no_inside() -> None:
+    (note,) = audit(spec_with({"r": RANKS, "learning_rate": {"values": [1e-3, 3e-3]}}))
+
+    assert note.kind == "two_learning_rates"
+    assert kinds(spec_with({"r": RANKS, "learning_rate": {"values": [1e-3, 3e-3, 9e-3]}})) == []
+    assert kinds(spec_with({"learning_rate": {"values": [1e-3, 3e-3]}})) == []
+
+
+def test_a_margin_and_a_number_of_seeds_that_changed_after_results_are_named() -> None:
+    declared = Verdict(margin=0.05)
+
+    assert changed_on_the_way(declared, declared, [3, 3]) == []
+    assert changed_on_the_way(declared, None, [3]) == []
+    (margin,) = changed_on_the_way(Verdict(absolute_margin=0.02), declared, [3])
+    assert margin.kind == "margin_changed"
+    assert "was 5% of the gain when the study began and is 0.02 now" in margin.sentence
+    (looks,) = changed_on_the_way(declared, declared, [3, 5, 10, 10])
+    assert looks.kind == "looked_again"
+    assert "tested with 3, 5 and 10 seeds" in looks.sentence

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +13,11 @@ from lora_lab.analysis.comparison import (
     example_difference_of,
     held_out_value,
     holm,
-    seeds_to_decide,
     value_interval,
 )
+from lora_lab.analysis.noise import Noise
 from lora_lab.analysis.paired import ExampleLosses
-from lora_lab.analysis.replicates import Noise, replicate_groups
+from lora_lab.analysis.replicates import replicate_groups
 
 if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
@@ -29,23 +30,35 @@ def replicated(r: int, values: dict[int, float]) -> list[TrialResult]:
 
 
 def test_common_seeds_are_paired_with_the_pooled_residual() -> None:
-    small, large = replicate_groups(replicated(4, {0: 4.1, 1: 4.3, 5: 9.0}) + replicated(8, {0: 4.0, 1: 4.1}))
+    small, large = replicate_groups(replicated(4, {0: 4.1, 1: 4.12, 5: 9.0}) + replicated(8, {0: 4.0, 1: 4.01}))
 
     found = difference(small, large, NOISE)
 
-    assert found.mean == pytest.approx(0.15)
-    assert found.se == pytest.approx(0.01)
+    assert found.mean == pytest.approx(0.105)
+    # Their own variance, of 1 degree of freedom, and twice that of the floor, which has 3 beside it.
+    assert found.se == pytest.approx(math.sqrt((0.00005 + 3 * 2 * 0.0001) / 4 / 2))
     assert (found.degrees_of_freedom, found.seeds, found.evidence) == (4, 2, "seeds")
 
 
 def test_without_common_seeds_the_noise_floor_says_how_far_means_may_be_apart() -> None:
-    small, large = replicate_groups(replicated(4, {0: 4.1, 1: 4.3}) + replicated(8, {2: 4.0, 3: 4.1, 4: 4.2}))
+    small, large = replicate_groups(replicated(4, {0: 4.1, 1: 4.12}) + replicated(8, {2: 4.0, 3: 4.02, 4: 4.01}))
 
     found = difference(small, large, NOISE)
 
     assert found.mean == pytest.approx(0.1)
-    assert found.se == pytest.approx(0.03 * math.sqrt(1 / 2 + 1 / 3))
-    assert (found.degrees_of_freedom, found.evidence) == (6, "noise floor")
+    small_variance, large_variance = (0.0002 + 4 * 0.0009) / 5, (2 * 0.0001 + 4 * 0.0009) / 6
+    assert found.se == pytest.approx(math.sqrt(small_variance / 2 + large_variance / 3))
+    assert (found.degrees_of_freedom, found.evidence) == (5, "noise floor")
+
+
+def test_what_is_compared_with_an_unstable_configuration_rests_on_their_own_seeds() -> None:
+    small, large = replicate_groups(replicated(4, {0: 4.1, 1: 4.12}) + replicated(8, {0: 4.0, 1: 4.01}))
+    restless = replace(NOISE, unstable={small.number: 0.5})
+
+    found = difference(small, large, restless)
+
+    assert (found.se, found.degrees_of_freedom) == (pytest.approx(math.sqrt(0.00005 / 2)), 1)
+    assert value_interval(large, restless) == value_interval(large, NOISE)
 
 
 def test_per_example_losses_widen_a_difference_where_all_are_known_and_of_the_same_text() -> None:
@@ -84,7 +97,8 @@ def test_an_interval_of_a_value_shrinks_with_its_trainings() -> None:
 
     assert narrow is not None
     assert wide is not None
-    assert (wide[1] - wide[0]) / (narrow[1] - narrow[0]) == pytest.approx(2)
+    # Four equal values say half of what is known of their variance, the floor the other half.
+    assert (wide[1] - wide[0]) / (narrow[1] - narrow[0]) == pytest.approx(2 * math.sqrt(2))
     assert wide[1] - 4.0 == pytest.approx(2.4469 * 0.03, rel=1e-4)
     assert value_interval(once, None) is None
 
@@ -102,11 +116,3 @@ def test_a_choice_is_judged_by_the_seed_that_did_not_make_it() -> None:
     assert held_out_value(groups) == pytest.approx(4.1)
     assert held_out_value(replicate_groups([trial(0, 4.0)])) is None
     assert held_out_value([]) is None
-
-
-def test_how_many_seeds_a_tie_takes() -> None:
-    assert seeds_to_decide(NOISE, 0.01) == 22
-    assert seeds_to_decide(NOISE, 1.0) == 2
-    assert seeds_to_decide(NOISE, 0.0) is None
-    assert seeds_to_decide(NOISE, 0.02, distance=0.01) == 22
-    assert seeds_to_decide(NOISE, 0.02, distance=0.02) is None

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 from analysis.simulated import trial
 
-from lora_lab.analysis.replicates import block_residual, noise_floor, replicate_groups
+from lora_lab.analysis.noise import noise_floor
+from lora_lab.analysis.replicates import replicate_groups
 
 
 def test_seeds_of_one_configuration_are_one_group() -> None:
@@ -74,45 +72,3 @@ def test_metrics_are_means_over_the_runs_that_have_them() -> None:
 
     assert group.metric_mean("forgetting") == pytest.approx(0.3)
     assert group.metric_mean("peak_memory_bytes") is None
-
-
-def test_the_noise_floor_pools_variances_and_takes_out_what_seeds_share() -> None:
-    seed_effect = {0: 0.00, 1: 0.10, 2: -0.10}
-    rest = {4: [0.01, -0.01, 0.0], 8: [-0.01, 0.0, 0.01], 16: [0.0, 0.01, -0.01]}
-    trials = [
-        trial(10 * r + seed, 4.0 + seed_effect[seed] + rest[r][seed], r=r, seed=seed) for r in rest for seed in range(3)
-    ]
-
-    noise = noise_floor(replicate_groups(trials))
-
-    assert noise is not None
-    variances = [np.var([seed_effect[s] + rest[r][s] for s in range(3)], ddof=1) for r in rest]
-    assert noise.sd == pytest.approx(math.sqrt(np.mean(variances)))
-    assert (noise.degrees_of_freedom, noise.configurations) == (6, 3)
-    assert noise.paired_sd == pytest.approx(math.sqrt(0.0006 / 4))
-    assert noise.paired_degrees_of_freedom == 4
-    low, high = noise.interval
-    assert low == pytest.approx(noise.sd * math.sqrt(6 / 14.4494), rel=1e-4)
-    assert high == pytest.approx(noise.sd * math.sqrt(6 / 1.23734), rel=1e-4)
-
-
-def test_trainings_that_were_read_off_others_are_no_noise_of_their_own() -> None:
-    trained = [trial(0, 4.0, r=8, seed=0), trial(1, 4.2, r=8, seed=1)]
-    read_off = [trial(2 + s, loss, r=16, seed=s, state="shared", source=s) for s, loss in enumerate([4.0, 4.2])]
-
-    noise = noise_floor(replicate_groups(trained + read_off))
-
-    assert noise is not None
-    assert (noise.configurations, noise.degrees_of_freedom) == (1, 1)
-    assert noise.paired_sd is None
-
-
-def test_the_block_residual_allows_missing_seeds() -> None:
-    additive = [{0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.5, 1: 2.5}, {1: 2.2, 2: 3.2}]
-
-    sd, freedom = block_residual(additive)
-
-    assert freedom == 2
-    assert sd == pytest.approx(0.0, abs=1e-12)
-    assert block_residual([{0: 1.0, 1: 2.0}]) == (None, 0)
-    assert block_residual([{0: 1.0}, {1: 2.0}]) == (None, 0)

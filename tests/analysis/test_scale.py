@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from analysis.simulated import trial
 
@@ -80,15 +81,14 @@ def test_a_rule_that_was_not_tried_has_no_score_and_comes_last() -> None:
 
 def test_a_regret_has_the_noise_of_its_two_means() -> None:
     trials = [
-        trial(10 * i + seed, 4.0 + 0.1 * i + (-0.01, 0.01)[seed], r=16, alpha_ratio=ratio, seed=seed)
+        trial(10 * i + seed, 4.0 + 0.1 * i + (-0.01, 0.01)[seed - i], r=16, alpha_ratio=ratio, seed=seed)
         for i, ratio in enumerate((1.0, 2.0))
         for seed in (0, 1)
     ]
 
     scores = {score.rule: score for score in score_rules(trials)}
 
-    sd = 0.01 * math.sqrt(2)
-    assert scores["alpha = 2 r"].noise == pytest.approx(sd)
+    assert scores["alpha = 2 r"].noise == pytest.approx(math.sqrt(np.var([0.12, 0.08], ddof=1) / 2))
     assert scores["alpha = r"].noise == 0.0
 
 

@@ -9,6 +9,7 @@ import pytest
 from analysis.simulated import trial
 
 from lora_lab.analysis.comparison import difference, held_out_value
+from lora_lab.analysis.noise import Noise, noise_floor
 from lora_lab.analysis.paired import (
     Difference,
     ExampleLosses,
@@ -17,7 +18,7 @@ from lora_lab.analysis.paired import (
     token_mean,
     with_examples,
 )
-from lora_lab.analysis.replicates import Noise, ReplicateGroup, noise_floor, replicate_groups
+from lora_lab.analysis.replicates import ReplicateGroup, replicate_groups
 from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def templates(count: int) -> list[ReplicateGroup]:
 def test_paired_over_seeds() -> None:
     rng = np.random.default_rng(0)
     hits, narrower = [], []
-    for _ in range(3000):
+    for _ in range(600):
         shared = rng.normal(0, 2 * SD, 4)
         one, other = (4.0 + shared + rng.normal(0, SD, 4) for _ in range(2))
         paired = seed_difference(dict(enumerate(one + 0.01)), dict(enumerate(other)))
@@ -74,7 +75,7 @@ def test_differences_with_the_pooled_noise_floor(shared_sd: float) -> None:
     cells = templates(6)
     means = 4.0 + 0.01 * np.arange(6)
     hits, floor, values, widths = [], [], [], []
-    for _ in range(2000):
+    for _ in range(1000):
         drawn = means[:, None] + rng.normal(0, shared_sd, 3) + rng.normal(0, SD, (6, 3))
         groups = [group(cell, row) for cell, row in zip(cells, drawn, strict=True)]
         noise = noise_floor(groups)
@@ -103,7 +104,7 @@ def test_over_seeds_and_examples(seed_sd: float, example_sd: float, cell_sd: flo
     """Five seeds and 80 examples of different length, drawn anew in every simulation."""
     rng = np.random.default_rng(2)
     hits = []
-    for _ in range(1200):
+    for _ in range(600):
         tokens = rng.integers(20, 120, 80)
         base = rng.normal(3, 0.5, 80) + rng.normal(0, 0.02, (5, 1))
         apart = 0.01 + rng.normal(0, seed_sd, (5, 1)) + rng.normal(0, example_sd, 80) + rng.normal(0, cell_sd, (5, 80))
@@ -119,7 +120,7 @@ def test_over_seeds_and_examples(seed_sd: float, example_sd: float, cell_sd: flo
 def test_over_examples_alone() -> None:
     rng = np.random.default_rng(3)
     hits, widths = [], []
-    for _ in range(2000):
+    for _ in range(600):
         tokens = rng.integers(20, 120, 100)
         base = rng.normal(3, 0.5, 100)
         one, other = base + rng.normal(0.01, 0.05, 100), base
@@ -135,7 +136,7 @@ def test_one_seed_with_a_floor_from_other_configurations() -> None:
     rng = np.random.default_rng(4)
     small, large = templates(2)
     hits = []
-    for _ in range(3000):
+    for _ in range(600):
         sd = SD * np.sqrt(rng.chisquare(8) / 8)
         noise = Noise(sd=sd, degrees_of_freedom=8, configurations=4)
         found: Difference = difference(
@@ -151,7 +152,7 @@ def test_the_best_mean_flatters_and_its_value_on_other_seeds_does_not() -> None:
     rng = np.random.default_rng(5)
     cells = templates(12)
     flattering, honest = [], []
-    for _ in range(1500):
+    for _ in range(600):
         groups = [group(cell, row) for cell, row in zip(cells, rng.normal(4.0, SD, (12, 3)), strict=True)]
         flattering.append(min(one.mean for one in groups) - 4.0)
         value = held_out_value(groups)
