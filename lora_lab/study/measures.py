@@ -18,8 +18,8 @@ Goal = Literal["minimize", "maximize"]
 Kind = Literal["loss", "score", "cost", "detail"]
 """A loss and a score say how good a trial is, a cost what it takes; a detail can be neither searched for nor judged."""
 Style = Literal["nats", "score", "count", "bytes", "seconds", "percent", "number"]
-Source = Literal["always", "answers"]
-"""What a measure is made of: what every trial has, or what it answers to the prompts of the held-out rows."""
+Source = Literal["always", "tokens", "answers"]
+"""What a measure is made of: what every trial has, how it predicts held-out tokens, or what it answers to prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +129,19 @@ def _score(name: str, label: str, source: Source) -> Measure:
     )
 
 
+PERPLEXITY = Measure(
+    name="perplexity",
+    label="perplexity",
+    header="perplexity",
+    kind="loss",
+    style="number",
+    low=1.0,
+    noisy=True,
+    gain=True,
+    curve=True,
+    source="tokens",
+)
+TOKEN_ACCURACY = _score("token_accuracy", "token accuracy", "tokens")
 EXACT_MATCH = _score("exact_match", "exact match", "answers")
 F1 = _score("f1", "F1 of words", "answers")
 JSON_MATCH = _score("json_match", "JSON match", "answers")
@@ -154,6 +167,8 @@ MEASURES: dict[str, Measure] = {
     for measure in (
         EVAL_LOSS,
         FORGETTING,
+        PERPLEXITY,
+        TOKEN_ACCURACY,
         EXACT_MATCH,
         F1,
         JSON_MATCH,

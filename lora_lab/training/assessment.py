@@ -9,11 +9,13 @@ from safetensors.numpy import save as save_arrays
 from lora_lab.analysis.paired import token_mean
 from lora_lab.common.files import write_durably
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone, TrialEvent
+from lora_lab.study.measures import TOKEN_ACCURACY
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.evaluation import evaluate
 from lora_lab.training.milestones import begin_folder
-from lora_lab.training.objective import objective_of
+from lora_lab.training.objective import LanguageModeling, objective_of
 from lora_lab.training.progress import training_flops
+from lora_lab.training.scoring import merged
 from lora_lab.training.trial_events import at, milestone_reached
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Assessor:
         memory: What is known of their memory.
         padding: To which length the rows of an evaluation are padded.
         token_losses: Computes losses with the adapters of trials in training.
+        token_hits: Tells in the same way which label tokens are the most likely ones, as negative numbers.
         scorer: Lets them answer prompts, where they are measured by that.
         save_adapter: Writes the adapter of the trial with this number, as it is now, into a folder.
     """
@@ -58,12 +61,13 @@ class Assessor:
         memory: KnownMemory,
         padding: Padding,
         token_losses: TokenLossesOf,
+        token_hits: TokenLossesOf,
         scorer: Scorer,
         save_adapter: Callable[[int, Path], None],
     ) -> None:
         self._data, self._trials_folder, self._base_parameters = data, trials_folder, base_parameters
         self._memory, self._token_losses, self._save_adapter = memory, token_losses, save_adapter
-        self._padding, self._scorer = padding, scorer
+        self._padding, self._scorer, self._token_hits = padding, scorer, token_hits
         self._base_losses: dict[tuple[DataSettings, Objective], tuple[float, float | None]] = {}
 
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
@@ -84,7 +88,9 @@ class Assessor:
         """The metrics that `config.evaluation` asks for, of the bare base."""
         if not config.evaluation.metrics:
             return {}
-        [scored] = self._scorer.score([None], self._data.splits(config.data).eval, config)
+        evaluation = self._data.splits(config.data).eval
+        losses = self._measure(evaluation, objective_of(config.training), [None], config)
+        [scored] = self._scored([None], losses, evaluation, config)
         return scored.values
 
     def evaluate(self, due: Sequence[Trial]) -> Iterator[TrialEvent]:
@@ -103,6 +109,7 @@ class Assessor:
     def _scores(self, trials: Sequence[Trial], losses: Sequence[ExampleLosses]) -> dict[int, Scored]:
         """What those of the trials are measured by beside their losses of which it is due, by number."""
         groups: dict[EvaluationSettings, list[Trial]] = {}
+        by_number = {trial.number: own for trial, own in zip(trials, losses, strict=True)}
         for trial, own in zip(trials, losses, strict=True):
             if _is_scored(trial) and _is_finite(own):
                 groups.setdefault(trial.config.evaluation, []).append(trial)
@@ -111,17 +118,46 @@ class Assessor:
             for members in groups.values()
             for trial, scored in zip(
                 members,
-                self._scorer.score([one.number for one in members], members[0].data.eval, members[0].config),
+                self._scored(
+                    [one.number for one in members],
+                    [by_number[one.number] for one in members],
+                    members[0].data.eval,
+                    members[0].config,
+                ),
                 strict=True,
             )
         }
 
+    def _scored(
+        self,
+        numbers: Sequence[int | None],
+        losses: Sequence[ExampleLosses],
+        dataset: TokenizedDataset,
+        config: TrialConfig,
+    ) -> list[Scored]:
+        """What `config.evaluation` asks for, of trials with these numbers and losses."""
+        names = config.evaluation.metrics
+        hits = None
+        if TOKEN_ACCURACY.name in names:
+            hits = self._measure(dataset, LanguageModeling(), numbers, config, self._token_hits)
+        answered = self._scorer.score(numbers, dataset, config) if config.evaluation.asks else None
+        return [
+            merged(names, own, None if hits is None else hits[index], None if answered is None else answered[index])
+            for index, own in enumerate(losses)
+        ]
+
     def _measure(
-        self, dataset: TokenizedDataset, objective: Objective, numbers: Sequence[int | None], config: TrialConfig
+        self,
+        dataset: TokenizedDataset,
+        objective: Objective,
+        numbers: Sequence[int | None],
+        config: TrialConfig,
+        of_tokens: TokenLossesOf | None = None,
     ) -> list[ExampleLosses]:
         """The losses of every example, of trials that are evaluated in batches as `config` has them."""
+        measure = of_tokens or self._token_losses
         return evaluate(
-            lambda batch: self._token_losses(batch, numbers),
+            lambda batch: measure(batch, numbers),
             dataset,
             objective,
             trials=len(numbers),
@@ -225,7 +261,8 @@ def _is_finite(losses: ExampleLosses) -> bool:
 def _save_scores(files: TrialFolder, number: int, scored: Scored) -> None:
     for name, losses in scored.examples.items():
         _save_losses(files.evaluation(number, name), losses)
-    write_durably(files.predictions(number), scored.predictions)
+    if scored.predictions:
+        write_durably(files.predictions(number), scored.predictions)
 
 
 def _save_losses(path: Path, losses: ExampleLosses) -> None:

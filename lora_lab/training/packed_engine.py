@@ -77,6 +77,7 @@ class PackedEngine:
             memory=self._memory,
             padding=self._padding,
             token_losses=self._token_losses,
+            token_hits=self._token_hits,
             scorer=Scorer(base, self._answers),
             save_adapter=self.save_adapter,
         )
@@ -263,6 +264,9 @@ class PackedEngine:
 
     def _token_losses(self, batch: PackedBatch, numbers: Sequence[int | None]) -> TokenLosses:
         return self._model.token_losses(batch, [None if one is None else self._slots[one] for one in numbers])
+
+    def _token_hits(self, batch: PackedBatch, numbers: Sequence[int | None]) -> TokenLosses:
+        return self._model.token_hits(batch, [None if one is None else self._slots[one] for one in numbers])
 
     def _answers(
         self, numbers: Sequence[int | None], prompts: Sequence[np.ndarray], greedy: Greedy, rows: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,7 @@ from lora_lab.training.batch import Padding
 from lora_lab.training.device import shortage_of_memory
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
 from lora_lab.training.reference.generation import generated
-from lora_lab.training.reference.losses import label_losses
+from lora_lab.training.reference.losses import label_hits, label_losses
 from lora_lab.training.reference.model import adapter_tensors, for_plain_base, set_mode, sharing_copy
 from lora_lab.training.reference.trial import ReferenceTrial
 from lora_lab.training.scoring import Scorer
@@ -69,6 +69,7 @@ class ReferenceEngine:
             memory=self._memory,
             padding=Padding.of(base.device.type, base.linears.limits),
             token_losses=self._token_losses,
+            token_hits=self._token_hits,
             scorer=Scorer(self._base, self._answers),
             save_adapter=self.save_adapter,
         )
@@ -198,22 +199,24 @@ class ReferenceEngine:
         return figures
 
     def _token_losses(self, batch: PackedBatch, numbers: Sequence[int | None]) -> TokenLosses:
-        [number] = numbers
-        if number is None:
-            return label_losses(self._base, self._base.model, batch)
-        model = self.trial(number).model
-        set_mode(model, training=False)
-        return label_losses(self._base, model, batch)
+        return label_losses(self._base, self._evaluated(numbers), batch)
+
+    def _token_hits(self, batch: PackedBatch, numbers: Sequence[int | None]) -> TokenLosses:
+        return label_hits(self._base, self._evaluated(numbers), batch)
 
     def _answers(
         self, numbers: Sequence[int | None], prompts: Sequence[np.ndarray], greedy: Greedy, rows: int
     ) -> Answers:
+        return [generated(self._base, self._evaluated(numbers), prompts, greedy, rows)]
+
+    def _evaluated(self, numbers: Sequence[int | None]) -> Any:
+        """The model of the one trial that is evaluated, or the bare base, in evaluation mode."""
         [number] = numbers
-        model = self._base.model
-        if number is not None:
-            model = self.trial(number).model
-            set_mode(model, training=False)
-        return [generated(self._base, model, prompts, greedy, rows)]
+        if number is None:
+            return self._base.model
+        model = self.trial(number).model
+        set_mode(model, training=False)
+        return model
 
     def _trainer_folder(self, number: int) -> Path:
         """Room for the own files of `Trainer`."""

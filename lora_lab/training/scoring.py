@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from lora_lab.analysis.paired import ExampleLosses, token_mean
 from lora_lab.common.errors import InputError
-from lora_lab.study.measures import MEASURES
+from lora_lab.study.measures import MEASURES, PERPLEXITY, TOKEN_ACCURACY
 from lora_lab.training.generation import Greedy, answer_text, end_tokens
 from lora_lab.training.metrics import OF_ALL, OF_EACH
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
     AnswersOf = Callable[[Sequence[int | None], Sequence[np.ndarray], Greedy, int], Answers]
     """What trials with these numbers (None is the bare base) answer to prompts, so many at once for each of them."""
+
+
+MAX_EXPONENT = 700.0
+"""Beyond it, exp is no finite number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,26 @@ class Scored:
         """The trial's score by metric."""
         means = {name: MEASURES[name].as_loss(token_mean(losses)) for name, losses in self.examples.items()}
         return {**means, **self.of_all}
+
+
+def merged(names: Sequence[str], losses: ExampleLosses, hits: ExampleLosses | None, answered: Scored | None) -> Scored:
+    """All that a trial was measured by, in the order in which the study names it.
+
+    Args:
+        names: The metrics that the study asks for.
+        losses: Of every held-out row.
+        hits: Its token accuracy as a loss, where that was measured.
+        answered: What its answers came to, where it gave any.
+    """
+    examples = {} if hits is None else {TOKEN_ACCURACY.name: hits}
+    of_all = {PERPLEXITY.name: math.exp(min(token_mean(losses), MAX_EXPONENT))}
+    if answered is not None:
+        examples, of_all = examples | dict(answered.examples), of_all | dict(answered.of_all)
+    return Scored(
+        {name: examples[name] for name in names if name in examples},
+        {name: of_all[name] for name in names if name in of_all},
+        "" if answered is None else answered.predictions,
+    )
 
 
 class Scorer:

@@ -131,7 +131,7 @@ SWEEP_MISTAKES = [
     ("when: {r: {min: 8}}", "when: {r: 0}", "9: parameters.weight_decay.when.r: must be at least 1, but is 0"),
     ("when: {r: {min: 8}}", "when: {r: {mim: 8}}", "9: parameters.weight_decay.when.r.mim: unknown key; did you mean min?"),
     ("when: {r: {min: 8}}", "when: {weight_decay: 0.1}", "9: parameters.weight_decay.when.weight_decay: weight_decay must stand above weight_decay among the parameters"),
-    ("name: eval_loss", "name: eval_los", "1: metric.name: must be one of eval_loss, forgetting, exact_match, f1, json_match, classification_accuracy, macro_f1, trainable_params, peak_memory_bytes, train_seconds, but is 'eval_los'; did you mean eval_loss?"),
+    ("name: eval_loss", "name: eval_los", "1: metric.name: must be one of eval_loss, forgetting, perplexity, token_accuracy, exact_match, f1, json_match, classification_accuracy, macro_f1, trainable_params, peak_memory_bytes, train_seconds, but is 'eval_los'; did you mean eval_loss?"),
     ("sampler: tpe", "sampler: grid", "8: parameters.learning_rate: sampler grid needs `values` or `step` for every parameter; this range has neither"),
     ("sampler: tpe", "sampler: bayes", "2: sampler: must be one of tpe, grid, random, qmc, gp, nsga2, but is 'bayes'"),
     ("n_trials: 32\n", "", "1: n_trials: is missing; sampler tpe needs it (only grid ends by itself)"),
@@ -335,7 +335,7 @@ def test_a_dtype_in_which_gradients_vanish_is_refused(study_file: Path) -> None:
     [
         (
             "evaluation.metrics=[exact_matches]",
-            "--set: evaluation.metrics[0]: must be one of exact_match, f1, ",
+            "--set: evaluation.metrics[0]: must be one of perplexity, token_accuracy, ",
         ),
         ("evaluation.metrics=[exact_match, exact_match]", "--set: evaluation.metrics: metrics must differ"),
         ("evaluation.max_new_tokens=0", "--set: evaluation.max_new_tokens: must be at least 1, but is 0"),

@@ -19,16 +19,25 @@ if TYPE_CHECKING:
 
 def test_the_names_of_a_study_file_are_those_of_the_table() -> None:
     assert objectives() == ["eval_loss", "forgetting", *metrics(), *costs()]
-    assert metrics() == ["exact_match", "f1", "json_match", "classification_accuracy", "macro_f1"]
+    assert metrics() == [
+        "perplexity",
+        "token_accuracy",
+        "exact_match",
+        "f1",
+        "json_match",
+        "classification_accuracy",
+        "macro_f1",
+    ]
     assert costs() == ["trainable_params", "peak_memory_bytes", "train_seconds"]
-    assert all(Metric(name=name).goal == "minimize" for name in objectives() if name not in metrics())
-    assert all(Metric(name=name).goal == "maximize" for name in metrics())
+    scores = [name for name in metrics() if name != "perplexity"]
+    assert all(Metric(name=name).goal == "minimize" for name in objectives() if name not in scores)
+    assert all(Metric(name=name).goal == "maximize" for name in scores)
     assert all(Verdict(cost=name).cost == name for name in costs())
 
 
 @pytest.mark.parametrize("name", ["accuracy", "tokens_per_second"])
 def test_what_is_no_objective_is_refused_with_those_that_are(name: str) -> None:
-    with pytest.raises(ValidationError, match="'eval_loss', 'forgetting', 'exact_match'"):
+    with pytest.raises(ValidationError, match="'eval_loss', 'forgetting', 'perplexity'"):
         Metric(name=name)
     with pytest.raises(ValidationError, match="'trainable_params', 'peak_memory_bytes', 'train_seconds'"):
         Verdict(cost=name)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -139,6 +140,38 @@ def test_a_shorter_run_that_is_read_off_has_its_own_score_and_files(bench, tmp_p
     assert left.predictions(7).read_bytes() == TrialFolder(engine.trial_folder(1)).predictions(7).read_bytes()
     assert left.evaluation(7, "exact_match").is_file()
     assert left.evaluation(7).is_file()
+
+
+def plain_hits(folder, adapter, rows):
+    """Label tokens that plain PEFT thinks the most likely ones, row after row, and how many labels there are."""
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype="float64"), adapter).eval()
+    hits = []
+    for ids, labels in zip(rows.input_ids, rows.labels, strict=True):
+        told = model(torch.from_numpy(ids)[None]).logits[0, :-1].argmax(-1).numpy()
+        learned = labels[1:] != -100
+        hits.append((int((told == labels[1:])[learned].sum()), int(learned.sum())))
+    return np.array(hits).T
+
+
+@pytest.mark.parametrize("lora", [{}, pytest.param({"target_modules": "all-linear+head"}, marks=pytest.mark.slow)])
+def test_token_accuracy_and_perplexity_need_no_answers_and_both_engines_have_them(bench, tmp_path, config, lora):
+    asked = {"metrics": ("token_accuracy", "perplexity"), "at": "evaluations"}
+    trial, found = config(asked, eval_steps=12, lora=lora), {}
+    for name in ENGINES:
+        engine = make(bench, name, tmp_path, trial)
+        engine.admit(0, trial)
+        found[name] = drain(engine)
+        _, last = only(found[name], Evaluated)
+        assert last.scores["perplexity"] == pytest.approx(np.exp(last.eval_loss))
+        assert engine.base_scores(trial).keys() == {"token_accuracy", "perplexity"}
+    same = [[event.scores["token_accuracy"] for event in only(events, Evaluated)] for events in found.values()]
+    assert same[0] == same[1]
+    hits, labels = plain_hits(bench.base_folder, engine.trial_folder(0) / "adapter", bench.data.splits(trial.data).eval)
+    kept = load_file(TrialFolder(engine.trial_folder(0)).evaluation(2, "token_accuracy"))
+    assert kept["nll"].tolist() == (-hits).tolist()
+    assert kept["label_tokens"].tolist() == labels.tolist()
+    assert last.scores["token_accuracy"] == pytest.approx(hits.sum() / labels.sum())
+    assert not TrialFolder(engine.trial_folder(0)).predictions(2).exists()
 
 
 def test_without_metrics_nothing_is_answered(bench, tmp_path, config):

@@ -26,7 +26,7 @@ from lora_lab.training.packed.linear import Routing, Span, attach
 from lora_lab.training.packed.recompute import Recompute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch
@@ -236,8 +236,18 @@ class PackedModel:
         weight = self._plain_head.weight
         return _take(hidden, positions).to(device=weight.device, dtype=weight.dtype)
 
+    def token_hits(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> TokenLosses:
+        """Minus 1 for every label token that is the most likely one at its place, otherwise 0, as `token_losses`."""
+        layout = self.layout(batch, slots)
+        with self.routed(layout):
+            return TokenLosses(self._of_labels(layout, self._hits), np.concatenate(layout.row_counts))
+
     def nll(self, layout: Layout) -> Tensor:
         """[n]: the loss of every label; to be called while the layout is `routed`."""
+        return self._of_labels(layout, self._cross_entropy)
+
+    def _of_labels(self, layout: Layout, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """[n]: what `compare` makes of the logits [n, vocabulary] before every label and of the labels [n]."""
         inputs = {"input_ids": layout.input_ids, "use_cache": False}
         if layout.position_ids is not None:
             inputs["position_ids"] = layout.position_ids
@@ -247,30 +257,35 @@ class PackedModel:
                 logits = self._model(**inputs).logits
             finally:
                 self._gathered = None
-            return self._cross_entropy(logits.reshape(-1, logits.shape[-1]), layout.targets)
+            return compare(logits.reshape(-1, logits.shape[-1]), layout.targets)
         hidden = self._before_head(self._model.base_model(**inputs).last_hidden_state, layout.positions)
-        if type(self._plain_head) is nn.Linear and not any(self._head_name in span.adapters for span in layout.head):
+        frozen = type(self._plain_head) is nn.Linear and not any(
+            self._head_name in span.adapters for span in layout.head
+        )
+        if frozen and compare == self._cross_entropy:
             targets = layout.targets.to(hidden.device)
             nll = head_loss(hidden, targets, self._plain_head, LOGITS_AT_ONCE, layout.denominators)
             return nll.to(self._device)
         chunk = max(1, LOGITS_AT_ONCE // self._plain_head.weight.shape[0])
         if len(layout.targets) <= chunk or self._head_has_dropout():
-            return self._cross_entropy(self._plain_head(hidden), layout.targets)
-        return self._in_chunks(hidden, layout.targets, chunk)
+            return compare(self._plain_head(hidden), layout.targets)
+        return self._in_chunks(hidden, layout.targets, chunk, compare)
 
     def _head_has_dropout(self) -> bool:
         """A mask belongs to all labels of a trial at once: chunk borders, which neighbors move, cannot cut it."""
         views = (span.adapters.get(self._head_name or "") for span in self._head.spans)
         return any(view is not None and view.dropout is not None for view in views)
 
-    def _in_chunks(self, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def _in_chunks(
+        self, hidden: Tensor, targets: Tensor, chunk: int, compare: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         """The same in pieces whose logits are computed again in the backward pass instead of kept."""
         whole = self._head.spans
 
         def piece(start: int, hidden: Tensor, targets: Tensor) -> Tensor:
             self._head.spans, self._head.rows = _cut(whole, start, start + len(targets)), len(targets)
             try:
-                return self._cross_entropy(self._plain_head(hidden), targets)  # type: ignore[misc]
+                return compare(self._plain_head(hidden), targets)  # type: ignore[misc]
             finally:
                 self._head.spans = ()
 
@@ -287,6 +302,9 @@ class PackedModel:
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits if self._exact else logits.float()
         return functional.cross_entropy(logits, targets.to(logits.device), reduction="none").to(self._device)
+
+    def _hits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return -(logits.argmax(dim=-1) == targets.to(logits.device)).float().to(self._device)
 
 
 def _take(hidden: Tensor, positions: Tensor) -> Tensor:

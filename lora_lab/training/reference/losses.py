@@ -13,6 +13,8 @@ from lora_lab.data.tokens import IGNORED
 from lora_lab.training.batch import TokenLosses
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch
 
@@ -25,6 +27,19 @@ def label_losses(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:
         model: The base itself, or a PEFT model over it.
         batch: Rows of one trial, on any device.
     """
+    logits, labels, counts = _label_logits(base, model, batch)
+    exact = base.dtype == torch.float64  # transformers' own loss would go to float32 here too
+    return TokenLosses(functional.cross_entropy(logits if exact else logits.float(), labels, reduction="none"), counts)
+
+
+def label_hits(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:
+    """Minus 1 for every label token that is the most likely one at its place, otherwise 0, as `label_losses`."""
+    logits, labels, counts = _label_logits(base, model, batch)
+    return TokenLosses(-(logits.argmax(dim=-1) == labels).float(), counts)
+
+
+def _label_logits(base: Base, model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The logits [n, vocabulary] before every label, the labels [n], and how many of them each row has."""
     # Rows are padded on the right and attention is causal, so no real token sees a pad; where a row holds several
     # examples, transformers keeps them apart by their positions.
     inputs = {"input_ids": batch.input_ids.to(base.device)}
@@ -34,10 +49,7 @@ def label_losses(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:
     learned = labels != IGNORED
     with autocast(base):
         logits = model(**inputs, use_cache=False).logits
-    logits = logits[:, :-1][learned]
-    exact = base.dtype == torch.float64  # transformers' own loss would go to float32 here too
-    losses = functional.cross_entropy(logits if exact else logits.float(), labels[learned], reduction="none")
-    return TokenLosses(losses, np.array(learned.sum(dim=1).tolist()))
+    return logits[:, :-1][learned], labels[learned], np.array(learned.sum(dim=1).tolist())
 
 
 def autocast(base: Base) -> Any:
