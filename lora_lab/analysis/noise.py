@@ -22,7 +22,7 @@ SCREEN = 0.9
 ZERO = 1e-9
 """A share of a matrix or of a sum of squares below this is rounding."""
 PRIOR_FREEDOM = 4
-"""Degrees of freedom with which the floor counts beside what two configurations show themselves."""
+"""Degrees of freedom with which the other configurations count beside what two show themselves, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +80,35 @@ class Noise:
         return float(stdtrit(freedom, 0.975)) * sd * math.sqrt(2)
 
     def shrunk(self, own: Spread, floor: Spread, numbers: Iterable[int]) -> Spread:
-        """A spread that a few trainings show, drawn to that of the study; neither alone is known well.
+        """A spread that a few trainings show, drawn to that of the others in the study; neither alone is known well.
 
-        Their mean, weighted by degrees of freedom, of which the floor has four here. What is apart from the floor, by
-        an F test at 10% or because a configuration is unstable, stands by itself: pooled, it would make claims too
-        easily, and others too hard to make. Shrinking is that of Smyth 2004, "Linear models and empirical Bayes
-        methods", with a fixed weight, since a handful of configurations cannot tell it.
+        Their mean, weighted by degrees of freedom, of which the others have four here, or all where they have fewer:
+        then it is the pooled one. What is apart from the others, by an F test at 10% or because a configuration is
+        unstable, stands by itself: pooled, it would make claims too easily, and others too hard to make. Shrinking is
+        that of Smyth 2004, "Linear models and empirical Bayes methods", with a fixed weight, since a handful of
+        configurations cannot tell it.
 
         Args:
             own: What the configurations in question show.
-            floor: The same quantity by the study's noise floor.
+            floor: The same quantity by the study's noise floor, which includes it.
             numbers: Of these configurations.
 
         """
         from scipy.special import fdtri
 
-        weight = min(PRIOR_FREEDOM, floor.degrees_of_freedom - own.degrees_of_freedom)
+        freedom = floor.degrees_of_freedom - own.degrees_of_freedom
         if own.degrees_of_freedom < 1:
             return floor
-        limit = floor.variance * float(fdtri(own.degrees_of_freedom, floor.degrees_of_freedom, SCREEN))
-        if weight <= 0 or own.variance > limit or not self.unstable.keys().isdisjoint(numbers):
+        if freedom < 1 or not self.unstable.keys().isdisjoint(numbers):
             return own
-        freedom = own.degrees_of_freedom + weight
-        variance = (own.degrees_of_freedom * own.variance + weight * floor.variance) / freedom
-        return Spread(variance, freedom)
+        squares = floor.variance * floor.degrees_of_freedom - own.variance * own.degrees_of_freedom
+        others = max(0.0, squares) / freedom
+        told_apart = freedom >= PRIOR_FREEDOM  # with fewer an F test tells nothing
+        if told_apart and own.variance > others * float(fdtri(own.degrees_of_freedom, freedom, SCREEN)):
+            return own
+        weight = min(PRIOR_FREEDOM, freedom)
+        total = own.degrees_of_freedom + weight
+        return Spread((own.degrees_of_freedom * own.variance + weight * others) / total, total)
 
 
 def noise_floor(groups: Sequence[ReplicateGroup]) -> Noise | None:

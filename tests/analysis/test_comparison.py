@@ -35,8 +35,8 @@ def test_common_seeds_are_paired_with_the_pooled_residual() -> None:
     found = difference(small, large, NOISE)
 
     assert found.mean == pytest.approx(0.105)
-    # Their own variance, of 1 degree of freedom, and twice that of the floor, which has 3 beside it.
-    assert found.se == pytest.approx(math.sqrt((0.00005 + 3 * 2 * 0.0001) / 4 / 2))
+    # The floor has 3 degrees of freedom beside their own one: together they are the floor again.
+    assert found.se == pytest.approx(0.01)
     assert (found.degrees_of_freedom, found.seeds, found.evidence) == (4, 2, "seeds")
 
 
@@ -46,7 +46,8 @@ def test_without_common_seeds_the_noise_floor_says_how_far_means_may_be_apart() 
     found = difference(small, large, NOISE)
 
     assert found.mean == pytest.approx(0.1)
-    small_variance, large_variance = (0.0002 + 4 * 0.0009) / 5, (2 * 0.0001 + 4 * 0.0009) / 6
+    others = (6 * 0.0009 - 0.0002) / 5, (6 * 0.0009 - 2 * 0.0001) / 4
+    small_variance, large_variance = (0.0002 + 4 * others[0]) / 5, (2 * 0.0001 + 4 * others[1]) / 6
     assert found.se == pytest.approx(math.sqrt(small_variance / 2 + large_variance / 3))
     assert (found.degrees_of_freedom, found.evidence) == (5, "noise floor")
 
@@ -97,8 +98,7 @@ def test_an_interval_of_a_value_shrinks_with_its_trainings() -> None:
 
     assert narrow is not None
     assert wide is not None
-    # Four equal values say half of what is known of their variance, the floor the other half.
-    assert (wide[1] - wide[0]) / (narrow[1] - narrow[0]) == pytest.approx(2 * math.sqrt(2))
+    assert (wide[1] - wide[0]) / (narrow[1] - narrow[0]) == pytest.approx(2)
     assert wide[1] - 4.0 == pytest.approx(2.4469 * 0.03, rel=1e-4)
     assert value_interval(once, None) is None
 

@@ -185,6 +185,33 @@ def test_what_belongs_to_the_study_is_kept(store: StudyStore, spec_of: Callable[
         assert (again.record.is_complete, wider.record.is_complete) == (True, False)
 
 
+def test_what_was_declared_and_how_often_one_looked_is_kept(
+    store: StudyStore, spec_of: Callable[..., StudySpec], url: str
+) -> None:
+    first, wider = spec_of(verdict={"margin": 0.05}), spec_of(verdict={"margin": 0.2}, n_trials=9)
+    store.record.replace_spec(spec_of())
+    store.record.replace_spec(first)  # nothing has begun: the study may still become another
+    ask(store)
+    assert (store.record.declared_verdict(), store.record.looks()) == (first.sweep.verdict, [])
+    for seeds in (3, 3, 5):
+        store.record.keep_look(seeds)
+    with open_store(wider, url) as again:
+        again.record.replace_spec(wider)
+        assert (again.record.declared_verdict(), again.record.looks()) == (first.sweep.verdict, [3, 5])
+
+
+def test_a_study_from_before_looks_were_kept_has_what_its_last_verdict_had(
+    spec_of: Callable[..., StudySpec], url: str
+) -> None:
+    old = spec_of(verdict={"margin": 0.05}, confirm={"top": 2, "seeds": 3})
+    with open_store(old, url) as store:
+        ask(store)
+        store._study.set_user_attr("spec", old.stored())
+        store.record.mark_complete()
+        store.record.replace_spec(spec_of(verdict={"margin": 0.01}, confirm={"top": 2, "seeds": 5}))
+        assert (store.record.declared_verdict(), store.record.looks()) == (old.sweep.verdict, [3])
+
+
 def test_a_study_is_read_only_where_there_is_one(spec_of: Callable[..., StudySpec], url: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no such file; run `python -m lora_lab.sweep`"):
         open_store(spec_of(), url, create=False)
