@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import signal
 import sys
 import traceback
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_lab.common.activity import Interrupted
 from lora_lab.common.errors import LoraLabError
 from lora_lab.common.secrets import redact, redact_address
 
@@ -83,6 +85,8 @@ def run_app(app: typer.Typer) -> None:
     """Run a program; what it did not expect ends it with a traceback, without secrets, and exit code 1."""
     try:
         app()
+    except Interrupted:  # once more, while the program was leaving
+        sys.exit(128 + signal.SIGINT)
     except Exception:  # noqa: BLE001 -- whatever it is, its message may hold an address with a password
         sys.stderr.write(redact(traceback.format_exc()))
         sys.exit(1)

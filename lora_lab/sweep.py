@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ from lora_lab.command_line import (
     errors_shown,
     run_command,
 )
+from lora_lab.common.activity import Interrupted
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,17 +67,19 @@ def sweep(
     from lora_lab.runner.stopping import StopRequest
 
     stop = StopRequest()
-    stop.install()
-    with errors_shown():
+    complete, new_name = False, None
+    with errors_shown(), suppress(Interrupted):
+        stop.install()
         if fresh and resume:
             raise InputError("--fresh starts over and --resume goes on; give one of them")
         spec = _load(study, overrides or [], trials, fresh=fresh)
+        new_name = spec.study_name if fresh else None
         options = _options(
             memory_limit, tracking_uri, checkpoint_interval, max_hours, storage_patience, quiet=quiet, json=json
         )
         complete = _run(spec, command_text("sweep", arguments(context)), options, stop)
     if not complete:
-        words = _resuming(arguments(context), spec.study_name if fresh else None)
+        words = _resuming(arguments(context), new_name)
         typer.echo(f"To go on: {command_text('sweep', words)}", err=True)
         if stop.requested:
             raise typer.Exit(stop.exit_code)
@@ -123,7 +127,7 @@ def _run(spec: StudySpec, command: str, options: RunOptions, stop: StopRequest) 
     from lora_lab.terminal.display import choose_display
 
     folder = RunFolder.of(spec.study_name)
-    display = choose_display(quiet=options.quiet, json=options.json, stream=sys.stdout)
+    display = choose_display(quiet=options.quiet, json=options.json, stream=sys.stdout, status=folder.status)
     end = run_study(spec, folder, command, options, display=display, stop=stop)
     if end.tracking_note:
         typer.echo(end.tracking_note, err=True)

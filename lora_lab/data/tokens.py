@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lora_lab.common.activity import Activity, unwatched
 from lora_lab.common.errors import InputError
 from lora_lab.data.bad_rows import BadField, BadRows
 from lora_lab.data.chat import ChatEncoder
@@ -18,10 +19,14 @@ from lora_lab.data.strings import StringEncoder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from lora_lab.common.activity import Beat
     from lora_lab.data.sources import LoadedExamples
 
 IGNORED = -100
 """The label of a token that no loss is taken on, as torch and transformers have it."""
+
+BATCH_ROWS = 1000
+"""Tokenized in one call."""
 
 TokenArray = npt.NDArray[np.int64]
 
@@ -73,13 +78,19 @@ class _Encoded:
 
 
 def tokenize(
-    loaded: LoadedExamples, tokenizer: Any, max_length: int, *, bad: BadRows | None = None, with_questions: bool = False
+    loaded: LoadedExamples,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    bad: BadRows | None = None,
+    with_questions: bool = False,
+    beat: Beat = unwatched,
 ) -> TokenizedDataset:
     """The examples as tokens of a `transformers` tokenizer; what is beyond `max_length` is cut on the right.
 
     Loss is taken on all tokens of a text, on the completion after a prompt, and on the assistant's turns of a
     conversation; an end-of-text token is learned with texts and completions. Examples without any label left, and
-    conversations that cannot be encoded, go into `bad`.
+    conversations that cannot be encoded, go into `bad`; `beat` is called before every `BATCH_ROWS` of them.
 
     Raises:
         InputError: a tokenizer that cannot encode such examples; without `bad`, also for bad rows.
@@ -87,7 +98,11 @@ def tokenize(
     own = bad is None
     bad = BadRows(rows=len(loaded)) if bad is None else bad
     chat = ChatEncoder(tokenizer)
-    encoded = [row for row in _encode(loaded.examples, tokenizer, chat, bad) if _has_label(row, max_length, bad)]
+    encoded: list[_Encoded] = []
+    for start in range(0, len(loaded), BATCH_ROWS):
+        beat(Activity(f"tokenizing {loaded.source}", start, len(loaded), "rows"))
+        batch = _encode(loaded.examples[start : start + BATCH_ROWS], tokenizer, chat, bad)
+        encoded += (row for row in batch if _has_label(row, max_length, bad))
     if own:
         bad.settle()
     if bad.skip and not encoded:

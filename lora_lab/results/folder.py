@@ -67,6 +67,11 @@ class RunFolder:
         return self.root / "exports"
 
     @property
+    def status(self) -> Path:
+        """What the coordinator is doing, for watchers."""
+        return self.root / "status.json"
+
+    @property
     def report(self) -> Path:
         """The report page."""
         return self.root / "report.html"

@@ -10,8 +10,10 @@ from the storage when the study is opened again.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from lora_lab.common.activity import TRAINING, Interrupted, unwatched
 from lora_lab.common.errors import InputError
 from lora_lab.runner.announcer import Announcer
 from lora_lab.runner.choosable import Choosable
@@ -39,6 +41,7 @@ from lora_lab.tracking.records import TrialEnded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lora_lab.common.activity import Beat
     from lora_lab.results.folder import RunFolder
     from lora_lab.runner.executor import Executor
     from lora_lab.runner.identities import Identities
@@ -74,6 +77,7 @@ class Coordinator:
         stop: Set by Ctrl-C and SIGTERM.
         limit: When this call must end.
         tracking_status: How far MLflow is behind, in words.
+        beat: Called before each call of `Executor.wait`, and so about once a step.
     """
 
     def __init__(
@@ -89,10 +93,11 @@ class Coordinator:
         stop: StopRequest,
         limit: TimeLimit,
         tracking_status: Callable[[], str],
+        beat: Beat = unwatched,
     ) -> None:
         self._spec, self._store, self._executor = spec, store, executor
         self._journal, self._display, self._folder, self._stop = journal, display, folder, stop
-        self._limit, self._tracking_status = limit, tracking_status
+        self._limit, self._tracking_status, self._beat = limit, tracking_status, beat
         self._next_tick = 0.0
         self._judged = spec.sweep.judged
         self._announcer = Announcer(journal, display, folder, identities, self._judged)
@@ -138,15 +143,16 @@ class Coordinator:
 
     def _train(self) -> bool:
         """Train until no trial is left that may begin; False when the training was stopped, or out of time."""
-        while True:
-            self._fill()
-            if not self._executor.active:
-                return not self._is_over
-            self._handle(self._executor.wait(TICK_S))
-            self._tick()
-            if self._is_over:
-                self._executor.close(save=True)
-                return False
+        with suppress(Interrupted):  # what was asked for and has not begun goes on next time
+            while not self._is_over:
+                self._fill()
+                if not self._executor.active:
+                    return not self._is_over
+                self._beat(TRAINING)
+                self._handle(self._executor.wait(TICK_S))
+                self._tick()
+        self._executor.close(save=True)
+        return False
 
     @property
     def _is_over(self) -> bool:
@@ -155,7 +161,8 @@ class Coordinator:
     def _tick(self) -> None:
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK_S
-            self._display.tell(Tick(self._executor.tokens_per_second, self._tracking_status()))
+            executor = self._executor
+            self._display.tell(Tick(executor.tokens_per_second, self._tracking_status(), executor.steps))
 
     def _fill(self) -> None:
         while not self._is_over:
@@ -194,7 +201,8 @@ class Coordinator:
             return
         if shorter is not None:
             self._starting[asked.number] = asked
-            self._executor.start(Work(asked.number, asked.config, tuple(shorter)))
+            with self._stop.deferred(deferred=bool(self._executor.active)):  # alone, it may load another base
+                self._executor.start(Work(asked.number, asked.config, tuple(shorter)))
             self._handle(self._executor.wait(0.0))
 
     # What trials tell

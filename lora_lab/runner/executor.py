@@ -55,6 +55,10 @@ class Executor(Protocol):
     written inside `wait` before it trains on, so what a checkpoint lies behind was told, and its caller was done with
     it. How often they are written is the executor's business.
 
+    **Stopping.** Where the `Beat` that an executor was made with raises `Interrupted`, `wait` and `start` leave what is
+    half done (an evaluation, the admission of a trial) to be made again, and return as ever; `prepare`, `base_losses`
+    and `accepts` let it pass.
+
     **Errors.** What is wrong with one trial, its checkpoint included, is told as its `Failed`. An exception is about
     the study: `prepare`, `base_losses` and `base_scores` raise InputError for a base or data that cannot be used; any
     call may raise StorageError for a disk that cannot be written. After an exception, only `close` may be called.
@@ -80,6 +84,10 @@ class Executor(Protocol):
     @property
     def tokens_per_second(self) -> float:
         """Trained tokens per second of all trials together, recently."""
+
+    @property
+    def steps(self) -> Mapping[int, tuple[int, int]]:
+        """Optimizer steps that are done, and all that there are, of each trial in training."""
 
     def accepts(self, config: TrialConfig) -> bool:
         """Whether this very configuration could start now; always, where nothing is active."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
+from lora_lab.common.activity import Interrupted, unwatched
 from lora_lab.common.errors import CheckpointError, InputError, TrainingError
 from lora_lab.runner.checkpoint_clock import CheckpointClock
 from lora_lab.runner.executor import Backend, Prepared
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from lora_lab.common.activity import Beat
     from lora_lab.results.folder import RunFolder
     from lora_lab.runner.executor import Work
     from lora_lab.runner.options import RunOptions
@@ -60,7 +62,7 @@ class Workbench:
         return self.packed, self.reference
 
 
-def load_workbench(model: ModelSettings, trials_folder: Path, data_cache: Path) -> Workbench:
+def load_workbench(model: ModelSettings, trials_folder: Path, data_cache: Path, beat: Beat = unwatched) -> Workbench:
     """Load a base on this machine's device, with a catalog of tokenized data and both engines.
 
     Raises:
@@ -69,9 +71,9 @@ def load_workbench(model: ModelSettings, trials_folder: Path, data_cache: Path) 
     with memory_may_run_out() as shortage:
         base = load_base(model, default_device())
         contents = base_contents(base, model)
-        catalog = DataCatalog(base.tokenizer, data_cache, base.linears.limits.vocabulary)
-        reference = ReferenceEngine(base, catalog, trials_folder)  # before adapters are attached
-        packed = PackedEngine(base, catalog, trials_folder)
+        catalog = DataCatalog(base.tokenizer, data_cache, base.linears.limits.vocabulary, beat)
+        reference = ReferenceEngine(base, catalog, trials_folder, beat)  # before adapters are attached
+        packed = PackedEngine(base, catalog, trials_folder, beat)
         return Workbench(model, base, contents, catalog, packed, reference)
     raise InputError(
         f"model.model_name_or_path: {model.model_name_or_path} does not fit into memory ({shortage.reason}); quantize "
@@ -139,6 +141,7 @@ class InProcessExecutor:
         pack_size: How many trials train at once; None finds it by measuring.
         memory: What the base and a pack may take together.
         checkpoint_interval_s: About this much work of a trial is repeated after a kill, at most.
+        beat: Called before each part of work that is longer than a step.
     """
 
     def __init__(
@@ -148,10 +151,12 @@ class InProcessExecutor:
         pack_size: int | None,
         memory: MemoryLimit = DEFAULT_LIMIT,
         checkpoint_interval_s: float = 30.0,
+        *,
+        beat: Beat = unwatched,
     ) -> None:
         self._trials_folder, self._data_cache = trials_folder, data_cache
         self._pack_size = PackSize(pack_size)
-        self._checkpoints = CheckpointClock(checkpoint_interval_s)
+        self._checkpoints, self._beat = CheckpointClock(checkpoint_interval_s), beat
         free = device_bytes(default_device())
         self._memory = DeviceMemory(memory.bytes_of(None if free is None else free[0]))
         self._bench: Workbench | None = None
@@ -212,6 +217,13 @@ class InProcessExecutor:
     def tokens_per_second(self) -> float:
         """Trained tokens per second of the whole pack, recently."""
         return self._tokens_per_second
+
+    @property
+    def steps(self) -> Mapping[int, tuple[int, int]]:
+        """Optimizer steps that are done, and all that there are, of each trial in training."""
+        engines = () if self._bench is None else self._bench.engines
+        on_the_way = {number: engine.trial(number).progress for engine in engines for number in engine.active}
+        return {number: (progress.step, progress.plan.total_steps) for number, progress in on_the_way.items()}
 
     def accepts(self, config: TrialConfig) -> bool:
         """Whether the pack has room, and is on this configuration's base or can change to it.
@@ -288,7 +300,7 @@ class InProcessExecutor:
         if self._bench is None or model != self._bench.settings:
             assert not self.active, "a pack has one base"
             self._bench = None  # frees the old base before the new one is loaded
-            self._bench = load_workbench(model, self._trials_folder, self._data_cache)
+            self._bench = load_workbench(model, self._trials_folder, self._data_cache, self._beat)
         return self._bench
 
     def _save_checkpoints(self) -> None:
@@ -332,8 +344,15 @@ class InProcessExecutor:
             self._told += [] if ending is None else [ending]
 
     def _admit(self, bench: Workbench, work: Work, engine: Engine) -> OutOfMemory | None:
-        """Put a trial into an engine; its ending where it needs more memory than there is."""
-        ending = engine.admit(work.number, work.config, work.shorter)
+        """Put a trial into an engine; its ending where it needs more memory than there is.
+
+        Where that is `Interrupted`, the trial waits to be put in again.
+        """
+        try:
+            ending = engine.admit(work.number, work.config, work.shorter)
+        except Interrupted:
+            (self._set_aside if engine is bench.packed else self._alone).appendleft(work.number)
+            return None
         if work.number in engine.active:
             ending = self._memory.too_large(work, engine)
             if ending is not None:
@@ -353,7 +372,7 @@ class InProcessExecutor:
         engine.set_aside.clear()
 
 
-def in_process(spec: StudySpec, folder: RunFolder, options: RunOptions) -> Backend:
+def in_process(spec: StudySpec, folder: RunFolder, options: RunOptions, beat: Beat = unwatched) -> Backend:
     """Train a study in this process, on this machine's device."""
     executor = InProcessExecutor(
         folder.trials,
@@ -361,6 +380,7 @@ def in_process(spec: StudySpec, folder: RunFolder, options: RunOptions) -> Backe
         spec.sweep.fixed_pack_size,
         options.memory_limit,
         options.checkpoint_interval_s,
+        beat=beat,
     )
     return Backend(executor, cache(architecture))
 

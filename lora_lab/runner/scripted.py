@@ -171,6 +171,17 @@ class ScriptedExecutor:
         """A number that looks like a speed."""
         return 10.0 * TOKENS_PER_STEP * len(self._running)
 
+    @property
+    def steps(self) -> Mapping[int, tuple[int, int]]:
+        """Steps that are done, and all that there are, of each trial in training."""
+        return {
+            number: (
+                running.epoch * STEPS_PER_EPOCH,
+                running.work.config.training.num_train_epochs * STEPS_PER_EPOCH,
+            )
+            for number, running in self._running.items()
+        }
+
     def accepts(self, config: TrialConfig) -> bool:
         """Whether there is room, on any base."""
         del config

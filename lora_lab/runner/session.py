@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lora_lab.common.activity import Activity, Interrupted
 from lora_lab.common.errors import InputError, StorageAwayError
 from lora_lab.common.lease import lease
 from lora_lab.planning.answer_checks import check_answers
@@ -19,6 +20,7 @@ from lora_lab.results.writing import write_results
 from lora_lab.runner.coordinator import Coordinator
 from lora_lab.runner.identities import Identities
 from lora_lab.runner.time_limit import TimeLimit
+from lora_lab.runner.watch import Watch
 from lora_lab.search.patience import Patience
 from lora_lab.search.store import StudyStore, open_store
 from lora_lab.search.study_record import Home
@@ -80,6 +82,7 @@ def run_study(
         InputError: something in the study cannot be right; nothing was trained.
         StudyLockedError: another coordinator works on it.
         StorageError: the run folder or the database cannot be used.
+        Interrupted: it was stopped where no trial trained; the same call goes on.
     """
     limit = TimeLimit(options.max_hours)
     patience = Patience(options.storage_patience_s, lambda text: display.tell(Note(text)), lambda: stop.requested)
@@ -96,13 +99,16 @@ def run_study(
         if store.record.is_complete and folder.best.exists():
             return SessionEnd(complete=True, ran=False, results=read_results(spec, store, folder), tracking_note=None)
         display.tell(Note(f"loading {spec.model.model_name_or_path} and the data"))
+        with stop.deferred():
+            watch = stack.enter_context(Watch(display, stop))
+        watch.beat(Activity(f"loading {spec.model.model_name_or_path}"))
         if backend is None:
             from lora_lab.runner.in_process import in_process  # imports torch: not for a complete study
 
-            backend = in_process(spec, folder, options)
+            backend = in_process(spec, folder, options, watch.beat)
         stack.callback(backend.executor.close, save=False)
         mirror = MlflowMirror(folder.root, options.tracking_uri)
-        return _Session(spec, folder, command, store, backend, mirror, display, stop, limit).run()
+        return _Session(spec, folder, command, store, backend, mirror, display, stop, limit, watch).run()
 
 
 def _home(folder: RunFolder) -> Home:
@@ -141,6 +147,7 @@ class _Session:
     display: Display
     stop: StopRequest
     limit: TimeLimit
+    watch: Watch
 
     def run(self) -> SessionEnd:
         """Train, and write what the study leaves behind."""
@@ -193,20 +200,35 @@ class _Session:
             stop=self.stop,
             limit=self.limit,
             tracking_status=lambda: f"MLflow {self.mirror.status}",
+            beat=self.watch.beat,
         )
         try:
-            complete = coordinator.run()
+            with self.stop.deferred(), self.watch.until(lambda: self.limit.passed):
+                complete = coordinator.run()
         except StorageAwayError as error:
             self.display.tell(Note(str(error)))
             complete = False
+        except Interrupted:  # asked twice: what was written by now is enough to go on
+            raise
         except BaseException:
             journal.append(StudyEnded(state="failed"))
             self.mirror.close(timeout_s=5)
             raise
         self.display.tell(SessionOver())
-        if not complete and self.stop.requested:
-            journal.append(StudyEnded(state="interrupted"))
-            return SessionEnd(complete=False, ran=True, results=None, tracking_note=self.mirror.close(timeout_s=10))
+        if self.stop.requested:
+            return self._interrupted(journal)
+        try:
+            return self._conclude(journal, device, complete=complete)
+        except Interrupted:
+            return self._interrupted(journal)
+
+    def _interrupted(self, journal: Journal) -> SessionEnd:
+        journal.append(StudyEnded(state="interrupted"))
+        return SessionEnd(complete=False, ran=True, results=None, tracking_note=self.mirror.close(timeout_s=5))
+
+    def _conclude(self, journal: Journal, device: str, *, complete: bool) -> SessionEnd:
+        """Write what the study leaves; where it was interrupted by its time limit, of what there is."""
+        self.watch.beat(Activity("writing the report"))
         results = read_results(self.spec, self.store, self.folder, complete=complete)
         write_results(results, self.folder, self.command, device)
         if results.findings.tested and results.findings.best is not None:

@@ -1,13 +1,12 @@
 """What a person or a program sees while a study runs: a live terminal view, plain lines, or JSON lines.
 
-The runner tells a `Display` what happens. The display keeps the study's progress, once, and has a view show it; every
+The runner tells a `Display` what happens. The display keeps the study's progress, once, and has views show it; every
 call is O(1), and draws nothing itself except a line of text.
 """
 
 from __future__ import annotations
 
-import json as json_format
-import math
+import threading
 import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -16,8 +15,10 @@ from rich.console import Console
 
 from lora_lab.analysis.wording import one_line, plural
 from lora_lab.study.events import Evaluated
+from lora_lab.terminal.heartbeat import LINE_S, Spacing, StatusFile, heartbeat_line, heartbeat_values
 from lora_lab.terminal.live import LONGEST_NOTE, LiveView
 from lora_lab.terminal.messages import (
+    Heartbeat,
     Note,
     RetrainingsPlanned,
     SessionOver,
@@ -25,11 +26,14 @@ from lora_lab.terminal.messages import (
     Tick,
     TrialBegan,
     TrialOver,
+    Working,
 )
 from lora_lab.terminal.progress import StudyProgress, ending_text, evaluation_text, retrainings_text
+from lora_lab.terminal.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from lora_lab.terminal.messages import Message
 
@@ -47,20 +51,24 @@ class Display:
     Args:
         view: Shows it.
         clock: The time in seconds.
+        more: Other views that show it too.
     """
 
-    def __init__(self, view: View, clock: Callable[[], float] = time.monotonic) -> None:
-        self._view, self._progress = view, StudyProgress(clock)
+    def __init__(self, view: View, clock: Callable[[], float] = time.monotonic, *more: View) -> None:
+        self._views, self._progress = (view, *more), StudyProgress(clock)
         self._over = False
+        self._lock = threading.RLock()
 
     def tell(self, message: Message) -> None:
-        """Take in what happened; a second `SessionOver` does nothing."""
-        if isinstance(message, SessionOver):
-            if self._over:
-                return
-            self._over = True
-        self._progress.take(message)
-        self._view.show(message, self._progress)
+        """Take in what happened, told by any thread; a second `SessionOver` does nothing."""
+        with self._lock:
+            if isinstance(message, SessionOver):
+                if self._over:
+                    return
+                self._over = True
+            self._progress.take(message)
+            for view in self._views:
+                view.show(message, self._progress)
 
 
 class LineWriter:
@@ -83,13 +91,16 @@ class LineWriter:
 
 
 class PlainView:
-    """One line when a trial starts, is evaluated or ends; when quiet, one line at the end of the session."""
+    """One line when a trial starts, is evaluated or ends, and every 30 s; when quiet, one at the end of the session."""
 
     def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
         self._writer, self._quiet = LineWriter(stream), quiet
+        self._heartbeats = Spacing(LINE_S, first=False)
 
     def show(self, message: Message, progress: StudyProgress) -> None:
         """Write the message's line, if it has one."""
+        if isinstance(message, Heartbeat) and not self._heartbeats.passes(progress.clock()):
+            return
         line = plain_line(message, progress)
         if line is not None and (isinstance(message, SessionOver) or not self._quiet):
             self._writer.write(line)
@@ -111,6 +122,8 @@ def plain_line(message: Message, progress: StudyProgress) -> str | None:
             line = f"trial {message.number} epoch {message.epoch:.3g}: {evaluation_text(message)}"
         case TrialOver():
             line = f"[{progress.done}/{progress.total}] {ending_text(message, progress.measure)}"
+        case Heartbeat():
+            line = heartbeat_line(progress)
         case Note(text):
             line = one_line(text, LONGEST_NOTE)
         case SessionOver():
@@ -124,6 +137,7 @@ JSON_NAMES: dict[type[Message], str] = {
     RetrainingsPlanned: "retraining",
     TrialOver: "trial_ended",
     Tick: "tick",
+    Heartbeat: "heartbeat",
     Note: "note",
     SessionOver: "stopped",
 }
@@ -135,10 +149,13 @@ class JsonView:
 
     def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
         self._writer, self._quiet = LineWriter(stream), quiet
+        self._heartbeats = Spacing(LINE_S, first=False)
 
     def show(self, message: Message, progress: StudyProgress) -> None:
-        """Write the message with all that it says."""
-        if self._quiet and not isinstance(message, SessionOver):
+        """Write the message with all that it says; heartbeats every 30 s, and of parts of work what they say then."""
+        if isinstance(message, Working) or (self._quiet and not isinstance(message, SessionOver)):
+            return
+        if isinstance(message, Heartbeat) and not self._heartbeats.passes(progress.clock()):
             return
         name = JSON_NAMES.get(type(message), type(message).__name__.lower())
         values = {item.name: getattr(message, item.name) for item in fields(message)}
@@ -148,9 +165,11 @@ class JsonView:
             values["measure"] = message.measure.name
         elif isinstance(message, TrialOver):
             values[progress.measure.name] = values.pop("value")
+        elif isinstance(message, Heartbeat):
+            values = heartbeat_values(progress)
         elif isinstance(message, SessionOver):
             values = _end_of(progress)
-        self._writer.write(json_format.dumps({"event": name, **_strict(values)}, allow_nan=False))
+        self._writer.write(strict_json({"event": name, **values}))
 
 
 def _end_of(progress: StudyProgress) -> dict[str, Any]:
@@ -165,22 +184,23 @@ def _end_of(progress: StudyProgress) -> dict[str, Any]:
     }
 
 
-def _strict(value: Any) -> Any:
-    """A value as strict JSON has it: no NaN, no paths, no tuples."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if hasattr(value, "items"):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return value if isinstance(value, (str, int, type(None))) else str(value)
+def choose_display(*, quiet: bool, json: bool, stream: TextIO, status: Path | None = None) -> Display:
+    """The display that fits: JSON if asked for, the live view on a capable terminal, otherwise lines.
+
+    Args:
+        quiet: Whether only the end is shown.
+        json: Whether a program reads.
+        stream: Where it is shown.
+        status: The status file to be kept beside it.
+    """
+    more = () if status is None else (StatusFile(status),)
+    return Display(_view(stream, quiet=quiet, json=json), time.monotonic, *more)
 
 
-def choose_display(*, quiet: bool, json: bool, stream: TextIO) -> Display:
-    """The display that fits: JSON if asked for, the live view on a capable terminal, otherwise lines."""
+def _view(stream: TextIO, *, quiet: bool, json: bool) -> View:
     if json:
-        return Display(JsonView(stream, quiet=quiet))
+        return JsonView(stream, quiet=quiet)
     console = Console(file=stream)
     if quiet or not console.is_terminal or console.is_dumb_terminal:
-        return Display(PlainView(stream, quiet=quiet))
-    return Display(LiveView(console))
+        return PlainView(stream, quiet=quiet)
+    return LiveView(console)

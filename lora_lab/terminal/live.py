@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_lab.analysis.wording import duration_text, measure_text, number_text, one_line, rate_text, value_text
+from lora_lab.terminal.heartbeat import activity_text
 from lora_lab.terminal.messages import Note, RetrainingsPlanned, SessionOver, StudyBegan, TrialOver
 from lora_lab.terminal.progress import ending_text, retrainings_text
 
@@ -27,7 +28,7 @@ REFRESHES_PER_SECOND = 4
 BAR_WIDTH = 10
 LONGEST_NOTE = 2000
 FRAME_LINES = 8
-"""Lines of the live view that are not trials."""
+"""Lines of the live view that are not trials, without the one of other work."""
 
 
 class LiveView:
@@ -64,7 +65,8 @@ def live_view(progress: StudyProgress, height: int = 40) -> RenderableType:
     """The live view as it stands, for a terminal of `height` lines and at least 80 columns."""
     # A tuple is taken in one step of the interpreter: the training thread may change the dict meanwhile.
     running = tuple(progress.running.values())
-    room = max(1, height - FRAME_LINES)
+    doing = activity_text(progress)
+    room = max(1, height - FRAME_LINES - bool(doing))
     parts: list[RenderableType] = [_header(progress, len(running)), _trial_lines(progress, running[:room])]
     if len(running) > room:
         parts.append(Text(f"and {len(running) - room} more", style="dim"))
@@ -73,6 +75,8 @@ def live_view(progress: StudyProgress, height: int = 40) -> RenderableType:
         said = f"{progress.measure.label} {measure_text(progress.measure, value)}"
         best = Text(f"best: trial {number}  {said}  ", style="green", no_wrap=True)
         parts.append(best.append(label, style="default"))
+    if doing:
+        parts.append(Text(doing, style="cyan", no_wrap=True, overflow="ellipsis"))
     if progress.tracking:
         parts.append(Text(one_line(progress.tracking), style="dim", no_wrap=True, overflow="ellipsis"))
     return Group(*parts)

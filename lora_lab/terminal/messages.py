@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from lora_lab.study.events import TrialEvent
 from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_lab.common.activity import Activity
     from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialState
     from lora_lab.study.settings import TrialConfig
@@ -62,10 +65,31 @@ class TrialOver:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """About once a second: the speed of all trials together, and the state of the tracker in words."""
+    """About once a second while trials train: their speed, how far each is, and the state of the tracker."""
 
     tokens_per_second: float
+    """Of all trials together."""
     tracking: str = ""
+    """In words."""
+    steps: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Optimizer steps that are done, and all that there are, by trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """What is being done from now on, told a few times a second at most."""
+
+    activity: Activity
+
+
+SessionState = Literal["running", "stopping", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """About once a second, whatever is being done and however long that takes: the process lives."""
+
+    state: SessionState = "running"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +104,15 @@ class SessionOver:
     """The study ended or was interrupted; it comes last."""
 
 
-Message: TypeAlias = StudyBegan | TrialBegan | RetrainingsPlanned | TrialOver | Tick | Note | SessionOver | TrialEvent
+Message: TypeAlias = (
+    StudyBegan
+    | TrialBegan
+    | RetrainingsPlanned
+    | TrialOver
+    | Tick
+    | Working
+    | Heartbeat
+    | Note
+    | SessionOver
+    | TrialEvent
+)

@@ -13,15 +13,20 @@ from lora_lab.analysis.wording import duration_text, measure_text, nats, one_lin
 from lora_lab.study.events import Evaluated, Logged, TrialEvent
 from lora_lab.study.measures import EVAL_LOSS, MEASURES
 from lora_lab.study.results import FINISHED_WITH_VALUE
-from lora_lab.terminal.messages import RetrainingsPlanned, StudyBegan, Tick, TrialBegan, TrialOver
+from lora_lab.terminal.messages import Heartbeat, RetrainingsPlanned, StudyBegan, Tick, TrialBegan, TrialOver, Working
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from lora_lab.common.activity import Activity
     from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialState
     from lora_lab.study.settings import TrialConfig
-    from lora_lab.terminal.messages import Message
+    from lora_lab.terminal.messages import Message, SessionState
+
+
+LEAST_WORK = 0.05
+"""Of a trial; less tells nothing of how long the rest takes."""
 
 
 @dataclass(slots=True)
@@ -39,13 +44,25 @@ class RunningTrial:
     eval_loss: float | None = None
     evaluation: int = 0
     """Number of the last evaluation; 0 before the first."""
+    total_steps: int | None = None
+    """Optimizer steps of the whole trial; None before they are known."""
+    first: tuple[float, int] | None = None
+    """When the trial's steps were first told of in this session, and how many were done then."""
 
     @property
     def share(self) -> float:
         """Part of the trial that is done."""
+        if self.total_steps is not None:
+            return min(1.0, self.step / self.total_steps)
         training = self.config.training
         done = self.step / training.max_steps if training.max_steps else self.epoch / training.num_train_epochs
         return min(1.0, done)
+
+    @property
+    def gained(self) -> float:
+        """Part of the trial that this session has done."""
+        before = self.first[1] / self.total_steps if self.first and self.total_steps else 0.0
+        return self.share - before
 
 
 @dataclass(slots=True)
@@ -69,9 +86,20 @@ class StudyProgress:
     """Value, number and configuration."""
     rungs: dict[int, float] = field(default_factory=dict)
     """Best eval_loss by evaluation."""
+    state: SessionState = "running"
+    activity: Activity | None = None
+    """What is being done."""
+    activity_first: tuple[float, int] = (0.0, 0)
+    """When that was first told of, and how many of its parts were done then."""
+    moved: float = 0.0
+    """When something was last done: a step, or a part of other work."""
+
+    def __post_init__(self) -> None:
+        self.began = self.moved = self.clock()
 
     def take(self, message: Message) -> None:
         """Take in one message; what is shown only once changes nothing here."""
+        self.moved = self.clock() if isinstance(message, (Tick, Working, TrialEvent)) else self.moved
         match message:
             case StudyBegan():
                 self.study_name, self.total, self.earlier = message.study_name, message.total_trials, message.done
@@ -83,10 +111,27 @@ class StudyProgress:
                 self.total += message.count
             case Tick():
                 self.tokens_per_second, self.tracking = message.tokens_per_second, message.tracking
+                self._take_steps(message.steps)
+            case Working(activity):
+                self._take_activity(activity)
+            case Heartbeat(state):
+                self.state = state
             case TrialOver():
                 self._take_ending(message)
             case TrialEvent():
                 self._take_event(message)
+
+    def _take_activity(self, activity: Activity) -> None:
+        if self.activity is None or activity.what != self.activity.what:
+            self.activity_first = (self.clock(), activity.done)
+        self.activity = activity
+
+    def _take_steps(self, steps: Mapping[int, tuple[int, int]]) -> None:
+        for number, (step, total) in steps.items():
+            trial = self.running.get(number)
+            if trial is not None:
+                trial.step, trial.total_steps = step, total
+                trial.first = trial.first or (self.clock(), step)
 
     def _take_event(self, event: TrialEvent) -> None:
         trial = self.running.get(event.number)
@@ -114,6 +159,21 @@ class StudyProgress:
         """Nats by which a trial's last evaluation is above the best one that any trial had at that rung."""
         return None if trial.eval_loss is None else trial.eval_loss - self.rungs[trial.evaluation]
 
+    def left_of_trial(self, trial: RunningTrial) -> float | None:
+        """Estimated seconds to the end of a trial; None before its first steps."""
+        if trial.first is None or trial.total_steps is None:
+            return None
+        began, step = trial.first
+        return _left(self.clock() - began, trial.step - step, trial.total_steps - trial.step)
+
+    @property
+    def left_of_activity(self) -> float | None:
+        """Estimated seconds to the end of what is being done; None where that is not known."""
+        if self.activity is None or self.activity.total is None:
+            return None
+        began, done = self.activity_first
+        return _left(self.clock() - began, self.activity.done - done, self.activity.total - self.activity.done)
+
     @property
     def done(self) -> int:
         """The number of trials that need no more work, earlier runs included."""
@@ -126,11 +186,11 @@ class StudyProgress:
 
     @property
     def left_s(self) -> float | None:
-        """Estimated seconds to the end, from the trials this run finished; None before the first."""
-        if not self.states.total():
-            return None
-        worked = self.states.total() + sum(trial.share for trial in tuple(self.running.values()))
-        return self.elapsed_s * max(0.0, self.total - self.earlier - worked) / worked
+        """Estimated seconds to the end, from what this run trained; None before that is a twentieth of a trial."""
+        running = tuple(self.running.values())
+        gained = self.states.total() + sum(trial.gained for trial in running)
+        left = self.total - self.earlier - self.states.total() - sum(trial.share for trial in running)
+        return self.elapsed_s * max(0.0, left) / gained if gained >= LEAST_WORK else None
 
     def summary(self) -> str:
         """How the run ended, on one line."""
@@ -139,6 +199,11 @@ class StudyProgress:
         if self.best:
             parts.append(f"best trial {self.best[1]}: {self.measure.label} {measure_text(self.measure, self.best[0])}")
         return "; ".join([*parts, duration_text(self.elapsed_s)])
+
+
+def _left(elapsed_s: float, done: int, left: int) -> float | None:
+    """Seconds that so many parts will take, if `done` ones took so long."""
+    return elapsed_s / done * left if done > 0 else None
 
 
 def retrainings_text(planned: RetrainingsPlanned, progress: StudyProgress) -> str:

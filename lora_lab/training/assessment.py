@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from safetensors.numpy import save as save_arrays
 
 from lora_lab.analysis.paired import token_mean
+from lora_lab.common.activity import unwatched
 from lora_lab.common.files import write_durably
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone, TrialEvent
 from lora_lab.study.measures import TOKEN_ACCURACY
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_lab.analysis.paired import ExampleLosses
+    from lora_lab.common.activity import Beat
     from lora_lab.data.tokens import TokenizedDataset
     from lora_lab.study.settings import DataSettings, EvaluationSettings, TrialConfig
     from lora_lab.training.batch import PackedBatch, Padding, TokenLosses
@@ -50,6 +52,7 @@ class Assessor:
         token_hits: Tells in the same way which label tokens are the most likely ones, as negative numbers.
         scorer: Lets them answer prompts, where they are measured by that.
         save_adapter: Writes the adapter of the trial with this number, as it is now, into a folder.
+        beat: Called before each batch of an evaluation.
     """
 
     def __init__(
@@ -64,10 +67,11 @@ class Assessor:
         token_hits: TokenLossesOf,
         scorer: Scorer,
         save_adapter: Callable[[int, Path], None],
+        beat: Beat = unwatched,
     ) -> None:
         self._data, self._trials_folder, self._base_parameters = data, trials_folder, base_parameters
         self._memory, self._token_losses, self._save_adapter = memory, token_losses, save_adapter
-        self._padding, self._scorer, self._token_hits = padding, scorer, token_hits
+        self._padding, self._scorer, self._token_hits, self._beat = padding, scorer, token_hits, beat
         self._base_losses: dict[tuple[DataSettings, Objective], tuple[float, float | None]] = {}
 
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
@@ -163,6 +167,8 @@ class Assessor:
             trials=len(numbers),
             rows_per_trial=config.training.per_device_eval_batch_size,
             length_of=self._padding.evaluation,
+            what=_words(numbers),
+            beat=self._beat,
         )
 
     def _evaluated(self, trial: Trial, losses: ExampleLosses, scored: Scored | None) -> list[TrialEvent]:
@@ -263,6 +269,13 @@ def _save_scores(files: TrialFolder, number: int, scored: Scored) -> None:
         _save_losses(files.evaluation(number, name), losses)
     if scored.predictions:
         write_durably(files.predictions(number), scored.predictions)
+
+
+def _words(numbers: Sequence[int | None]) -> str:
+    """An evaluation of these trials, None for the bare base, in words."""
+    if None in numbers:
+        return "evaluation of the bare base"
+    return f"evaluation of {'trial' if len(numbers) == 1 else 'trials'} {', '.join(map(str, numbers))}"
 
 
 def _save_losses(path: Path, losses: ExampleLosses) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from lora_lab.common.activity import unwatched
 from lora_lab.common.errors import InputError
 from lora_lab.data.bad_rows import BadRows
 from lora_lab.data.blocks import pack_examples
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from lora_lab.common.activity import Beat
     from lora_lab.data.sources import LoadedExamples
     from lora_lab.study.settings import DataSettings, Purpose
 
@@ -53,10 +55,13 @@ class DataCatalog:
         tokenizer: Of the base.
         cache_folder: For generated and converted datasets.
         vocabulary: Rows of the base's input embedding, which every token must be below; None checks nothing.
+        beat: Called before each batch of rows that is tokenized.
     """
 
-    def __init__(self, tokenizer: Any, cache_folder: Path, vocabulary: int | None = None) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, cache_folder: Path, vocabulary: int | None = None, beat: Beat = unwatched
+    ) -> None:
+        self._tokenizer, self._beat = tokenizer, beat
         self._vocabulary = vocabulary
         self._cache_folder = cache_folder
         self._splits: dict[DataSettings, TokenizedSplits] = {}
@@ -110,7 +115,9 @@ class DataCatalog:
         splits = load_splits(data, self._cache_folder, bad=bad)
 
         def tokens(loaded: LoadedExamples, *, with_questions: bool = False) -> TokenizedDataset:
-            return tokenize(loaded, self._tokenizer, data.max_length, bad=bad, with_questions=with_questions)
+            return tokenize(
+                loaded, self._tokenizer, data.max_length, bad=bad, with_questions=with_questions, beat=self._beat
+            )
 
         train, evaluation = tokens(splits.train), tokens(splits.eval, with_questions=True)
         forgetting = tokens(splits.forgetting) if splits.forgetting else None

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -45,17 +45,23 @@ class LiveBytes(TorchDispatchMode):
         resident: The base's weights, which are there before; `count` adds other things that are.
         vocabulary: Tensors of this last dimension count as logits.
         keep_history: Also keep the bytes of every term after every allocation, in `history`.
+        between: Called before every operation; what it raises ends the counting.
     """
 
     def __init__(
-        self, resident: Iterable[Tensor] = (), *, vocabulary: int | None = None, keep_history: bool = False
+        self,
+        resident: Iterable[Tensor] = (),
+        *,
+        vocabulary: int | None = None,
+        keep_history: bool = False,
+        between: Callable[[], object] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[int, weakref.finalize[Any, Any]] = {}
         """What is called at the end of each storage that is counted."""
         self._live = [0] * len(TERMS)
         self._total = 0
-        self._vocabulary = vocabulary
+        self._vocabulary, self._between = vocabulary, between
         self.peak = 0
         self.resident = 0
         """What was there when the counting began."""
@@ -87,6 +93,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: Any, _: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
+        if self._between is not None:
+            self._between()
         result = operation(*arguments, **(keywords or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_lab.common.activity import unwatched
 from lora_lab.study.engines import engine_for
 from lora_lab.study.events import OutOfMemory, TrialEvent
 from lora_lab.study.trial_folder import TrialFolder
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from lora_lab.common.activity import Beat
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch, TokenLosses
@@ -52,9 +54,10 @@ class PackedEngine:
         base: The frozen base; adapters are hooked behind its linear modules.
         data: Where the trials' token sets come from.
         trials_folder: Each trial keeps its checkpoint, evaluations and adapter in a folder of its own here.
+        beat: Called before each batch of an evaluation and each operation of a memory probe.
     """
 
-    def __init__(self, base: Base, data: DataCatalog, trials_folder: Path) -> None:
+    def __init__(self, base: Base, data: DataCatalog, trials_folder: Path, beat: Beat = unwatched) -> None:
         self._base = base
         self._data = data
         self._folder = trials_folder
@@ -63,7 +66,7 @@ class PackedEngine:
         self._decoder = Decoder(self._model, base.device)
         self._steps = CapturedSteps(self._model, cuda_graph if base.device.type == "cuda" else again)
         self._slots: dict[int, Slot] = {}
-        self._probe = MemoryProbe(base, self._model)
+        self._probe = MemoryProbe(base, self._model, beat)
         self._memory = KnownMemory()
         self._checkpoints = TrialCheckpoints(trials_folder)
         self.tokens_per_second = 0.0
@@ -80,6 +83,7 @@ class PackedEngine:
             token_hits=self._token_hits,
             scorer=Scorer(base, self._answers),
             save_adapter=self.save_adapter,
+            beat=beat,
         )
 
     @property

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_lab.common.activity import Activity, unwatched
 from lora_lab.study.events import OutOfMemory, TrialEvent
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.assessment import Assessor
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from lora_lab.common.activity import Beat
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch, TokenLosses
@@ -51,14 +53,15 @@ class ReferenceEngine:
             they are now, while the tensors in them stay shared.
         data: Where the trials' token sets come from.
         trials_folder: Each trial keeps its checkpoint, evaluations and adapter in a folder of its own here.
+        beat: Called before each batch of an evaluation and each operation of a memory probe.
     """
 
-    def __init__(self, base: Base, data: DataCatalog, trials_folder: Path) -> None:
+    def __init__(self, base: Base, data: DataCatalog, trials_folder: Path, beat: Beat = unwatched) -> None:
         self._base = replace(base, model=sharing_copy(base.model))
         self._data = data
         self._folder = trials_folder
         self._trial: ReferenceTrial | None = None
-        self._memory = KnownMemory()
+        self._memory, self._beat = KnownMemory(), beat
         self._checkpoints = TrialCheckpoints(trials_folder)
         self.tokens_per_second = 0.0
         """Trained tokens per second, in the newest step."""
@@ -72,6 +75,7 @@ class ReferenceEngine:
             token_hits=self._token_hits,
             scorer=Scorer(self._base, self._answers),
             save_adapter=self.save_adapter,
+            beat=beat,
         )
 
     @property
@@ -134,13 +138,13 @@ class ReferenceEngine:
 
     def _count_step(self, trial: ReferenceTrial, rows: np.ndarray) -> TrialMemory:
         """The memory of a step of the trial on these rows."""
-        device = self._base.device
+        device, between = self._base.device, partial(self._beat, Activity(f"memory probe of trial {trial.number}"))
         if device.type != "cuda":
-            return TrialMemory(predicted=None, measured=trial.count_step(rows))
+            return TrialMemory(predicted=None, measured=trial.count_step(rows, between))
         torch.cuda.reset_peak_memory_stats(device)
         return TrialMemory(
             predicted=None,
-            measured=trial.count_step(rows),
+            measured=trial.count_step(rows, between),
             allocated=torch.cuda.max_memory_allocated(device),
             requested=torch.cuda.memory_stats(device)["requested_bytes.all.peak"],
         )

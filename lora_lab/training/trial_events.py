@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypedDict
 
+from lora_lab.common.activity import Interrupted
 from lora_lab.common.errors import TrainingError
 from lora_lab.study.events import ENDINGS, Diverged, Failed, Logged, Milestone, TrialEvent
 from lora_lab.training.device import shortage_of_memory
@@ -59,7 +61,9 @@ def milestone_reached(
 def events_until_memory_runs_out(
     events: Iterator[TrialEvent], discard: Callable[[int], None]
 ) -> tuple[list[TrialEvent], str | None]:
-    """All events of a step, or those before memory ran out.
+    """All events of a step, or those before memory ran out or the step was `Interrupted`.
+
+    An evaluation that is interrupted is thrown away; it stays due, and is made by the next step, or after a restart.
 
     Args:
         events: What happens, each made when it is asked for; so what happened is told whatever comes after it.
@@ -71,9 +75,10 @@ def events_until_memory_runs_out(
     told: list[TrialEvent] = []
 
     def tell() -> None:
-        for event in events:
-            told.append(event)
-            if isinstance(event, ENDINGS):
-                discard(event.number)
+        with suppress(Interrupted):
+            for event in events:
+                told.append(event)
+                if isinstance(event, ENDINGS):
+                    discard(event.number)
 
     return told, shortage_of_memory(tell)

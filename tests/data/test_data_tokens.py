@@ -8,6 +8,7 @@ from data.chat_models import chat_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora_lab.common.activity import Activity
 from lora_lab.common.errors import InputError
 from lora_lab.data.examples import Completion, Conversation, Text
 from lora_lab.data.sources import LoadedExamples
@@ -210,6 +211,16 @@ class TestConversation:
         tags = "{% generation %}{% endgeneration %}"
         template = "{% for m in messages %}{{ m.content }}{% if false %}" + tags + "{% endif %}{% endfor %}"
         assert "writes nothing for the assistant" in refusal([CHAT], make_tokenizer(template))
+
+
+def test_rows_are_tokenized_in_batches_that_change_nothing(make_tokenizer, monkeypatch):
+    tokenizer = make_tokenizer(PLAIN_TEMPLATE)
+    rows = dataset(Text("the cat", "r:1"), Completion("the dog", " sat", "r:2"), CHAT, Text("sat on", "r:4"), CHAT)
+    whole = tokenize(rows, tokenizer, 64)
+    told = []
+    monkeypatch.setattr("lora_lab.data.tokens.BATCH_ROWS", 2)
+    assert tokenize(rows, tokenizer, 64, beat=told.append).fingerprint == whole.fingerprint
+    assert told == [Activity("tokenizing rows.jsonl", done, 5, "rows") for done in (0, 2, 4)]
 
 
 def test_fingerprint_sees_ids_labels_and_borders(tokenizer):

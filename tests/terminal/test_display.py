@@ -178,12 +178,12 @@ def test_the_display_fits_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
 
-    assert isinstance(choose_display(quiet=False, json=False, stream=Terminal())._view, LiveView)
-    assert isinstance(choose_display(quiet=False, json=False, stream=io.StringIO())._view, PlainView)
-    assert isinstance(choose_display(quiet=True, json=False, stream=Terminal())._view, PlainView)
-    assert isinstance(choose_display(quiet=False, json=True, stream=Terminal())._view, JsonView)
+    assert isinstance(choose_display(quiet=False, json=False, stream=Terminal())._views[0], LiveView)
+    assert isinstance(choose_display(quiet=False, json=False, stream=io.StringIO())._views[0], PlainView)
+    assert isinstance(choose_display(quiet=True, json=False, stream=Terminal())._views[0], PlainView)
+    assert isinstance(choose_display(quiet=False, json=True, stream=Terminal())._views[0], JsonView)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(choose_display(quiet=False, json=False, stream=Terminal())._view, PlainView)
+    assert isinstance(choose_display(quiet=False, json=False, stream=Terminal())._views[0], PlainView)
 
 
 def test_the_live_display_draws_and_leaves_lost_trials_above_the_view() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from lora_lab.common.activity import Activity, unwatched
 from lora_lab.training.memory.predictor import predictor_of
 from lora_lab.training.memory.trial_memory import TrialMemory
 from lora_lab.training.packed.step import count_step
@@ -13,6 +15,7 @@ from lora_lab.training.packed.step import count_step
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lora_lab.common.activity import Beat
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch
@@ -28,10 +31,11 @@ class MemoryProbe:
     Args:
         base: The base, loaded.
         model: The same with adapters behind its modules.
+        beat: Called before each operation of a step that is measured.
     """
 
-    def __init__(self, base: Base, model: PackedModel) -> None:
-        self._base, self._model = base, model
+    def __init__(self, base: Base, model: PackedModel, beat: Beat = unwatched) -> None:
+        self._base, self._model, self._beat = base, model, beat
         self._predictor: MemoryPredictor | None = None
         self._is_warm = False
 
@@ -54,17 +58,19 @@ class MemoryProbe:
         Raises:
             RuntimeError: the device has no room for it (`memory.is_out_of_memory`).
         """
+        between = partial(self._beat, Activity(f"memory probe of trial {slot.number}"))
+        between()
         predicted = self.predict(slot.config, batch)
         layout = self._model.layout(batch, [slot])
         device = self._base.device
         if device.type != "cuda":
-            return TrialMemory(predicted, count_step(self._model, self._base.model, slot, layout))
+            return TrialMemory(predicted, count_step(self._model, self._base.model, slot, layout, between=between))
         if not self._is_warm:  # cuBLAS takes its workspaces from torch in the first step, and keeps them
             count_step(self._model, self._base.model, slot, layout)
             self._is_warm = True
         before = torch.cuda.memory_stats(device)
         torch.cuda.reset_peak_memory_stats(device)
-        live = count_step(self._model, self._base.model, slot, layout)
+        live = count_step(self._model, self._base.model, slot, layout, between=between)
         return TrialMemory(predicted, live, **handed_out(before, torch.cuda.memory_stats(device), live))
 
 

@@ -10,7 +10,7 @@ from lora_lab.training.batch import TokenLosses
 from lora_lab.training.live_bytes import LiveBytes, quantization_tensors, resident_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -39,10 +39,21 @@ def losses_of(slots: Sequence[Slot], layout: Layout, nll: Tensor) -> list[Tensor
     ]
 
 
-def count_step(model: PackedModel, base: Any, slot: Slot, layout: Layout, *, keep_history: bool = False) -> LiveBytes:
+def count_step(
+    model: PackedModel,
+    base: Any,
+    slot: Slot,
+    layout: Layout,
+    *,
+    keep_history: bool = False,
+    between: Callable[[], object] | None = None,
+) -> LiveBytes:
     """Count the memory of one training step of a slot, alone: gradients, clipping, optimizer."""
     live = LiveBytes(
-        resident_tensors(base), vocabulary=base.config.get_text_config().vocab_size, keep_history=keep_history
+        resident_tensors(base),
+        vocabulary=base.config.get_text_config().vocab_size,
+        keep_history=keep_history,
+        between=between,
     )
     live.count("quantization", quantization_tensors(base))
     for term, tensors in slot.tensors().items():

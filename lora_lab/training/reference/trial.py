@@ -154,15 +154,19 @@ class ReferenceTrial:
 
     # Memory
 
-    def count_step(self, rows: np.ndarray) -> LiveBytes:
+    def count_step(self, rows: np.ndarray, between: Callable[[], object] | None = None) -> LiveBytes:
         """Count the memory of one training step of these rows; the trial is then where it was before.
 
         The optimizer's state is there from the beginning, as it is in every step but the first.
+
+        Args:
+            rows: The training examples.
+            between: Called before every operation of the step; what it raises ends the counting.
         """
         before = flat(self.parameters.values())
         optimizer = make_optimizer(self._trainer, self.config.training)
         step_without_gradients(optimizer)
-        live = LiveBytes()
+        live = LiveBytes(between=between)
         live.count("adapters", self.parameters.values())
         live.count("base", resident_tensors(self.model))
         live.count("quantization", quantization_tensors(self.model))
