@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lora_lab.study.engines import EngineChoice
     from lora_lab.study.settings import ModelSettings, TrialConfig
     from lora_lab.study.spec import StudySpec
+    from lora_lab.study.sweep import Condition
     from lora_lab.study.targets import LinearMap
     from lora_lab.training.memory.predictor import MemoryPrediction
 
@@ -294,16 +295,20 @@ def _at_once(predicted: MemoryPrediction, config: TrialConfig, limit: int) -> in
 
 def _space_text(spec: StudySpec, name: str) -> str:
     parameter = spec.sweep.parameters[name]
-    when = " and ".join(
-        f"{other} {'in ' + ', '.join(map(value_text, one.values)) if one.values else f'from {one.min} to {one.max}'}"
-        for other, one in parameter.when.items()
-    )
+    when = " and ".join(f"{other} {_condition_text(one)}" for other, one in parameter.when.items())
     if parameter.values is not None:
         text = ", ".join(map(value_text, parameter.values))
     else:
         kind = ", log" if parameter.log else f", step {parameter.step}" if parameter.step is not None else ""
         text = f"{parameter.min} to {parameter.max}{kind}"
     return f"{text} (when {when})" if when else text
+
+
+def _condition_text(condition: Condition) -> str:
+    if condition.values is not None:
+        return f"in {', '.join(map(value_text, condition.values))}"
+    bounds = (("at least", condition.min), ("at most", condition.max))
+    return " and ".join(f"{words} {value_text(bound)}" for words, bound in bounds if bound is not None)
 
 
 def _adapters(shapes: Sequence[TrialConfig], linears: LinearMap) -> tuple[Adapter, ...]:
