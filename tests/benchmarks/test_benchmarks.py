@@ -57,6 +57,16 @@ def test_processes_and_a_pack_are_compared(tmp_path, summarize):
     assert "\n| 64 | " in summarize.processes(result)
 
 
+@pytest.mark.slow
+def test_a_pack_and_single_adapters_answer_the_same(tmp_path):
+    options = ("--prompts", "6", "--rows", "4", "--new-tokens", "4", "--repeats", "1", "--clock", "cpu")
+    result = run("generation.py", tmp_path / "generation.json", *options)
+    [cell] = result["cells"]
+    assert cell["equal_answers"] == 1.0
+    packed, alone = (cell["seconds"][name][0] for name in ("packed", "alone"))
+    assert cell["speedup"] == pytest.approx(alone / packed, rel=0.01)
+
+
 def test_the_page_has_a_place_for_every_result():
     page = (ROOT / "docs" / "performance.md").read_text()
     for name in ("equal_work", "processes", "whole_study"):
