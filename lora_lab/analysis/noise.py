@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
     from lora_lab.analysis.replicates import ReplicateGroup
 
+FEW_FREEDOM = 4
+"""With fewer degrees of freedom of the other configurations an F test tells nothing."""
 UNSTABLE_LEVEL = 0.01
 """Chance that of configurations that all spread alike one is called unstable."""
 SCREEN = 0.9
 """A spread of its own above this point of the F distribution stands by itself, not shrunk to the floor."""
 ZERO = 1e-9
 """A share of a matrix or of a sum of squares below this is rounding."""
-PRIOR_FREEDOM = 4
+PRIOR_FREEDOM = 6
 """Degrees of freedom with which the other configurations count beside what two show themselves, at most."""
 
 
@@ -82,7 +84,7 @@ class Noise:
     def shrunk(self, own: Spread, floor: Spread, numbers: Iterable[int]) -> Spread:
         """A spread that a few trainings show, drawn to that of the others in the study; neither alone is known well.
 
-        Their mean, weighted by degrees of freedom, of which the others have four here, or all where they have fewer:
+        Their mean, weighted by degrees of freedom, of which the others have six here, or all where they have fewer:
         then it is the pooled one. What is apart from the others, by an F test at 10% or because a configuration is
         unstable, stands by itself: pooled, it would make claims too easily, and others too hard to make. Shrinking is
         that of Smyth 2004, "Linear models and empirical Bayes methods", with a fixed weight, since a handful of
@@ -103,7 +105,7 @@ class Noise:
             return own
         squares = floor.variance * floor.degrees_of_freedom - own.variance * own.degrees_of_freedom
         others = max(0.0, squares) / freedom
-        told_apart = freedom >= PRIOR_FREEDOM  # with fewer an F test tells nothing
+        told_apart = freedom >= FEW_FREEDOM
         if told_apart and own.variance > others * float(fdtri(own.degrees_of_freedom, freedom, SCREEN)):
             return own
         weight = min(PRIOR_FREEDOM, freedom)

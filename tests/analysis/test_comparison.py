@@ -46,10 +46,8 @@ def test_without_common_seeds_the_noise_floor_says_how_far_means_may_be_apart() 
     found = difference(small, large, NOISE)
 
     assert found.mean == pytest.approx(0.1)
-    others = (6 * 0.0009 - 0.0002) / 5, (6 * 0.0009 - 2 * 0.0001) / 4
-    small_variance, large_variance = (0.0002 + 4 * others[0]) / 5, (2 * 0.0001 + 4 * others[1]) / 6
-    assert found.se == pytest.approx(math.sqrt(small_variance / 2 + large_variance / 3))
-    assert (found.degrees_of_freedom, found.evidence) == (5, "noise floor")
+    assert found.se == pytest.approx(0.03 * math.sqrt(1 / 2 + 1 / 3))
+    assert (found.degrees_of_freedom, found.evidence) == (6, "noise floor")
 
 
 def test_what_is_compared_with_an_unstable_configuration_rests_on_their_own_seeds() -> None:

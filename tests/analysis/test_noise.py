@@ -109,7 +109,7 @@ def test_a_spread_is_drawn_to_the_floor_unless_it_is_apart() -> None:
     own, floor = Spread(0.02, 2), Spread(0.01, 14)
     others = (14 * 0.01 - 2 * 0.02) / 12
 
-    assert noise.shrunk(own, floor, [1, 2]) == Spread(pytest.approx((2 * 0.02 + 4 * others) / 6), 6)
+    assert noise.shrunk(own, floor, [1, 2]) == Spread(pytest.approx((2 * 0.02 + 6 * others) / 8), 8)
     assert noise.shrunk(own, floor, [1, 5]) == own
     assert noise.shrunk(Spread(0.03, 2), floor, [1]) == Spread(0.03, 2)  # beyond 2.81 times the others, F(2, 12)
     assert noise.shrunk(Spread(0.0, 0), floor, [1]) == floor
