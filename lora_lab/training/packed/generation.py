@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from lora_lab.training.generation import side_by_side
+from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.packed.model import NOTHING_KEPT
 
 if TYPE_CHECKING:
@@ -62,7 +63,14 @@ class Decoder:
         lengths = [len(prompt) for prompt in prompts]
         # A batch is finished so many tokens later as its prompts differ; apart, it would take as many as an answer has.
         for chosen in side_by_side(lengths, rows_per_slot, greedy.max_new_tokens):
-            found = iter(self._batch(slots, [prompts[index] for index in chosen], greedy))
+            asked = [prompts[index] for index in chosen]
+            try:
+                found = iter(self._batch(slots, asked, greedy))
+            except UnpackableError:  # some (DeepSeek's latent attention) project all that they keep anew at every step
+                if not self._goes_on:
+                    raise
+                self._goes_on = False
+                found = iter(self._batch(slots, asked, greedy))
             for own in answers:
                 for index in chosen:
                     own[index] = next(found)
