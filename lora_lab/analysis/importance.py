@@ -21,7 +21,7 @@ class Importance:
     trials: int
     """Trials with a value."""
     shares: Mapping[str, Mapping[str, float]]
-    """By method, by parameter; each method's sum to 1."""
+    """By method, by parameter; each method's sum to 1, whatever interactions and noise do."""
     caveat: str
     """What must be said beside the numbers; never empty."""
 
