@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lora_lab.command_line import MemorySize, Overrides, StudyFile, errors_shown, run_command
+from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,11 +32,19 @@ def plan(
     *,
     device: DeviceName = None,
     memory_limit: MemorySize = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Load base and data, time a few steps, and tell what the study will take."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, for scripts.")] = False,
 ) -> None:
     """Tell what a study will train, whether it fits into memory, and what it costs; needs no weights and no data."""
     with errors_shown():
-        made = _make(study, overrides or [], device, memory_limit, quiet=json)
+        if calibrate and device is not None:
+            raise InputError(
+                "--calibrate times the device that is here, and --device plans for another; give one of them"
+            )
+        made = _make(study, overrides or [], device, memory_limit, calibrated=calibrate, quiet=json)
     if json:
         from json import dumps
 
@@ -47,7 +57,9 @@ def plan(
     print_plan(made, Console(file=sys.stdout, highlight=False))
 
 
-def _make(study: Path, overrides: list[str], device: str | None, memory_limit: str | None, *, quiet: bool) -> Plan:
+def _make(
+    study: Path, overrides: list[str], device: str | None, memory_limit: str | None, *, calibrated: bool, quiet: bool
+) -> Plan:
     from lora_lab.planning.devices import device_named
     from lora_lab.results.folder import RunFolder
     from lora_lab.study.file.loading import load_study
@@ -63,7 +75,12 @@ def _make(study: Path, overrides: list[str], device: str | None, memory_limit: s
 
     folder, status = RunFolder.of(spec.study_name), Console(stderr=True, quiet=quiet)
     with status.status("reading the model's config") as line:
-        return make_plan(spec, folder, device=target, limit=limit, progress=line.update)
+        made = make_plan(spec, folder, device=target, limit=limit, progress=line.update)
+        if not calibrated:
+            return made
+        from lora_lab.runner.calibration import calibrate
+
+        return replace(made, calibration=calibrate(spec, progress=line.update))
 
 
 if __name__ == "__main__":

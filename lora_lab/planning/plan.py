@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_lab.planning.calibration import Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Plan:
     device_bytes: int | None
     limit_bytes: int | None
     sampler: str
+    pruner: str
     configurations: int
     """Cells of the grid; otherwise trials."""
     is_exact: bool
@@ -111,6 +115,8 @@ class Plan:
     memory: tuple[Memory, ...]
     work: Work
     notes: tuple[str, ...]
+    calibration: Calibration | None = None
+    """What the study will take, from steps that were timed here; None where none were."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -14,7 +14,7 @@ from lora_lab.planning.devices import Device
 from lora_lab.planning.example_count import training_examples
 from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
 from lora_lab.planning.row_checks import base_notes
-from lora_lab.planning.trainings import MOST_VARIANTS, GridTrainings, configurations
+from lora_lab.planning.trainings import MOST_VARIANTS, configurations, count_trainings
 from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
 from lora_lab.study.engines import engine_for
@@ -31,6 +31,7 @@ from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit, Need, pack
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from lora_lab.planning.trainings import Trainings
     from lora_lab.results.folder import RunFolder
     from lora_lab.study.engines import EngineChoice
     from lora_lab.study.settings import ModelSettings, TrialConfig
@@ -114,13 +115,7 @@ class _Planner:
         spec, sweep = self._spec, self._spec.sweep
         notes = base_notes(spec, self._linears)
         shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, settings_with(Trait.MEMORY))))))
-        grid = GridTrainings(spec, lambda _: self._linears) if sweep.sampler == "grid" else None
-        asked = grid.cells if grid and sweep.n_trials is None else sweep.n_trials or 0
-        if grid and sweep.n_trials is not None:
-            asked = min(asked, grid.cells)
-        is_exact = grid is not None and grid.is_compared and asked == grid.cells
-        trained = len(grid.trained) if grid and is_exact else asked
-        retrainings = sweep.confirm.top * sweep.confirm.seeds if sweep.confirm else 0
+        trainings = count_trainings(spec, lambda _: self._linears)
         memory = self._memory(shapes)
         return Plan(
             study_name=spec.study_name,
@@ -131,20 +126,21 @@ class _Planner:
             device_bytes=self._device.total_bytes,
             limit_bytes=self._limit,
             sampler=sweep.sampler,
-            configurations=asked,
-            is_exact=is_exact,
-            duplicates=asked - grid.distinct if grid and is_exact else None,
-            shared=grid.distinct - trained if grid and is_exact else None,
-            trained=trained,
-            retrainings=retrainings,
+            pruner=sweep.pruner,
+            configurations=trainings.configurations,
+            is_exact=trainings.is_exact,
+            duplicates=trainings.duplicates,
+            shared=trainings.shared,
+            trained=trainings.trained,
+            retrainings=trainings.retrainings,
             space={name: _space_text(spec, name) for name in sweep.parameters},
             trajectory=trajectory_note(spec),
             pack_size=str(sweep.pack_size),
-            packs=self._packs(trained + retrainings, memory),
+            packs=self._packs(trainings.all, memory),
             engines=self._engines(shapes),
             adapters=_adapters(shapes, self._linears),
             memory=memory,
-            work=self._work(grid if is_exact else None, trained, retrainings),
+            work=self._work(trainings),
             notes=(*notes, *(note.sentence for note in audit(spec))),
         )
 
@@ -231,7 +227,7 @@ class _Planner:
 
     # Work
 
-    def _work(self, grid: GridTrainings | None, trained: int, retrainings: int) -> Work:
+    def _work(self, trainings: Trainings) -> Work:
         spec = self._spec
         examples = training_examples(spec.data)
         names = (*settings_with(Trait.MEMORY), *settings_with(Trait.WORK))
@@ -245,9 +241,9 @@ class _Planner:
             return min(available, config.data.max_train_examples or available)
 
         per_epoch = [self._flops(config, used(config), epochs=1) for config in shapes]
-        costs = [self._costs(config, used(config)) for config in (grid.trained.values() if grid else shapes)]
+        costs = [self._costs(config, used(config)) for config in trainings.examples]
         mean = [statistics.fmean(column) for column in zip(*costs, strict=True)]
-        tokens, flops = (value * (trained + retrainings) for value in mean)
+        tokens, flops = (value * trainings.all for value in mean)
         return Work(
             examples=examples,
             flops_per_epoch=(min(per_epoch), max(per_epoch)),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from lora_lab.study.identity import trial_identity
-from lora_lab.study.space import combinations
+from lora_lab.study.settings import Trait
+from lora_lab.study.space import combinations, deciding
 from lora_lab.study.targets import resolve_targets
 from lora_lab.study.trajectory import trajectory_identity
+from lora_lab.study.trial_settings import settings_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +34,61 @@ def configurations(spec: StudySpec, names: Sequence[str]) -> Iterator[TrialConfi
             yield spec.trial_config(chosen)
         except ValidationError:
             continue  # when it is asked for, that trial ends at once and says why
+
+
+@dataclass(frozen=True, slots=True)
+class Trainings:
+    """How many trainings a study comes down to, as far as that is known before it begins."""
+
+    configurations: int
+    """Cells of the grid that are asked for; otherwise trials."""
+    is_exact: bool
+    """Whether all of them were looked at: it is a grid, and not too large a one."""
+    duplicates: int | None
+    """Cells that are the same training as another one; None where that is seen only as trials are asked for."""
+    shared: int | None
+    """Cells that are read off a longer run; None as for duplicates."""
+    trained: int
+    """Trainings that are left, at most."""
+    retrainings: int
+    """With fresh seeds, of the best and of the cheapest that may tie with it (`confirm`)."""
+    examples: tuple[TrialConfig, ...]
+    """What is trained: each configuration of a grid, and otherwise one of each kind that differs in memory or work."""
+
+    @property
+    def all(self) -> int:
+        """Trainings of the search and of its finalists."""
+        return self.trained + self.retrainings
+
+
+def count_trainings(spec: StudySpec, linears_of: Callable[[TrialConfig], LinearMap]) -> Trainings:
+    """Count what a study trains.
+
+    Args:
+        spec: The study.
+        linears_of: The linear modules of a configuration's base.
+    """
+    sweep = spec.sweep
+    grid = GridTrainings(spec, linears_of) if sweep.sampler == "grid" else None
+    asked = grid.cells if grid and sweep.n_trials is None else sweep.n_trials or 0
+    if grid and sweep.n_trials is not None:
+        asked = min(asked, grid.cells)
+    whole = grid if grid is not None and grid.is_compared and asked == grid.cells else None
+    trained = len(whole.trained) if whole else asked
+    if whole:
+        examples = tuple(whole.trained.values())
+    else:
+        names = (*settings_with(Trait.MEMORY), *settings_with(Trait.WORK))
+        examples = tuple(islice(dict.fromkeys(configurations(spec, deciding(spec, names))), MOST_VARIANTS))
+    return Trainings(
+        configurations=asked,
+        is_exact=whole is not None,
+        duplicates=asked - whole.distinct if whole else None,
+        shared=whole.distinct - trained if whole else None,
+        trained=trained,
+        retrainings=sweep.confirm.top * sweep.confirm.seeds if sweep.confirm else 0,
+        examples=examples,
+    )
 
 
 class GridTrainings:

@@ -25,6 +25,11 @@ class PackSize:
         self._speeds: list[float] = []
         self._speed_before = 0.0
 
+    @property
+    def settled(self) -> bool:
+        """Whether the limit stays as it is, but for memory that runs out."""
+        return self._settled
+
     def measured(self, active: int, tokens_per_second: float) -> None:
         """One training step of `active` trials ran at this speed."""
         if self._settled or active != self.limit:

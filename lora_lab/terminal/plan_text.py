@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from lora_lab.planning.calibration import Calibration
     from lora_lab.planning.plan import Memory, Plan
 
 MOST_ROWS = 60
@@ -57,6 +58,8 @@ def _overview(plan: Plan) -> Iterator[tuple[str, str]]:
     packs = "found by measuring" if plan.packs is None else f"at least {plural(plan.packs, 'pack')}"
     yield "pack size", f"{plan.pack_size} ({packs})"
     yield "work", _work_text(plan)
+    if plan.calibration is not None:
+        yield "time", _time_text(plan.calibration, plan)
 
 
 def _trials_text(plan: Plan) -> str:
@@ -82,6 +85,24 @@ def _work_text(plan: Plan) -> str:
     if work.seconds is None:
         return f"{text}; no time without a trial of this study that tells the speed"
     return f"{text}; about {duration_text(work.seconds)} at {work.tokens_per_second:,.0f} tokens/s"
+
+
+def _time_text(timed: Calibration, plan: Plan) -> str:
+    low, high = duration_text(timed.low), duration_text(timed.high)
+    parts = ", ".join(
+        f"{name} {duration_text(seconds)}"
+        for name, seconds in (
+            ("training", timed.training_s),
+            ("evaluations", timed.evaluation_s),
+            ("loading and admissions", timed.other_s),
+        )
+    )
+    pruned = "" if plan.pruner == "none" else ", less as far as trials are pruned"
+    return (
+        f"about {duration_text(timed.seconds)} ({low} to {high}, 95%){pruned}: {parts}; from "
+        f"{plural(timed.steps, 'step')} of {plural(timed.pack_size, 'trial')} at once ({timed.tokens_per_second:,.0f} "
+        f"tokens/s) and {timed.batches} batches of evaluations, timed just now"
+    )
 
 
 def _show(console: Console, title: str, table: Table, rows: int) -> None:
