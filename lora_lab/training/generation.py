@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lora_lab.common.activity import Activity, unwatched
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+
+    from lora_lab.common.activity import Beat
 
 Answers = list[list[np.ndarray]]
 """The new tokens [n] int64 of every answer, prompt after prompt, of one trial after the other."""
@@ -48,20 +51,25 @@ def answer_text(tokenizer: Any, tokens: Sequence[int] | np.ndarray, stop: Collec
     return str(tokenizer.decode(ids[:-1] if ids and ids[-1] in stop else ids, skip_special_tokens=True))
 
 
-def side_by_side(lengths: Sequence[int], rows: int, most_apart: int) -> Iterator[np.ndarray]:
+def side_by_side(lengths: Sequence[int], rows: int, most_apart: int, beat: Beat = unwatched) -> Iterator[np.ndarray]:
     """Indices of prompts to be answered together, each once, those of similar length together, the longest first.
 
     Args:
         lengths: Tokens of every prompt.
         rows: How many there are at once, at most.
         most_apart: By how many tokens they differ at most.
+        beat: Called before each group of them.
     """
+    for done, group in enumerate(groups := _groups(lengths, rows, most_apart)):
+        beat(Activity("answers to prompts", done, len(groups)))
+        yield group
+
+
+def _groups(lengths: Sequence[int], rows: int, most_apart: int) -> list[np.ndarray]:
     order = np.argsort([-length for length in lengths], kind="stable")
-    chosen: list[int] = []
+    groups: list[list[int]] = []
     for index in order:
-        if chosen and (len(chosen) == rows or lengths[chosen[0]] - lengths[index] > most_apart):
-            yield np.array(chosen)
-            chosen = []
-        chosen.append(int(index))
-    if chosen:
-        yield np.array(chosen)
+        if not groups or len(groups[-1]) == rows or lengths[groups[-1][0]] - lengths[index] > most_apart:
+            groups.append([])
+        groups[-1].append(int(index))
+    return [np.array(group) for group in groups]

@@ -54,7 +54,7 @@ class PackedEngine:
         base: The frozen base; adapters are hooked behind its linear modules.
         data: Where the trials' token sets come from.
         trials_folder: Each trial keeps its checkpoint, evaluations and adapter in a folder of its own here.
-        beat: Called before each batch of an evaluation and each operation of a memory probe.
+        beat: Called before each batch of an evaluation or of prompts, and each operation of a memory probe.
     """
 
     def __init__(self, base: Base, data: DataCatalog, trials_folder: Path, beat: Beat = unwatched) -> None:
@@ -63,7 +63,7 @@ class PackedEngine:
         self._folder = trials_folder
         self._padding = Padding.of(base.device.type, base.linears.limits)
         self._model = PackedModel(base)
-        self._decoder = Decoder(self._model, base.device)
+        self._decoder = Decoder(self._model, base.device, base.compute_dtype, beat)
         self._steps = CapturedSteps(self._model, cuda_graph if base.device.type == "cuda" else again)
         self._slots: dict[int, Slot] = {}
         self._probe = MemoryProbe(base, self._model, beat)

@@ -53,7 +53,7 @@ class ReferenceEngine:
             they are now, while the tensors in them stay shared.
         data: Where the trials' token sets come from.
         trials_folder: Each trial keeps its checkpoint, evaluations and adapter in a folder of its own here.
-        beat: Called before each batch of an evaluation and each operation of a memory probe.
+        beat: Called before each batch of an evaluation or of prompts, and each operation of a memory probe.
     """
 
     def __init__(self, base: Base, data: DataCatalog, trials_folder: Path, beat: Beat = unwatched) -> None:
@@ -211,7 +211,7 @@ class ReferenceEngine:
     def _answers(
         self, numbers: Sequence[int | None], prompts: Sequence[np.ndarray], greedy: Greedy, rows: int
     ) -> Answers:
-        return [generated(self._base, self._evaluated(numbers), prompts, greedy, rows)]
+        return [generated(self._base, self._evaluated(numbers), prompts, greedy, rows=rows, beat=self._beat)]
 
     def _evaluated(self, numbers: Sequence[int | None]) -> Any:
         """The model of the one trial that is evaluated, or the bare base, in evaluation mode."""

@@ -20,11 +20,12 @@ from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.reference.generation import generated
 from lora_lab.training.reference.model import sharing_copy
 
-KEEPS_NOTHING = ("RecurrentGemma", "DeepSeek-V3")
+KEEPS_NOTHING = ("RecurrentGemma", "DeepSeek-V3", "Bamba")
 """All tokens are read again at every step: the states of the one lie in its modules, where rows cannot leave; the other
-projects all that it keeps anew, behind adapted modules that are then given more rows than there are tokens."""
+projects all that it keeps anew, behind adapted modules that are then given more rows than there are tokens; the cache
+of the last is off by 3% of the logits' spread (transformers 5.23), also in `generate`."""
 DIFFERS = ("Bamba",)
-"""One of 25 answers is another one from its sixth token on; why is not known yet."""
+"""`generate` goes on from that cache, and one of 25 answers is another one from its sixth token on."""
 GREEDY = Greedy(max_new_tokens=9, stop=frozenset({3, 17, 40, 55}))
 MIXED = [
     {"r": 4, "target_modules": "all-linear"},
@@ -61,20 +62,20 @@ def base_of(family, folder):
 def test_answers_of_a_pack_are_those_of_generate_alone(family, tmp_path):
     if FAMILIES[family].model_type == "qwen2":
         pytest.skip("its tokenizer is another; Qwen2-MoE and Qwen3 are tried")
-    if family in DIFFERS:
-        pytest.xfail("one answer differs, which is not explained yet")
     base = base_of(family, tmp_path)
     pristine = sharing_copy(base.model)
     slots, asked = mixed_slots(base, 4), prompts()
-    decoder = Decoder(PackedModel(base), CPU)
+    decoder = Decoder(PackedModel(base), CPU, base.compute_dtype)
 
     packed = decoder.answers([None, *slots], asked, GREEDY, rows_per_slot=3)
 
+    assert decoder._goes_on is (family not in KEEPS_NOTHING)
+    if family in DIFFERS:
+        pytest.xfail("generate goes on from a cache that is off")
     same(packed[0], generated(base, pristine, asked, GREEDY))
     for slot, found in zip(slots, packed[1:], strict=True):
         same(found, alone(pristine, base, slot, asked))
     assert len({tuple(answer) for answers in packed for answer in answers}) > len(asked), "adapters change answers"
-    assert decoder._goes_on == (family not in KEEPS_NOTHING)
 
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)])
@@ -84,7 +85,7 @@ def test_any_number_of_trials_with_the_head_adapted_too(count):
     slots = mixed_slots(base, count)
     slots[0] = make_slot(base, lora={"target_modules": "all-linear+head"})
 
-    packed = Decoder(PackedModel(base), CPU).answers(slots, prompts(), GREEDY, rows_per_slot=8)
+    packed = Decoder(PackedModel(base), CPU, base.compute_dtype).answers(slots, prompts(), GREEDY, rows_per_slot=8)
 
     for slot, found in zip(slots, packed, strict=True):
         same(found, alone(pristine, base, slot, prompts()))
@@ -98,7 +99,7 @@ def test_a_quantized_base_answers_as_alone(quantization, tmp_path):
     pristine = sharing_copy(base.model)
     slots = mixed_slots(base, 4)
 
-    packed = Decoder(PackedModel(base), CPU).answers(slots, prompts(), GREEDY, rows_per_slot=3)
+    packed = Decoder(PackedModel(base), CPU, base.compute_dtype).answers(slots, prompts(), GREEDY, rows_per_slot=3)
 
     for slot, found in zip(slots, packed, strict=True):
         same(found, alone(pristine, base, slot, prompts()))
@@ -111,7 +112,7 @@ def test_rows_end_at_their_stop_token_or_their_limit_and_then_leave_the_batch(mo
     monkeypatch.setattr(
         model, "next_logits", lambda ids, *rest, **keep: rows.append(len(ids)) or real(ids, *rest, **keep)
     )
-    decoder = Decoder(model, CPU)
+    decoder = Decoder(model, CPU, base.compute_dtype)
     decoder._goes_on = True
     [free] = decoder.answers([None], prompts(), Greedy(6, frozenset()), rows_per_slot=5)
     assert [len(answer) for answer in free] == [6] * 5
@@ -132,7 +133,7 @@ def test_rows_end_at_their_stop_token_or_their_limit_and_then_leave_the_batch(mo
 def test_how_many_rows_are_answered_at_once_changes_nothing():
     base = make_base(llama_config())
     slots = mixed_slots(base, 2)
-    decoder = Decoder(PackedModel(base), CPU)
+    decoder = Decoder(PackedModel(base), CPU, base.compute_dtype)
     asked = prompts((2, 11, 7, 3, 20, 4))
     whole = decoder.answers(slots, asked, GREEDY, rows_per_slot=6)
     for rows in (1, 2, 5):
@@ -143,9 +144,9 @@ def test_how_many_rows_are_answered_at_once_changes_nothing():
 def test_a_base_whose_cache_cannot_be_trusted_reads_all_again(monkeypatch):
     base = make_base(llama_config())
     asked = prompts()
-    [expected] = Decoder(PackedModel(base), CPU).answers([None], asked, GREEDY, 3)
-    monkeypatch.setattr(generation, "MOST_APART", -1.0)
-    decoder = Decoder(PackedModel(base), CPU)
+    [expected] = Decoder(PackedModel(base), CPU, base.compute_dtype).answers([None], asked, GREEDY, 3)
+    monkeypatch.setattr(generation, "MOST_APART", {torch.float64: -1.0})
+    decoder = Decoder(PackedModel(base), CPU, base.compute_dtype)
     [found] = decoder.answers([None], asked, GREEDY, 3)
     assert decoder._goes_on is False
     same(found, expected)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from lora_lab.common.activity import unwatched
 from lora_lab.training.generation import side_by_side
 from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.packed.model import NOTHING_KEPT
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lora_lab.common.activity import Beat
     from lora_lab.training.generation import Answers, Greedy
     from lora_lab.training.packed.model import PackedModel
     from lora_lab.training.packed.slot import Slot
@@ -31,8 +33,11 @@ PROBE = 6
 """Tokens of the rows with which it is tried whether a base goes on from what it has kept."""
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 """What bases raise whose cache cannot be continued, or cannot lose rows."""
-MOST_APART = 0.1
-"""Of the spread of logits: further apart than rounding brings them in any dtype; a wrong cache is off by all of it."""
+MOST_APART = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Of the spread of logits: further apart than rounding brings them, by the dtype of the computation. Bamba's cache is
+off by 0.03 (transformers 5.23), a wrong one by all of it."""
+MOST_APART_IN_HALF = 0.1
+"""The same in half precision."""
 
 
 class Decoder:
@@ -41,10 +46,13 @@ class Decoder:
     Args:
         model: The base with adapters behind its linear modules.
         device: Where token ids are put.
+        dtype: Of the base's computation.
+        beat: Called before each batch of prompts.
     """
 
-    def __init__(self, model: PackedModel, device: torch.device) -> None:
-        self._model, self._device = model, device
+    def __init__(self, model: PackedModel, device: torch.device, dtype: torch.dtype, beat: Beat = unwatched) -> None:
+        self._model, self._device, self._beat = model, device, beat
+        self._most_apart = MOST_APART.get(dtype, MOST_APART_IN_HALF)
         self._goes_on: bool | None = None
 
     @torch.no_grad()
@@ -62,7 +70,7 @@ class Decoder:
         answers: Answers = [[np.zeros(0, np.int64)] * len(prompts) for _ in slots]
         lengths = [len(prompt) for prompt in prompts]
         # A batch is finished so many tokens later as its prompts differ; apart, it would take as many as an answer has.
-        for chosen in side_by_side(lengths, rows_per_slot, greedy.max_new_tokens):
+        for chosen in side_by_side(lengths, rows_per_slot, greedy.max_new_tokens, self._beat):
             asked = [prompts[index] for index in chosen]
             try:
                 found = iter(self._batch(slots, asked, greedy))
@@ -119,7 +127,7 @@ class Decoder:
             self._model.next_logits(
                 ids, [None], [2], NOTHING_KEPT, keep=False
             )  # some keep what they read in their modules
-        return bool((last[0] - whole[1]).abs().max() <= MOST_APART * whole[1].std())
+        return bool((last[0] - whole[1]).abs().max() <= self._most_apart * whole[1].std())
 
 
 class _Rows:

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from lora_lab.common.activity import unwatched
 from lora_lab.training.generation import side_by_side
 from lora_lab.training.reference.losses import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lora_lab.common.activity import Beat
     from lora_lab.training.base.loading import Base
     from lora_lab.training.generation import Greedy
 
@@ -22,7 +24,15 @@ PLAIN = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repe
 
 
 @torch.no_grad()
-def generated(base: Base, model: Any, prompts: Sequence[np.ndarray], greedy: Greedy, rows: int = 1) -> list[np.ndarray]:
+def generated(
+    base: Base,
+    model: Any,
+    prompts: Sequence[np.ndarray],
+    greedy: Greedy,
+    *,
+    rows: int = 1,
+    beat: Beat = unwatched,
+) -> list[np.ndarray]:
     """The new tokens of each prompt; prompts of one length are answered together, so that none is padded.
 
     Args:
@@ -31,13 +41,14 @@ def generated(base: Base, model: Any, prompts: Sequence[np.ndarray], greedy: Gre
         prompts: Token ids [n] of each.
         greedy: When an answer ends.
         rows: Prompts that are answered at once.
+        beat: Called before each batch of prompts.
     """
     stop = sorted(greedy.stop)
     config = GenerationConfig(
         **PLAIN, max_new_tokens=greedy.max_new_tokens, eos_token_id=stop, pad_token_id=stop[0], use_cache=True
     )
     answers: list[np.ndarray] = [np.zeros(0, np.int64)] * len(prompts)
-    for chosen in side_by_side([len(prompt) for prompt in prompts], rows, 0):
+    for chosen in side_by_side([len(prompt) for prompt in prompts], rows, 0, beat):
         ids = torch.from_numpy(np.stack([prompts[index] for index in chosen])).to(base.device)
         with autocast(base):
             whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
