@@ -68,7 +68,7 @@ def check_against_alone(lab, result, folder):
         assert torch.linalg.vector_norm(mine[name] - tensor) <= 1e-8 * torch.linalg.vector_norm(tensor), name
 
 
-@pytest.mark.parametrize("sweep", [GRID, TPE], ids=["grid", "tpe"])
+@pytest.mark.parametrize("sweep", [pytest.param(GRID, id="grid"), pytest.param(TPE, id="tpe", marks=pytest.mark.slow)])
 def test_the_longest_are_trained_and_the_rest_equals_trials_trained_apart(lab, sweep):
     lab.write(study(model={"dtype": "float64"}, sweep=sweep))
     ended = lab.sweep()

@@ -89,10 +89,11 @@ def kill_rounds(lab, kills, seed, check):
         check(f"round-{rounds}")
 
 
-COUNTS = [(2, 1), *(pytest.param(20, seed, marks=[pytest.mark.faults, pytest.mark.timeout(1800)]) for seed in (2, 3))]
+MANY = [pytest.param(20, seed, marks=[pytest.mark.faults, pytest.mark.timeout(1800)]) for seed in (2, 3)]
+FEW = (2, 1)
 
 
-@pytest.mark.parametrize(("kills", "seed"), COUNTS)
+@pytest.mark.parametrize(("kills", "seed"), [FEW, *MANY])
 def test_a_grid_ends_as_if_it_had_not_been_disturbed(lab, kills, seed):
     lab.write(study(training=TRAINING, data=DATA, sweep=GRID))
 
@@ -109,7 +110,7 @@ def test_a_grid_ends_as_if_it_had_not_been_disturbed(lab, kills, seed):
     kill_rounds(lab, kills, seed, check)
 
 
-@pytest.mark.parametrize(("kills", "seed"), COUNTS)
+@pytest.mark.parametrize(("kills", "seed"), [pytest.param(*FEW, marks=pytest.mark.slow), *MANY])
 def test_a_pruned_search_keeps_only_true_values(lab, kills, seed):
     """Each trial, run alone in a fresh engine, measures what the storage says."""
     lab.write(study(training=TRAINING, data=DATA, sweep=SEARCH))
@@ -125,7 +126,7 @@ def test_a_pruned_search_keeps_only_true_values(lab, kills, seed):
     kill_rounds(lab, kills, seed, check)
 
 
-@pytest.mark.parametrize(("kills", "seed"), COUNTS)
+@pytest.mark.parametrize(("kills", "seed"), [pytest.param(*FEW, marks=pytest.mark.slow), *MANY])
 def test_runs_of_fewer_epochs_are_given_once_and_true(lab, kills, seed):
     """Each trial that was read off a longer one, run alone, measures what the storage says."""
     lab.write(study(training=TRAINING, data=DATA, sweep=EPOCHS))
