@@ -31,6 +31,7 @@ def failures(found):
     return {name: line["error"] for name, line in lines.items() if not line["ok"]}
 
 
+@pytest.mark.slow
 def test_a_failure_a_hang_and_a_crash_cost_one_cell_each(tmp_path):
     injected = ("fail:env/versions", "hang:env/launches", "crash:env/adapters")
     done, found = call(tmp_path / "out", "--only", "env", "--inject", *injected)
@@ -50,6 +51,7 @@ def test_a_failure_a_hang_and_a_crash_cost_one_cell_each(tmp_path):
     assert "FAILED env/versions: RuntimeError: injected" in done.stdout.partition("--- TROUBLE")[2]
 
 
+@pytest.mark.slow
 def test_cells_are_chosen_by_name_and_calls_are_put_together(tmp_path):
     calls = []
     for name, cells in (("first", "versions|launches"), ("second", "launches|operators")):

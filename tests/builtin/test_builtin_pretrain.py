@@ -35,6 +35,7 @@ def test_windows_are_deterministic_and_cover_the_text() -> None:
     assert not torch.equal(first[:25], first[50:])
 
 
+@pytest.mark.slow
 def test_a_short_run_writes_everything_the_model_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pretraining_text, "pretraining_prose", pretraining_text.validation_prose)
     monkeypatch.setattr(pretrain, "BIOGRAPHIES", 300)

@@ -108,6 +108,7 @@ def test_the_best_may_be_a_run_that_was_read_off(lab):
     assert f"trial {best.number}" in lab.report().out or (lab.run_folder() / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_runs_under_a_decay_branch_off_where_it_begins(lab):
     training = {"lr_scheduler_type": "warmup_stable_decay", "decay_ratio": 0.5, "warmup_steps": 1}
     lab.write(study(model={"dtype": "float64"}, training=training, sweep=GRID))

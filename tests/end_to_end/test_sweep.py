@@ -228,6 +228,7 @@ def test_finalists_are_confirmed_with_fresh_seeds(lab):
     assert lab.results() == results
 
 
+@pytest.mark.slow
 def test_several_metrics(lab):
     metrics = [{"name": "eval_loss", "goal": "minimize"}, {"name": "trainable_params", "goal": "minimize"}]
     lab.write(study(sweep={"metric": metrics, "pruner": "none", "sampler": "nsga2", "n_trials": 4}))
@@ -236,6 +237,7 @@ def test_several_metrics(lab):
     assert all(set(one.metrics) >= {"eval_loss", "trainable_params"} for one in lab.results().values())
 
 
+@pytest.mark.slow
 def test_conditional_parameters_are_searched_only_where_they_hold(lab):
     parameters = {"r": {"values": [2, 8]}, "lora_dropout": {"values": [0.1, 0.2], "when": {"r": {"min": 8}}}}
     lab.write(study(sweep={"sampler": "grid", "pruner": "none", "n_trials": None, "parameters": parameters}))
@@ -264,6 +266,7 @@ def test_equivalent_configurations_are_trained_once(lab):
     assert all(states[str(one.number)] == "shared" for one in shared)
 
 
+@pytest.mark.slow
 def test_mlflow_away_for_the_whole_sweep_gets_everything_later(lab):
     lab.write(study(sweep={"n_trials": 3}))
     ended = lab.sweep("--tracking-uri", "http://127.0.0.1:9")
@@ -282,6 +285,7 @@ def test_mlflow_away_for_the_whole_sweep_gets_everything_later(lab):
         assert {name: run.data.metrics[name] for name in result.metrics} == pytest.approx(dict(result.metrics))
 
 
+@pytest.mark.slow
 def test_a_diverging_trial_harms_neither_its_neighbors_nor_the_sweep(lab):
     def losses(rates: list[float], name: str) -> dict[float, tuple]:
         parameters = {"learning_rate": {"values": rates}}
@@ -299,6 +303,7 @@ def test_a_diverging_trial_harms_neither_its_neighbors_nor_the_sweep(lab):
         assert mixed[rate].eval_loss == pytest.approx(one.eval_loss, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_study_are_equal(finished, lab):
     """With a fixed pack size: the same trials, values and prunings to the last bit."""
     lab.write(study(data=BUILTIN))

@@ -31,6 +31,7 @@ def test_changing_one_trial_leaves_its_neighbors_bit_equal_where_shapes_do_not_c
     assert calm[2].losses != wild[2].losses
 
 
+@pytest.mark.slow
 def test_a_refilled_slot_equals_a_fresh_trial(lab64):
     first, second, third = (lab64.trial(lora={"r": r}, seed=r, num_train_epochs=3) for r in (8, 4, 16))
     [fresh] = lab64.packed([third])
@@ -52,6 +53,7 @@ def test_a_refilled_slot_equals_a_fresh_trial(lab64):
     assert abs(final.metrics["eval_loss"] - fresh.eval_loss) < EXACT
 
 
+@pytest.mark.slow
 def test_longer_neighbors_and_padding_do_not_matter(lab64):
     short = lab64.trial(data={"max_length": 9}, lora={"lora_dropout": 0.2}, num_train_epochs=3)
     long = lab64.trial(num_train_epochs=3, per_device_train_batch_size=6)
@@ -75,6 +77,7 @@ def test_dropout_does_not_depend_on_neighbors_but_acts(lab64):
     assert max(abs(a - b) for a, b in zip(alone.losses, without.losses, strict=True)) > 1e-4
 
 
+@pytest.mark.slow
 def test_short_last_batches_and_mixed_batch_sizes_do_not_matter(lab64):
     uneven = lab64.trial(per_device_train_batch_size=7, gradient_accumulation_steps=2, num_train_epochs=4)
     other = lab64.trial(per_device_train_batch_size=5, num_train_epochs=4, seed=2)

@@ -93,6 +93,7 @@ def test_stopped_at_random_moments_it_goes_on_to_the_same_result(grid, count, se
     stops(grid, count, seed)
 
 
+@pytest.mark.slow
 def test_a_stopped_fresh_study_goes_on_under_its_new_name(grid):
     grid.run_folder().mkdir(parents=True)
     command = grid.start("--fresh")

@@ -29,6 +29,7 @@ def colors(image: bytes) -> int:
     return len({tuple(pixel) for row in pixels[::4] for pixel in (row[:, :3] * 255).astype(int).tolist()})
 
 
+@pytest.mark.slow
 def test_every_figure_of_the_report_can_be_a_still(evidence: Callable) -> None:
     for panel in panels_of(evidence(results())):
         if panel.figure is not None:

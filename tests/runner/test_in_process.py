@@ -134,6 +134,7 @@ def test_a_pack_keeps_its_activations_or_computes_them_again(tmp_path):
     assert executor.accepts(recomputing)
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_rank_and_is_the_trials_own(tmp_path):
     alone = InProcessExecutor(tmp_path / "a", tmp_path / "data", 1)
     together = InProcessExecutor(tmp_path / "b", tmp_path / "data", 3)
@@ -145,6 +146,7 @@ def test_peak_memory_grows_with_rank_and_is_the_trials_own(tmp_path):
     assert peaks == [packed[number].metrics["peak_memory_bytes"] for number in configs]
 
 
+@pytest.mark.slow
 def test_a_memory_limit_fills_packs_only_so_far_and_changes_no_result(tmp_path, undisturbed):
     unlimited = InProcessExecutor(tmp_path / "a", tmp_path / "data", 5)
     unlimited.prepare(CONFIGS[0])
@@ -179,6 +181,7 @@ def test_a_trial_above_the_limit_ends_at_once_and_its_neighbor_goes_on(tmp_path)
     assert isinstance(ended[1], Finished)
 
 
+@pytest.mark.slow
 def test_after_memory_ran_out_packs_take_no_more_than_what_fitted(tmp_path, monkeypatch):
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 5)
     limit_memory(executor, monkeypatch, rows=8)
@@ -219,6 +222,7 @@ def test_a_trial_of_the_reference_engine_trains_alone_between_packs(tmp_path):
     assert executor.accepts(trial(8))
 
 
+@pytest.mark.slow
 def test_what_trained_between_packs_changes_no_result(tmp_path, undisturbed):
     configs = {0: CONFIGS[0], 10: dora(), 1: CONFIGS[1], 11: dora(8), 2: CONFIGS[2]}
     losses, ended = run(InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1), configs)
@@ -229,6 +233,7 @@ def test_what_trained_between_packs_changes_no_result(tmp_path, undisturbed):
     assert ended[10].metrics["trainable_params"] > ended[0].metrics["trainable_params"]
 
 
+@pytest.mark.slow
 def test_a_trial_of_the_reference_engine_is_stopped_and_taken_up(tmp_path):
     executor = InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1)
     whole, ended = run(executor, {0: dora()})

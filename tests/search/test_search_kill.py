@@ -65,7 +65,7 @@ def test_a_study_killed_before_any_write_ends_as_an_undisturbed_one(tmp_path: Pa
         assert sum(a.params != b.params for a, b in zip(after, undisturbed, strict=True)) <= 2, file.name
 
 
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("stride", [pytest.param(7, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.faults)])
 def test_what_a_training_gives_to_others_is_there_once_after_any_kill(tmp_path: Path, stride: int) -> None:
     study = scripted()
     subprocess.run([sys.executable, SCRIPT, tmp_path, str(stride), "trajectories"], check=True, timeout=200)

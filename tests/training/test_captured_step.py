@@ -18,7 +18,7 @@ from lora_lab.training.packed.captured_step import SETTING, CapturedSteps, Graph
 EXACT = 1e-9
 
 
-@pytest.fixture(params=["merged", "single"])
+@pytest.fixture(params=["merged", pytest.param("single", marks=pytest.mark.slow)])
 def _blocks(request, monkeypatch):
     monkeypatch.setenv(blocks.SETTING, request.param)
 
