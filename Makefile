@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# One more than there are cores: tests that start processes wait for them.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) + 1)' 2>/dev/null || echo auto)
 
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -24,8 +26,8 @@ demo: $(STAMP) ## set up, then run studies/rank_alpha.yaml on the built-in base 
 ui: $(STAMP) ## browse the finished study in MLflow
 	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
 
-test: $(STAMP) ## set up, then run the tests but the slow ones (about 13 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not faults and not gpu and not exports and not servers"
+test: $(STAMP) ## set up, then run the tests but the slow ones (about 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not faults and not gpu and not exports and not servers"
 
 # Everything that knows nothing of torch, and the runner on scripted trials.
 QUICK := $(addprefix tests/,study analysis search figures tracking terminal common) \
@@ -36,7 +38,7 @@ test-quick: $(STAMP) ## the tests that need no torch, which would fail there: be
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-torch -m "not slow and not faults and not gpu" $(QUICK)
 
 test-slow: $(STAMP) ## the tests of ten seconds and more: equivalence at length, benchmarks in miniature, ...
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "slow and not faults and not gpu and not exports and not servers"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "slow and not faults and not gpu and not exports and not servers"
 
 test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moments, ...)
 	$(BIN)/python -m pytest -q -m "faults"
