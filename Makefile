@@ -26,7 +26,7 @@ demo: $(STAMP) ## set up, then run studies/rank_alpha.yaml on the built-in base 
 ui: $(STAMP) ## browse the finished study in MLflow
 	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
 
-test: $(STAMP) ## set up, then run the tests but the slow ones (about 10 minutes on 2 cores)
+test: $(STAMP) ## set up, then run the tests but the slow ones (about 13 minutes on 2 slow cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not faults and not gpu and not exports and not servers"
 
 # Everything that knows nothing of torch, and the runner on scripted trials.
