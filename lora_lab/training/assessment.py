@@ -72,30 +72,35 @@ class Assessor:
         self._data, self._trials_folder, self._base_parameters = data, trials_folder, base_parameters
         self._memory, self._token_losses, self._save_adapter = memory, token_losses, save_adapter
         self._padding, self._scorer, self._token_hits, self._beat = padding, scorer, token_hits, beat
-        self._base_losses: dict[tuple[DataSettings, Objective], tuple[float, float | None]] = {}
+        self._base_losses: dict[tuple[DataSettings, Objective], tuple[ExampleLosses, ExampleLosses | None]] = {}
 
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
         """eval_loss and loss on the forgetting text of the bare base, measured once per data settings."""
-        objective = objective_of(config.training)
-        key = (config.data, objective)
-        if key not in self._base_losses:
-            splits = self._data.splits(config.data)
-
-            def mean(dataset: TokenizedDataset) -> float:
-                [losses] = self._measure(dataset, objective, [None], config)
-                return token_mean(losses)
-
-            self._base_losses[key] = (mean(splits.eval), mean(splits.forgetting) if splits.forgetting else None)
-        return self._base_losses[key]
+        held_out, general = self._base_examples(config)
+        return token_mean(held_out), None if general is None else token_mean(general)
 
     def base_scores(self, config: TrialConfig) -> dict[str, float]:
         """The metrics that `config.evaluation` asks for, of the bare base."""
         if not config.evaluation.metrics:
             return {}
-        evaluation = self._data.splits(config.data).eval
-        losses = self._measure(evaluation, objective_of(config.training), [None], config)
-        [scored] = self._scored([None], losses, evaluation, config)
+        held_out, _ = self._base_examples(config)
+        [scored] = self._scored([None], [held_out], self._data.splits(config.data).eval, config)
         return scored.values
+
+    def _base_examples(self, config: TrialConfig) -> tuple[ExampleLosses, ExampleLosses | None]:
+        """The bare base's losses of every held-out example, and of every one of the forgetting text."""
+        objective = objective_of(config.training)
+        key = (config.data, objective)
+        if key not in self._base_losses:
+            splits = self._data.splits(config.data)
+
+            def measured(dataset: TokenizedDataset) -> ExampleLosses:
+                [losses] = self._measure(dataset, objective, [None], config)
+                return losses
+
+            held_out = measured(splits.eval)
+            self._base_losses[key] = (held_out, measured(splits.forgetting) if splits.forgetting else None)
+        return self._base_losses[key]
 
     def evaluate(self, due: Sequence[Trial]) -> Iterator[TrialEvent]:
         """Make the evaluations that are due, those of trials with the same data and objective in one pass."""

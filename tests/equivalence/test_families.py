@@ -16,6 +16,7 @@ import torch
 from families import FAMILIES
 from oracle import Lab, train_alone
 from peft import PeftModel, get_peft_model
+from samples import sample
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from workshop import write_base, write_texts
@@ -79,9 +80,7 @@ def write_family(folder, family) -> None:
         AutoTokenizer.from_pretrained(model_folder("builtin/tiny-llama")).save_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", sample(FAMILIES, QUICK))
 def test_a_family_trains_packed_as_alone_and_its_adapter_loads_in_plain_peft(family, texts, tmp_path):
     write_family(tmp_path / "base", family)
     lab = Lab(tmp_path / "base", texts, tmp_path, "float64")
