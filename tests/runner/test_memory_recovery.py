@@ -51,7 +51,7 @@ class TightDevice:
         def nll(model, layout):
             if torch.is_grad_enabled():
                 self.calls += 1
-                if self.calls >= self.from_call and len(layout.body) > self.trials:
+                if self.calls >= self.from_call and len(layout.row_counts) > self.trials:
                     self.failures += 1
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return real(model, layout)
