@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib.abc import MetaPathFinder
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--no-torch"):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("torch")])
         items[:] = [item for item in items if not item.get_closest_marker("torch")]
+
+
+def pytest_collection_finish():
+    """Whoever collects garbage, as `Trainer` does when it starts, need not look at all that is imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

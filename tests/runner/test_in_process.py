@@ -5,22 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 from samples import sample
+from workshop import write_base, write_texts
 
 from lora_lab.common.errors import InputError
 from lora_lab.runner.executor import Work
 from lora_lab.runner.in_process import InProcessExecutor
 from lora_lab.study.events import Failed, Finished, Logged, OutOfMemory, Started
-from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.memory.room import MemoryLimit, pack_bytes
 from lora_lab.training.packed_engine import PackedEngine
 
-MODEL = ModelSettings(model_name_or_path="builtin/tiny-llama")
-DATA = DataSettings(
-    train=DatasetRef(path="builtin/stdlib-code", max_examples=16),
-    eval=DatasetRef(path="builtin/stdlib-code", max_examples=6),
-    max_length=32,
-)
+MODEL = ModelSettings(model_name_or_path="base")
+DATA = DataSettings(train="train.jsonl", eval="eval.jsonl", max_length=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_a_folder_with_base_and_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    write_base(folder / "base")
+    write_texts(folder / "train.jsonl", 16)
+    write_texts(folder / "eval.jsonl", 6, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
 
 
 def trial(r: int, **training: object) -> TrialConfig:
@@ -78,8 +86,8 @@ def test_a_full_device_shrinks_the_pack_and_changes_no_result(tmp_path, monkeypa
     for number in CONFIGS:
         assert isinstance(ended[number], Finished)
         assert losses[number].keys() == expected_losses[number].keys()
-        assert losses[number] == pytest.approx(expected_losses[number], abs=1e-5)
-        assert ended[number].metrics["eval_loss"] == pytest.approx(expected[number].metrics["eval_loss"], abs=1e-5)
+        assert losses[number] == pytest.approx(expected_losses[number], abs=1e-9)
+        assert ended[number].metrics["eval_loss"] == pytest.approx(expected[number].metrics["eval_loss"], abs=1e-9)
 
 
 def test_a_trial_that_does_not_fit_alone_ends_out_of_memory_and_spares_the_others(tmp_path, monkeypatch):
@@ -165,7 +173,7 @@ def test_a_memory_limit_fills_packs_only_so_far_and_changes_no_result(tmp_path, 
     assert all(pack_bytes([needs[number] for number in active]) <= limit for active in together)
     _, expected = undisturbed
     for number in CONFIGS:
-        assert ended[number].metrics["eval_loss"] == pytest.approx(expected[number].metrics["eval_loss"], abs=1e-5)
+        assert ended[number].metrics["eval_loss"] == pytest.approx(expected[number].metrics["eval_loss"], abs=1e-9)
 
 
 def test_a_trial_above_the_limit_ends_at_once_and_its_neighbor_goes_on(tmp_path):
@@ -228,7 +236,7 @@ def test_what_trained_between_packs_changes_no_result(tmp_path, undisturbed):
     losses, ended = run(InProcessExecutor(tmp_path / "trials", tmp_path / "data", 1), configs)
     assert all(isinstance(event, Finished) for event in ended.values())
     for number in (0, 1, 2):
-        assert losses[number] == pytest.approx(undisturbed[0][number], abs=1e-5)
+        assert losses[number] == pytest.approx(undisturbed[0][number], abs=1e-9)
     assert losses[10].keys() == losses[0].keys()
     assert ended[10].metrics["trainable_params"] > ended[0].metrics["trainable_params"]
 
