@@ -9,7 +9,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) +
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-quick test-slow test-faults test-exports test-servers test-servers-quick check format ui bench real-base server server-down clean help
+.PHONY: demo test test-quick test-slow test-faults test-exports test-servers test-servers-quick test-fake-cuda check format ui bench real-base server server-down clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,8 +26,11 @@ demo: $(STAMP) ## set up, then run studies/rank_alpha.yaml on the built-in base 
 ui: $(STAMP) ## browse the finished study in MLflow
 	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
 
+# Tests with targets of their own.
+OF_OTHERS := not faults and not gpu and not exports and not servers and not fake_cuda
+
 test: $(STAMP) ## set up, then run the tests but the slow ones (about 13 minutes on 2 slow cores)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not faults and not gpu and not exports and not servers"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and $(OF_OTHERS)"
 
 # Everything that knows nothing of torch, and the runner on scripted trials.
 QUICK := $(addprefix tests/,study analysis search figures tracking terminal common) \
@@ -38,7 +41,7 @@ test-quick: $(STAMP) ## the tests that need no torch, which would fail there: be
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-torch -m "not slow and not faults and not gpu" $(QUICK)
 
 test-slow: $(STAMP) ## the tests of ten seconds and more: equivalence at length, benchmarks in miniature, ...
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "slow and not faults and not gpu and not exports and not servers"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "slow and $(OF_OTHERS)"
 
 test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moments, ...)
 	$(BIN)/python -m pytest -q -m "faults"
@@ -51,6 +54,18 @@ test-servers: $(STAMP) ## studies in a real PostgreSQL server that the tests sta
 
 test-servers-quick: $(STAMP) ## the same without the long outages: under a minute; CI runs these
 	$(BIN)/python -m pytest -q -m "servers and not slow"
+
+# torch with CUDA and what it needs; everything else is that of the other environment.
+FAKE_CUDA := .fake-cuda
+
+$(FAKE_CUDA)/.installed: $(STAMP)
+	$(PYTHON) -m venv $(FAKE_CUDA)
+	$(FAKE_CUDA)/bin/python -m pip install --quiet "torch===2.13.0"
+	echo "$(CURDIR)/$(VENV)/lib/$$(ls $(VENV)/lib)/site-packages" > $(FAKE_CUDA)/lib/$$(ls $(VENV)/lib)/site-packages/others.pth
+	@touch $@
+
+test-fake-cuda: $(FAKE_CUDA)/.installed ## packed steps on CUDA's dispatch without a GPU, in a CUDA build of torch (installs 5 GB)
+	PYTHONPATH=$(CURDIR) CUDA_VISIBLE_DEVICES= $(FAKE_CUDA)/bin/python -m pytest -q -m fake_cuda tests/training/test_fake_cuda.py
 
 check: $(STAMP) ## lint, format, types, import direction, the files in docker/
 	$(BIN)/ruff check .

@@ -23,6 +23,8 @@ KNOWN = 5
 """Steps of which a median is taken, at least."""
 SHARE_WAITED = 0.3
 """Of the time, spent waiting for a core: other processes had it."""
+CONTENTION_S = 30.0
+"""So long training is watched before it is said that other processes slow it down."""
 FAULTS_PER_S = 50.0
 """Pages read back from disk: memory is short."""
 SLOWED = 0x8 | 0x20 | 0x40 | 0x80
@@ -35,7 +37,7 @@ class Usage:
 
     at_s: float
     waited_s: float | None
-    """Time in which its main thread could run and had no core; None where the system does not count it."""
+    """Time in which its threads could run and had no core, added up; None where the system does not count it."""
     major_faults: int
     """Pages that had to be read from disk."""
 
@@ -46,9 +48,15 @@ class Usage:
 
 
 def _waited_s() -> float | None:
+    waited = [_waited_ns(thread) for thread in Path("/proc/self/task").glob("*/schedstat")]
+    known = [ns for ns in waited if ns is not None]
+    return sum(known) / 1e9 if known else None
+
+
+def _waited_ns(thread: Path) -> int | None:
     try:
-        return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
+        return int(thread.read_text().split()[1])
+    except (OSError, IndexError, ValueError):  # a thread that has just ended, among others
         return None
 
 
@@ -72,15 +80,45 @@ def likely_reason(before: Usage, after: Usage, *, slowed_gpu: Callable[[], bool]
     faults = after.major_faults - before.major_faults
     if faults > FAULTS_PER_S * seconds:
         return f"memory is short: {faults:,} pages were read back from disk (swapping)"
-    if before.waited_s is not None and after.waited_s is not None:
-        waited = after.waited_s - before.waited_s
-        if waited > SHARE_WAITED * seconds:
-            load, cores = os.getloadavg()[0], os.cpu_count() or 1
-            share = f"{100 * min(1.0, waited / seconds):.0f}% of the time"
-            return f"other processes have the CPU: it waited for a core {share} (load {number_text(load)} on {cores})"
+    waited = _share_waited(before, after)
+    if waited > SHARE_WAITED:
+        return f"other processes have the CPU: it waited for a core {_waited_text(waited)}"
     if slowed_gpu():
         return "the GPU is throttled (heat or power)"
     return "the CPU, memory and GPU show no reason; a disk or file server may be slow, or the process was stopped"
+
+
+def contention_text(before: Usage, after: Usage, threads: str | None) -> str | None:
+    """That other processes slow training down, and what to do; None where they do not, or nothing can be done.
+
+    Threads of one step wait for each other, and spin while they wait: where one of them has no core, the others keep
+    theirs busy for nothing. With a core less than threads a step takes several times as long as with one thread
+    (docs/performance.md).
+
+    Args:
+        before: Some time ago; training since.
+        after: Now.
+        threads: The environment's `OMP_NUM_THREADS`.
+    """
+    waited = _share_waited(before, after)
+    if waited <= SHARE_WAITED or threads == "1":
+        return None
+    return (
+        f"other processes have the CPU: training waited for a core {_waited_text(waited)}; threads that wait for each "
+        "other make that worse: if the base is on the CPU, stop (Ctrl-C) and go on with OMP_NUM_THREADS=1, or with "
+        "as many as there are free cores"
+    )
+
+
+def _share_waited(before: Usage, after: Usage) -> float:
+    """Of the time between the two, at most 1; 0 where the system does not count it."""
+    if before.waited_s is None or after.waited_s is None:
+        return 0.0
+    return min(1.0, (after.waited_s - before.waited_s) / max(after.at_s - before.at_s, 1e-3))
+
+
+def _waited_text(share: float) -> str:
+    return f"{100 * share:.0f}% of the time (load {number_text(os.getloadavg()[0])} on {os.cpu_count() or 1})"
 
 
 def gpu_is_slowed() -> bool:

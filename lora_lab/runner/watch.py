@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Self
 
 from lora_lab.analysis.wording import duration_text
 from lora_lab.common.activity import TRAINING, Activity, Interrupted
-from lora_lab.runner.slowness import KNOWN, LEAST_S, TIMES, Usage, gpu_is_slowed, likely_reason, slow_text
+from lora_lab.runner.slowness import (
+    CONTENTION_S,
+    KNOWN,
+    LEAST_S,
+    TIMES,
+    Usage,
+    contention_text,
+    gpu_is_slowed,
+    likely_reason,
+    slow_text,
+)
 from lora_lab.terminal.messages import Heartbeat, Note, SessionOver, Working
 
 if TYPE_CHECKING:
@@ -71,6 +81,10 @@ class Watch:
         """When the current part began that was seen at the last look, and what the machine had given by then."""
         self._slow: float | None = None
         """When the part began that was told to be slow."""
+        self._training: Usage | None = None
+        """At the beginning of the time over which training is watched for contention."""
+        self._contended = False
+        """Whether that was told, which is done once."""
         self._asked: float | None = None
         self._asked_again: float | None = None
         self._idle: float | None = None
@@ -130,6 +144,21 @@ class Watch:
         self._look_for_signals()
         self._display.tell(Heartbeat("running" if self._asked is None else "stopping"))
         self._look_for_slowness()
+        self._look_for_contention()
+
+    def _look_for_contention(self) -> None:
+        if self._contended or self._current is None or self._current[0] != TRAINING:
+            self._training = None
+            return
+        now = self._usage()
+        if self._training is None:
+            self._training = now
+        if now.at_s - self._training.at_s < CONTENTION_S:
+            return
+        told = contention_text(self._training, now, os.environ.get("OMP_NUM_THREADS"))
+        self._contended, self._training = told is not None, now
+        if told is not None:
+            self._display.tell(Note(told))
 
     def _look_for_slowness(self) -> None:
         if self._current is None:

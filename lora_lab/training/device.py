@@ -1,4 +1,4 @@
-"""A device's memory: how much is free, when it ran out, and giving it back."""
+"""A device's memory (how much is free, when it ran out, giving it back), and how many CPUs torch may use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import joblib
 import torch
 
 if TYPE_CHECKING:
@@ -77,6 +78,17 @@ def free_cached_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def use_granted_cpus() -> None:
+    """Compute with no more threads than the CPUs that this process is granted, unless the user has set their number.
+
+    torch knows which cores a process may run on, but not how much time a container has on them (cgroups). With more
+    threads than that, all of them are stopped for most of the time, and wait for each other for the rest of it.
+    """
+    granted = joblib.cpu_count()
+    if "OMP_NUM_THREADS" not in os.environ and granted < torch.get_num_threads():
+        torch.set_num_threads(granted)
 
 
 def let_segments_expand() -> None:

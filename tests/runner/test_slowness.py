@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import threading
 import time
 
 import pytest
 
-from lora_lab.runner.slowness import Usage, is_slowed, likely_reason
+from lora_lab.runner.slowness import Usage, contention_text, is_slowed, likely_reason
 
 
 def reason(*, seconds: float, waited: float | None = 0.0, faults: int = 0, gpu: bool = False) -> str:
@@ -31,6 +34,30 @@ def reason(*, seconds: float, waited: float | None = 0.0, faults: int = 0, gpu: 
 )
 def test_the_likely_reason(machine, said):
     assert said in reason(seconds=20.0, **machine)
+
+
+@pytest.mark.parametrize(
+    ("waited", "threads", "told"),
+    [
+        (12.0, None, True),
+        (12.0, "2", True),
+        (40.0, None, True),
+        (12.0, "1", False),
+        (2.0, None, False),
+        (None, None, False),
+    ],
+    ids=str,
+)
+def test_contention_is_told_where_fewer_threads_would_help(waited, threads, told):
+    before, after = (
+        Usage(0.0, None if waited is None else 1.0, 0),
+        Usage(30.0, None if waited is None else 1 + waited, 0),
+    )
+    text = contention_text(before, after, threads)
+    assert (text is not None) == told
+    if text is not None:
+        assert f"{min(100, round(100 * waited / 30))}% of the time" in text
+        assert "OMP_NUM_THREADS=1" in text
 
 
 @pytest.mark.parametrize(
@@ -59,3 +86,24 @@ def test_usage_grows_with_what_the_system_counts():
     assert after.major_faults >= before.major_faults
     assert (after.waited_s is None) == (before.waited_s is None)
     assert after.waited_s is None or after.waited_s >= before.waited_s
+
+
+def test_what_other_threads_wait_counts():
+    """Three threads that compute outside Python's lock on one core: they wait for it."""
+    before, block, data = Usage.now(), threading.Event(), bytes(2**25)
+
+    def compute() -> None:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        while not block.is_set():
+            hashlib.sha256(data).digest()
+
+    if before.waited_s is None:
+        pytest.skip("this system does not count it")
+    threads = [threading.Thread(target=compute) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while Usage.now().waited_s < before.waited_s + 0.1:
+        time.sleep(0.01)
+    block.set()
+    for thread in threads:
+        thread.join()

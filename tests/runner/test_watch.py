@@ -146,6 +146,40 @@ def test_parts_of_one_work_are_no_measure_for_those_of_another(session):
     assert session.notes() == []
 
 
+# Contention
+
+
+def train(session, seconds: int, waited: float) -> None:
+    """Steps of half a second, of which the process waits a part for a core."""
+    for _ in range(2 * seconds):
+        session.watch.beat(TRAINING)
+        session.waited_s += waited / 2
+        session.look_after(0.5)
+
+
+def test_what_neighbors_cost_is_told_once(session, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    train(session, 29, waited=0.5)
+    assert session.notes() == []
+    train(session, 90, waited=0.5)
+    [note] = session.notes()
+    assert "training waited for a core 50% of the time" in note
+    assert "OMP_NUM_THREADS=1" in note
+
+
+def test_contention_counts_in_training_only_and_over_the_newest_time(session, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    train(session, 20, waited=0.5)
+    session.watch.beat(Activity("evaluation", 0, 3))
+    session.look_after(1.0)
+    train(session, 15, waited=0.5)
+    assert session.notes() == []
+    train(session, 45, waited=0.0)
+    assert session.notes() == []
+    train(session, 90, waited=0.5)
+    assert len(session.notes()) == 1
+
+
 # Ending
 
 

@@ -8,7 +8,13 @@ import weakref
 import pytest
 import torch
 
-from lora_lab.training.device import ALLOCATOR_SETTINGS, let_segments_expand, memory_may_run_out, shortage_of_memory
+from lora_lab.training.device import (
+    ALLOCATOR_SETTINGS,
+    let_segments_expand,
+    memory_may_run_out,
+    shortage_of_memory,
+    use_granted_cpus,
+)
 
 SHORTAGES = [
     torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB."),
@@ -98,3 +104,22 @@ def test_segments_expand_where_nobody_said_otherwise(monkeypatch, by_the_user, i
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
     let_segments_expand()
     assert environment == expected
+
+
+@pytest.mark.parametrize(
+    ("granted", "by_the_user", "expected"), [("1", None, 1), ("1", "2", 2), ("64", None, 2)], ids=str
+)
+def test_threads_are_no_more_than_the_cpus_that_are_granted(monkeypatch, granted, by_the_user, expected):
+    """joblib reads the quota of a container, or this variable in its place; it says no more than there are cores."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", granted)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if by_the_user is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", by_the_user)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        use_granted_cpus()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

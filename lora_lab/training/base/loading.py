@@ -21,7 +21,7 @@ from lora_lab.training.base.abilities import require_causal
 from lora_lab.training.base.architecture import linear_map, linear_map_of_config, linear_modules, quantized
 from lora_lab.training.base.mixed_precision import prepare_quantized
 from lora_lab.training.base.stored_quantization import check_stored_quantization, compute_in, stored_quantization
-from lora_lab.training.device import let_segments_expand
+from lora_lab.training.device import let_segments_expand, use_granted_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,8 @@ class Base:
 
 
 def default_device() -> torch.device:
-    """The first CUDA device where there is one, otherwise the CPU."""
+    """The first CUDA device where there is one, otherwise the CPU; ready to be used."""
+    use_granted_cpus()
     if not torch.cuda.is_available():
         return torch.device("cpu")
     let_segments_expand()
