@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.comparison import value_interval, within
 from lora_lab.analysis.replicates import replicate_groups
 from lora_lab.analysis.verdict import candidates, compare, is_tested, standing_of
-from lora_lab.analysis.wording import distance_text, measure_text, p_text, value_text
+from lora_lab.analysis.wording import distance_text, measure_text, p_text, targets_text, value_text
 from lora_lab.study.measures import TRAINABLE_PARAMS
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def rank_curves(
     sets: dict[tuple[str, str], list[ReplicateGroup]] = {}
     for group in groups:
         lora = group.config.lora
-        sets.setdefault((value_text(lora.target_modules), value_text(lora.layers)), []).append(group)
+        sets.setdefault((targets_text(lora), value_text(lora.layers)), []).append(group)
     return [
         _curve(key, members, findings, losses)
         for key, members in sorted(sets.items())

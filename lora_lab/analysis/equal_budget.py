@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from lora_lab.analysis.comparison import LEVEL, contrast, holm
 from lora_lab.analysis.noise import noise_floor
 from lora_lab.analysis.replicates import replicate_groups
-from lora_lab.analysis.wording import count_text, nats, value_text
+from lora_lab.analysis.wording import count_text, nats, targets_text, value_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,7 +98,8 @@ def compare_arms(results: Sequence[TrialResult], by: Arm) -> ArmComparison | Non
     noise = noise_floor(groups)
     arms: dict[str, list[ReplicateGroup]] = {}
     for group in groups:
-        arms.setdefault(value_text(getattr(group.config.lora, by)), []).append(group)
+        lora = group.config.lora
+        arms.setdefault(targets_text(lora) if by == "target_modules" else value_text(lora.layers), []).append(group)
     if len(arms) < 2:
         return None
     ranks = sorted({group.config.lora.r for group in groups})

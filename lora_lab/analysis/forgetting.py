@@ -10,7 +10,7 @@ import numpy as np
 from lora_lab.analysis.comparison import value_interval, within
 from lora_lab.analysis.noise import noise_floor
 from lora_lab.analysis.replicates import replicate_groups, without_seed
-from lora_lab.analysis.wording import nats, value_text
+from lora_lab.analysis.wording import nats, targets_text, value_text
 from lora_lab.study.measures import FORGETTING, tie_width
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _point(group: ReplicateGroup, base_loss: float, gain_noise: Noise | None) ->
     return ForgettingPoint(
         number=group.number,
         r=lora.r,
-        targets=value_text(lora.target_modules),
+        targets=targets_text(lora),
         layers=value_text(lora.layers),
         runs=len(group.values),
         gain=base_loss - group.mean,

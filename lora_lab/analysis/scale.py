@@ -12,7 +12,7 @@ import numpy as np
 from lora_lab.analysis.comparison import difference
 from lora_lab.analysis.noise import noise_floor
 from lora_lab.analysis.replicates import replicate_groups
-from lora_lab.analysis.wording import value_text
+from lora_lab.analysis.wording import targets_text, value_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -126,7 +126,7 @@ def _scale_point(group: ReplicateGroup) -> ScalePoint:
         scaling=lora.scaling,
         learning_rate=rate,
         scaled_rate=lora.scaling * rate,
-        targets=value_text(lora.target_modules),
+        targets=targets_text(lora),
         value=group.mean,
         runs=len(group.values),
     )
@@ -167,7 +167,7 @@ def score_rules(results: Sequence[TrialResult]) -> list[RuleScore]:
     places: dict[tuple[int, str, str], list[ReplicateGroup]] = {}
     for group in groups:
         lora = group.config.lora
-        key = (lora.r, value_text(lora.target_modules), value_text(lora.layers))
+        key = (lora.r, targets_text(lora), value_text(lora.layers))
         places.setdefault(key, []).append(group)
     contests = [(key[0], best) for key, members in places.items() if len(best := _best_by_scaling(members)) > 1]
     scores = [_score(rule, scaling_of, contests, noise) for rule, scaling_of in RULES.items() if contests]

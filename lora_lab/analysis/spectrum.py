@@ -103,6 +103,22 @@ def spectrum(a: np.ndarray, b: np.ndarray, scaling: float) -> Spectrum:
     return Spectrum(r=a.shape[0], d_in=a.shape[1], d_out=b.shape[0], singular_values=tuple(map(float, values)))
 
 
+def factors(a: np.ndarray, b: np.ndarray, r: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A [r, d_in] and B [d_out, r] of each matrix that two factors in an adapter's file are of.
+
+    PEFT stacks those of the E experts of one parameter (`lora.ParamWrapper`): A is [E r, d_in] with the experts one
+    after the other, B is [d_out, r E] with all experts' columns of one direction side by side.
+
+    Args:
+        a: [E r, d_in]; E is 1 for a linear module.
+        b: [d_out, r E].
+        r: The rank of each adapter.
+    """
+    experts = a.shape[0] // r
+    apart = b.reshape(b.shape[0], r, experts)
+    return [(a[index * r : (index + 1) * r], apart[:, :, index]) for index in range(experts)]
+
+
 def summarize(spectra: Iterable[Spectrum]) -> SpectrumSummary:
     """Norm and ranks over the modules of one adapter.
 

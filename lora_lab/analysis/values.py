@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.selection import finished, measured, search_trials
-from lora_lab.analysis.wording import number_text, rate_text, value_text
+from lora_lab.analysis.wording import number_text, rate_text, targets_text, value_text
 from lora_lab.study.measures import TRAINABLE_PARAMS
 from lora_lab.study.trial_settings import value_of
 
@@ -104,7 +104,7 @@ def rank_table(results: Sequence[TrialResult]) -> list[RankSummary]:
     groups: dict[tuple[str, int], list[tuple[TrialResult, float]]] = {}
     for result, value in finished(results):
         lora = result.config.lora
-        groups.setdefault((value_text(lora.target_modules), lora.r), []).append((result, value))
+        groups.setdefault((targets_text(lora), lora.r), []).append((result, value))
     rows = []
     for (targets, r), pairs in sorted(groups.items()):
         winner, best = min(pairs, key=lambda pair: pair[1])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from lora_lab.study.measures import Measure, Style
-    from lora_lab.study.settings import ModelSettings, TrialConfig
+    from lora_lab.study.settings import LoraSettings, ModelSettings, TrialConfig
     from lora_lab.study.sweep import Value
 
 
@@ -135,6 +135,12 @@ def value_text(value: Value) -> str:
     return ",".join(shown) + (f",… ({len(value)})" if len(value) > len(shown) else "")
 
 
+def targets_text(lora: LoraSettings) -> str:
+    """What an adapter sits on, as the study file names it: `attention`, or `attention+experts`."""
+    modules = value_text(lora.target_modules)
+    return modules if lora.target_parameters == "none" else f"{modules}+{value_text(lora.target_parameters)}"
+
+
 def setting_text(name: str, value: Value | None) -> str:
     """The value of the setting of this name on one line."""
     if value is None:
@@ -159,7 +165,7 @@ def config_label(config: TrialConfig, searched: Collection[str]) -> str:
     length = plural(training.num_train_epochs, "epoch") if training.max_steps is None else f"{training.max_steps} steps"
     changed = changed_of(config)
     parts = [
-        f"r={lora.r} alpha={number_text(lora.alpha)} {value_text(lora.target_modules)}{layers}",
+        f"r={lora.r} alpha={number_text(lora.alpha)} {targets_text(lora)}{layers}",
         length,
         f"lr {rate_text(training.learning_rate)}",
         *(words(config) for name, words in _KINDS.items() if name in changed),
@@ -189,7 +195,7 @@ _KINDS: Mapping[str, Callable[[TrialConfig], str]] = {
 """Settings with a word of their own: where one is not at its default, it is another kind of training."""
 _SAID = {
     *_KINDS,
-    *("r", "lora_alpha", "alpha_ratio", "scaling", "target_modules", "layers"),
+    *("r", "lora_alpha", "alpha_ratio", "scaling", "target_modules", "target_parameters", "layers"),
     *("num_train_epochs", "max_steps", "learning_rate", "double_quant", "seed"),
 }
 """What a label says in other words than `name=value`, or not at all."""

@@ -66,6 +66,7 @@ def settings(trial: ExportedTrial, *, rows: bool) -> dict[str, Any]:
         "lora_dropout": config.lora.lora_dropout,
         "lora_target_linear": False,
         "lora_target_modules": list(trial.target_modules),
+        **({"lora_target_parameters": list(trial.target_parameters)} if trial.target_parameters else {}),
         **({"peft_layers_to_transform": list(layers)} if layers is not None else {}),
         **({"lora_modules_to_save": list(config.lora.modules_to_save)} if config.lora.modules_to_save else {}),
         "peft_use_rslora": config.lora.use_rslora,

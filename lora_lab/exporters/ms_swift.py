@@ -47,6 +47,7 @@ def settings(trial: ExportedTrial) -> dict[str, Any]:
         "lora_alpha": trial.alpha,
         "lora_dropout": config.lora.lora_dropout,
         "target_modules": list(trial.flat_targets),
+        **({"target_parameters": list(trial.target_parameters)} if trial.target_parameters else {}),
         **({"modules_to_save": list(config.lora.modules_to_save)} if config.lora.modules_to_save else {}),
         "use_rslora": config.lora.use_rslora,
         "use_dora": config.lora.use_dora,

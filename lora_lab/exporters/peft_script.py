@@ -54,6 +54,7 @@ def lora(trial: ExportedTrial) -> dict[str, Any]:
         "lora_dropout": settings.lora_dropout,
         "target_modules": list(trial.target_modules),
         "layers_to_transform": None if layers is None else list(layers),
+        **({"target_parameters": list(trial.target_parameters)} if trial.target_parameters else {}),
         "use_rslora": settings.use_rslora,
         "use_dora": settings.use_dora,
         "init_lora_weights": settings.init_lora_weights,

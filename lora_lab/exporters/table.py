@@ -258,6 +258,18 @@ LORA: tuple[Row, ...] = (
         | warned("the head is written apart from the embeddings, so the model grows by it", "merged"),
     ),
     Row(
+        "lora.target_parameters",
+        lambda trial: ", ".join(trial.target_parameters),
+        lambda trial: bool(trial.target_parameters),
+        refused("it has no key for parameters", "llama-factory"),
+    ),
+    Row(
+        "lora.target_parameters",
+        lambda trial: ", ".join(trial.target_parameters),
+        lambda trial: trial.config.lora.target_parameters != "none",
+        refused("adapters on the fused weights of experts are not written for it", *ADAPTER_SERVERS),
+    ),
+    Row(
         "lora.init_lora_weights",
         lambda trial: trial.config.lora.init_lora_weights,
         lambda trial: trial.config.lora.init_lora_weights is False,

@@ -12,7 +12,8 @@ from lora_lab.data.examples import Completion, Conversation, Example, Text
 from lora_lab.data.sources import load_splits
 from lora_lab.data.strings import StringEncoder
 from lora_lab.results.card import base_words
-from lora_lab.study.targets import compact_targets, resolve_targets
+from lora_lab.study.peft_targets import peft_targets
+from lora_lab.study.targets import resolve_targets
 from lora_lab.training.base.architecture import linear_map_of_config
 from lora_lab.training.base.loading import default_device, load_tokenizer, locate, model_config, resolve_dtype
 from lora_lab.training.datasets import DataCatalog
@@ -141,17 +142,22 @@ class ExportedTrial:
     @property
     def target_modules(self) -> tuple[str, ...]:
         """PEFT's `target_modules`: endings where these say it (with `layers_to_transform`), else full names."""
-        return compact_targets(self.linears, self.config.lora)[0]
+        return peft_targets(self.linears, self.config.lora).modules
 
     @property
     def layers_to_transform(self) -> tuple[int, ...] | None:
         """PEFT's `layers_to_transform`, None for all layers, and where `target_modules` are full names."""
-        return compact_targets(self.linears, self.config.lora)[1]
+        return peft_targets(self.linears, self.config.lora).layers
 
     @property
     def flat_targets(self) -> tuple[str, ...]:
         """One list that says modules and layers at once: endings where all layers are adapted, else full names."""
         return self.target_modules if self.layers_to_transform is None else self.modules
+
+    @property
+    def target_parameters(self) -> tuple[str, ...]:
+        """PEFT's `target_parameters`, the weights of experts: empty where none is adapted."""
+        return peft_targets(self.linears, self.config.lora).parameters
 
     @property
     def served_rank(self) -> int:
@@ -163,7 +169,8 @@ class ExportedTrial:
     def draws_by_peft(self) -> bool:
         """Whether the adapter starts as A and B alone, drawn by PEFT from the trial's seed."""
         lora = self.config.lora
-        return not (lora.use_dora or lora.modules_to_save or lora.bias != "none" or lora.initialization.changes_base)
+        more = lora.use_dora or lora.modules_to_save or lora.bias != "none" or lora.initialization.changes_base
+        return not (more or self.target_parameters)
 
     @property
     def alpha(self) -> int | float:

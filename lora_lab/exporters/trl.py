@@ -55,6 +55,7 @@ def settings(trial: ExportedTrial, *, rows: bool) -> dict[str, Any]:
         "lora_alpha": trial.alpha,
         "lora_dropout": config.lora.lora_dropout,
         "lora_target_modules": _targets(trial),
+        **({"lora_target_parameters": list(trial.target_parameters)} if trial.target_parameters else {}),
         **({"lora_modules_to_save": list(config.lora.modules_to_save)} if config.lora.modules_to_save else {}),
         "use_rslora": config.lora.use_rslora,
         "use_dora": config.lora.use_dora,
@@ -65,7 +66,7 @@ def settings(trial: ExportedTrial, *, rows: bool) -> dict[str, Any]:
 def _targets(trial: ExportedTrial) -> list[str]:
     """Target modules for TRL, which makes a regex of a list of one name: one that matches the name as an ending."""
     names = list(trial.flat_targets)
-    if len(names) > 1:
+    if len(names) != 1:
         return names
     escaped = names[0].replace(".", r"\.")
     return [escaped if "." in names[0] else rf".*\.{escaped}"]

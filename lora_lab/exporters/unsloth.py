@@ -63,6 +63,8 @@ def _lora(trial: ExportedTrial) -> dict[str, Any]:
         "lora_dropout": settings.lora_dropout,
         "target_modules": list(trial.target_modules),
         "layers_to_transform": None if layers is None else list(layers),
+        # Without it, Unsloth would choose experts by the names of the modules.
+        **({"target_parameters": list(trial.target_parameters)} if trial.linears.experts else {}),
         "use_rslora": settings.use_rslora,
         "use_dora": settings.use_dora,
         "init_lora_weights": settings.init_lora_weights,

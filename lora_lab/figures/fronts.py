@@ -11,9 +11,9 @@ from lora_lab.analysis.wording import (
     measure_text,
     nats,
     plural,
+    targets_text,
     value_and_unit,
     value_name,
-    value_text,
 )
 from lora_lab.figures.cells import Cell, Table, interval_cell, measure_cell, number_cell, text_cell, yes_cell
 from lora_lab.figures.style import (
@@ -101,7 +101,7 @@ def _spots(front: Front, results: Sequence[TrialResult]) -> list[_Spot]:
         spent, member = group.metric_mean(front.axes[1]), members.get(group.number)
         if spent is None:
             continue
-        targets = plot_text(value_text(group.config.lora.target_modules))
+        targets = plot_text(targets_text(group.config.lora))
         look: Literal["filled", "hollow", "faint"] = (
             "faint" if member is None else "filled" if member.on_front else "hollow"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from lora_lab.analysis.selection import measured
-from lora_lab.analysis.wording import count_text, nats, trial_label, value_text
+from lora_lab.analysis.wording import count_text, nats, targets_text, trial_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,7 +82,7 @@ def plot_text(text: str) -> str:
 
 def targets_of(result: TrialResult) -> str:
     """What a trial's target set is called in legends."""
-    return plot_text(value_text(result.config.lora.target_modules))
+    return plot_text(targets_text(result.config.lora))
 
 
 def target_names(results: Sequence[TrialResult]) -> list[str]:

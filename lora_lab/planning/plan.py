@@ -20,7 +20,7 @@ class Adapter:
     trainable_percent: float
     """Of the base and the adapter."""
     adapted: tuple[str, ...]
-    """The modules that it sits on, by what they do."""
+    """The modules and weights of experts that it sits on, by what they do."""
     left_out: tuple[str, ...]
     """The other linear modules, and the weights of experts."""
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lora_lab.study.identity import trial_identity
 from lora_lab.study.settings import Trait
 from lora_lab.study.space import combinations, deciding
-from lora_lab.study.targets import resolve_targets
+from lora_lab.study.targets import adapted
 from lora_lab.study.trajectory import trajectory_identity
 from lora_lab.study.trial_settings import settings_with
 
@@ -106,7 +106,7 @@ class GridTrainings:
         self.is_compared = self.cells <= MOST_CELLS
         self.trained: dict[str, TrialConfig] = {}
         """The configurations that are trained, by an identity: of runs that contain each other, the longest."""
-        self._modules: dict[tuple[object, object], tuple[str, ...]] = {}
+        self._modules: dict[tuple[object, ...], tuple[str, ...]] = {}
         distinct = set()
         for config in islice(configurations(spec, names), MOST_CELLS if self.is_compared else 0):
             modules = self._modules_of(config)
@@ -120,7 +120,7 @@ class GridTrainings:
 
     def _modules_of(self, config: TrialConfig) -> tuple[str, ...]:
         """Resolved once per target set and layers."""
-        key = (config.lora.target_modules, config.lora.layers)
+        key = (config.lora.target_modules, config.lora.target_parameters, config.lora.layers)
         if key not in self._modules:
-            self._modules[key] = resolve_targets(self._linears_of(config), config.lora)
+            self._modules[key] = adapted(self._linears_of(config), config.lora)
         return self._modules[key]

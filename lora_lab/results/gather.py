@@ -15,7 +15,7 @@ from lora_lab.analysis.equal_budget import compare_arms
 from lora_lab.analysis.forgetting import forgetting_trade
 from lora_lab.analysis.pareto import front
 from lora_lab.analysis.scale import scale_response, score_rules
-from lora_lab.analysis.spectrum import spectrum, summarize
+from lora_lab.analysis.spectrum import factors, spectrum, summarize
 from lora_lab.analysis.wording import config_label
 from lora_lab.common.errors import CheckpointError, InputError
 from lora_lab.figures.evidence import AdapterSpectrum, Evidence, Reproduction
@@ -100,7 +100,7 @@ def adapter_spectra(results: Results, folder: RunFolder) -> list[AdapterSpectrum
 
 
 def read_spectra(adapter: Path) -> dict[str, Spectrum]:
-    """The spectrum of every adapted matrix of a PEFT adapter folder, by the name of its A.
+    """The spectrum of every adapted matrix of a PEFT adapter folder, by the name of its A (and the expert's number).
 
     Raises:
         CheckpointError: the adapter is damaged.
@@ -111,7 +111,12 @@ def read_spectra(adapter: Path) -> dict[str, Spectrum]:
         entries = dict(deserialize(payload))  # type: ignore[no-untyped-call]
         scaling = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
         pairs = {name: name.replace(".lora_A.", ".lora_B.") for name in entries if ".lora_A." in name}
-        return {a: spectrum(_array(entries[a]), _array(entries[b]), scaling) for a, b in sorted(pairs.items())}
+        stacks = {a: factors(_array(entries[a]), _array(entries[b]), config["r"]) for a, b in sorted(pairs.items())}
+        return {
+            f"{a}[{expert}]" if len(stack) > 1 else a: spectrum(*matrix, scaling)
+            for a, stack in stacks.items()
+            for expert, matrix in enumerate(stack)
+        }
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, InputError) as error:
         raise CheckpointError(
             f"the adapter {adapter} cannot be read ({error}); remove that folder to have the report without it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.study.identity import trial_identity
-from lora_lab.study.targets import resolve_targets
+from lora_lab.study.targets import adapted
 from lora_lab.study.trajectory import trajectory_identity
 
 if TYPE_CHECKING:
@@ -40,4 +40,4 @@ class Identities:
         return trajectory_identity(config, self._modules(config))
 
     def _modules(self, config: TrialConfig) -> tuple[str, ...]:
-        return resolve_targets(self._linears(config.model), config.lora)
+        return adapted(self._linears(config.model), config.lora)

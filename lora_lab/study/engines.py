@@ -41,6 +41,8 @@ def _beyond_packing(config: TrialConfig, *, is_cuda: bool) -> Iterator[str]:
     lora = config.lora
     if lora.use_dora:
         yield "use_dora trains magnitudes beside A and B"
+    if lora.target_parameters != "none":
+        yield "target_parameters trains the fused weights of experts, which are no linear modules"
     if lora.bias != "none":
         yield f"bias {lora.bias} trains biases of the base"
     if lora.modules_to_save is not None:

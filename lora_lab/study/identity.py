@@ -19,7 +19,7 @@ _WITHOUT_EFFECT_ON_WEIGHTS = WITHOUT_EFFECT | {"eval_steps"}
 def trial_identity(config: TrialConfig, modules: tuple[str, ...]) -> str:
     """A hash (64 hexadecimal digits) that is equal for configurations that train the same adapter.
 
-    `modules` are the full names of the adapted modules, as `resolve_targets` gives them: `target_modules` and
+    `modules` are the full names of what is adapted, as `adapted` gives them: `target_modules`, `target_parameters` and
     `layers` count only by what they resolve to, and alpha, its ratio and rsLoRA only by the scaling.
     """
     identity = {
@@ -42,7 +42,8 @@ def _training(training: TrainingSettings) -> dict[str, object]:
 
 def _lora(lora: LoraSettings) -> dict[str, object]:
     settings = lora.model_dump(
-        mode="json", exclude={"lora_alpha", "alpha_ratio", "use_rslora", "target_modules", "layers"}
+        mode="json",
+        exclude={"lora_alpha", "alpha_ratio", "use_rslora", "target_modules", "target_parameters", "layers"},
     )
     # 12 digits, since a*sqrt(r)/r and a/sqrt(r) differ in the last bits. The factor moves the rounding
     # boundaries off the short decimals that people write: 1.5/4096 has 13 digits and could go either way.

@@ -27,6 +27,8 @@ class Initialization:
     """Whether its outcome is again a LoRA adapter of the plain base, at twice the rank."""
     fits_conv1d: bool = True
     """Whether PEFT does it right on `Conv1D` modules, whose weights are transposed."""
+    fits_parameters: bool = True
+    """Whether PEFT does it on parameters (`target_parameters`), which are not the weight of a module."""
     needs_even_rank: bool = False
     rank_dependence: str = ""
     """In what way ranks start differently, as a predicate; empty where they do not."""
@@ -36,8 +38,8 @@ INITIALIZATIONS: dict[InitializationName, Initialization] = {
     True: Initialization(),
     False: Initialization(),
     "gaussian": Initialization(rank_dependence="draws A with a standard deviation of 1 / r"),
-    "orthogonal": Initialization(needs_even_rank=True),
-    "pissa": Initialization(changes_base=True, is_convertible=True),
-    "olora": Initialization(changes_base=True, is_convertible=True, fits_conv1d=False),
-    "loftq": Initialization(changes_base=True, fits_conv1d=False),
+    "orthogonal": Initialization(needs_even_rank=True, fits_parameters=False),
+    "pissa": Initialization(changes_base=True, is_convertible=True, fits_parameters=False),
+    "olora": Initialization(changes_base=True, is_convertible=True, fits_conv1d=False, fits_parameters=False),
+    "loftq": Initialization(changes_base=True, fits_conv1d=False, fits_parameters=False),
 }

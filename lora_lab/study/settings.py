@@ -28,7 +28,7 @@ def _list_to_tuple(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 
-TARGET_PRESETS = ("attention", "mlp", "all-linear", "all-linear+head")
+TARGET_PRESETS = ("attention", "mlp", "all-linear", "all-linear+head", "none")
 
 
 class Trait(Enum):
@@ -190,9 +190,14 @@ class LoraSettings(Settings):
     alpha_ratio: Annotated[Annotated[float, Field(gt=0)] | None, Trait.RATIO] = None
     """`lora_alpha / r`."""
     target_modules: Annotated[Names | Annotated[str, Field(min_length=1)], Trait.MEMORY] = "all-linear"
-    """A preset (attention, mlp, all-linear, all-linear+head), PEFT's list of names, or PEFT's regex."""
+    """A preset (attention, mlp, all-linear, all-linear+head, none), PEFT's list of names, or PEFT's regex."""
     layers: Annotated[Literal["all", "first_half", "last_half", "every_2nd"] | Indices, Trait.MEMORY] = "all"
     """Which decoder layers are adapted: a preset, or PEFT's `layers_to_transform` indices from 0."""
+    # Left out of dumps where it is not given: trials from before this key existed keep their identity.
+    target_parameters: Annotated[Literal["none", "experts"] | Names, Trait.MEMORY] = Field(
+        default="none", exclude_if=lambda targets: targets == "none"
+    )
+    """The fused weights of experts that are adapted too: `experts` for all of them, or PEFT's list of names."""
     lora_dropout: Annotated[float, Trait.MEMORY] = Field(default=0.0, ge=0, lt=1)
     use_rslora: bool = False
     init_lora_weights: Annotated[InitializationName, Trait.MEMORY] = True
@@ -221,6 +226,25 @@ class LoraSettings(Settings):
                 ("loftq_config",),
                 f"has no effect unless init_lora_weights is loftq, but that is {str(self.init_lora_weights).lower()}; "
                 "change it, or remove loftq_config",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_peft_does_to_parameters(self) -> LoraSettings:
+        if self.target_parameters == "none":
+            if self.target_modules == "none":
+                raise RuleError(("target_modules",), "none leaves nothing to adapt without target_parameters; set one")
+            return self
+        without = "with target_parameters, which peft adapts without"
+        if self.lora_dropout:
+            raise RuleError(("lora_dropout",), f"must be 0 {without} dropout, but is {self.lora_dropout:g}")
+        if self.use_dora:
+            raise RuleError(("use_dora",), f"must be false {without} DoRA; set one of them to its default")
+        if not self.initialization.fits_parameters:
+            raise RuleError(
+                ("init_lora_weights",),
+                f"must be true, false or gaussian with target_parameters, but is {self.init_lora_weights}, which peft "
+                "cannot compute from the weights of experts",
             )
         return self
 
@@ -367,6 +391,10 @@ LINKED = (
     ("r", "init_lora_weights"),
     ("quantization", "init_lora_weights"),
     ("init_lora_weights", "loftq_config"),
+    ("target_modules", "target_parameters"),
+    ("target_parameters", "lora_dropout"),
+    ("target_parameters", "use_dora"),
+    ("target_parameters", "init_lora_weights"),
     ("lr_scheduler_type", "warmup_ratio", "warmup_steps"),
     ("lr_scheduler_type", "decay_ratio", "decay_steps"),
 )

@@ -56,6 +56,7 @@ OTHER_NAMES = {
     "lora_rank": "r",
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters",
     "lr": "learning_rate",
     "lr_scheduler": "lr_scheduler_type",
     "max_seq_length": "max_length",

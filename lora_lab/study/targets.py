@@ -1,4 +1,4 @@
-"""Which linear modules an adapter sits on, and how many parameters it trains: arithmetic on names and shapes.
+"""Which modules and weights of experts an adapter sits on, and how many parameters it trains: arithmetic on names.
 
 A `LinearMap` is all that is needed of an architecture; `lora_lab.training.base.architecture` makes one from a
 config alone, without weights.
@@ -15,14 +15,12 @@ from lora_lab.study.roles import FEED_FORWARD, TOKEN_MIXERS, roles_of
 from lora_lab.study.settings import TARGET_PRESETS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lora_lab.study.roles import Role
     from lora_lab.study.settings import LoraSettings
 
 LAYER_INDEX = re.compile(r"\.(\d+)\.")
-PEFT_LAYER_INDEX = re.compile(r".*\.[^.]*\.(\d+)\.")
-"""Where `layers_to_transform` looks for a module's layer: at the last number in its name, not at the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,24 @@ class LinearShape:
 
     d_in: int
     d_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """A parameter that holds one matrix of each expert, which each get an adapter of rank r."""
+
+    experts: int
+    rows: int
+    columns: int
+
+    @property
+    def elements(self) -> int:
+        """Weights of all experts."""
+        return self.experts * self.rows * self.columns
+
+    def adapter_elements(self, r: int) -> int:
+        """Elements of A and B of all experts, whichever side of a matrix the input is."""
+        return self.experts * r * (self.rows + self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +87,8 @@ class LinearMap:
     as_parameters: frozenset[str] = frozenset()
     """The linear modules whose names PEFT takes for those of experts: it adapts them only as parameters, by
     `target_parameters`."""
-    experts: Mapping[str, int] = field(default_factory=dict)
-    """Elements of the parameters that hold the weights of many experts at once and are no linear modules."""
+    experts: Mapping[str, ExpertShape] = field(default_factory=dict)
+    """The parameters that hold the weights of many experts at once and are no linear modules."""
     dropout: Mapping[str, float] = field(default_factory=dict)
     """The dropout that the base's own config asks for, by the name of what drops."""
 
@@ -106,6 +122,8 @@ def _preset(linears: LinearMap, preset: str) -> list[str]:
             return [name for name in body if linears.roles[name] in TOKEN_MIXERS]
         case "mlp":
             return [name for name in body if linears.roles[name] in FEED_FORWARD]
+        case "none":
+            return []
     raise AssertionError(preset)
 
 
@@ -157,7 +175,8 @@ def _layer_indices(linears: LinearMap, layers: str | tuple[int, ...]) -> set[int
 def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
     """Full names of the modules that the adapter sits on, in the model's order.
 
-    The head is outside the layers: `layers` does not take it away.
+    The head is outside the layers: `layers` does not take it away. A preset may match none where the adapter is on
+    experts.
 
     Raises:
         InputError: nothing matches, a layer index is beyond the model's depth, or PEFT cannot load such an adapter.
@@ -177,14 +196,71 @@ def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
             f"lora.lora_dropout: peft takes the name {misread} for that of an expert and loads an adapter there only "
             "without dropout and without DoRA; set lora_dropout to 0 and use_dora to false, or adapt attention"
         )
-    if not chosen:
+    if not chosen and not (is_preset and resolve_experts(linears, lora)):
         known = sorted({name.rsplit(".", 1)[-1] for name in linears.shapes if linears.is_usable(name)})
-        experts = " (its experts are no linear modules)" if linears.experts else ""
+        experts = " (its experts are no linear modules: see lora.target_parameters)" if linears.experts else ""
         raise InputError(
             f"lora.target_modules: {targets!r} with layers {lora.layers!r} matches no linear module; "
             f"the model has {', '.join(known)}{experts}"
         )
     return tuple(name for name in linears.shapes if name in chosen)
+
+
+def resolve_experts(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
+    """Full names of the weights of experts that the adapter sits on, in the model's order.
+
+    Raises:
+        InputError: the base has no experts, or none of such a name or in such a layer.
+    """
+    targets, key = lora.target_parameters, "lora.target_parameters"
+    if targets == "none":
+        return ()
+    if not linears.experts:
+        raise InputError(
+            f"{key}: {_shown(targets)} needs fused weights of experts, but this base has none; set it to none, and "
+            "adapt its modules by target_modules (mlp, all-linear)"
+        )
+    known = ", ".join(sorted({parameter_ending(name) for name in linears.experts}))
+    if isinstance(targets, tuple):
+        for target in targets:
+            if not any(is_called(name, (target,)) for name in linears.experts):
+                raise InputError(
+                    f"{key}: {target!r} matches no weights of experts; the model has {known}; "
+                    "linear modules are named in target_modules"
+                )
+    named = [name for name in linears.experts if targets == "experts" or is_called(name, targets)]
+    layers = _layer_indices(linears, lora.layers)
+    chosen = tuple(name for name in named if linears.layer_of(name) in layers)
+    if not chosen:
+        having = sorted({str(linears.layer_of(name)) for name in named}, key=int)
+        raise InputError(
+            f"{key}: {_shown(targets)} with layers {lora.layers!r} matches no weights of experts; "
+            f"they are in layers {', '.join(having)}"
+        )
+    return chosen
+
+
+def _shown(targets: str | tuple[str, ...]) -> str:
+    return targets if isinstance(targets, str) else repr(list(targets))
+
+
+def is_called(name: str, targets: str | tuple[str, ...]) -> bool:
+    """PEFT's rule for a list: a name in full, or its ending."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def parameter_ending(name: str) -> str:
+    """The parameter's own name and its module's, which tells it from others."""
+    return ".".join(name.split(".")[-2:])
+
+
+def adapted(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
+    """Full names of all that the adapter sits on: linear modules, then weights of experts.
+
+    Raises:
+        InputError: as `resolve_targets` and `resolve_experts`.
+    """
+    return (*resolve_targets(linears, lora), *resolve_experts(linears, lora))
 
 
 class Placement(NamedTuple):
@@ -202,15 +278,19 @@ def placement(linears: LinearMap, lora: LoraSettings) -> Placement:
     Raises:
         InputError: as `resolve_targets`.
     """
-    chosen = resolve_targets(linears, lora)
+    chosen, experts = resolve_targets(linears, lora), resolve_experts(linears, lora)
     taken = set(chosen)
     left = [name for name in linears.shapes if name not in taken]
+    frozen = [name for name in linears.experts if name not in experts]
     reasons: dict[str, list[str]] = {}
     for name in left:
         if name in linears.refused:
             reasons.setdefault(linears.refused[name], []).append(name)
     refused = (f"no adapter on {_endings(names)}: {reason}" for reason, names in reasons.items())
-    return Placement(_by_role(linears, chosen), (*_by_role(linears, left), *_experts(linears), *refused))
+    return Placement(
+        (*_by_role(linears, chosen), *_experts(linears, experts)),
+        (*_by_role(linears, left), *_experts(linears, frozen, ", which stay frozen"), *refused),
+    )
 
 
 def _by_role(linears: LinearMap, names: Sequence[str]) -> tuple[str, ...]:
@@ -229,11 +309,17 @@ def _depth(linears: LinearMap, names: Sequence[str]) -> str:
     return f" ({len(layers)} of {linears.num_layers} layers)" if 0 < len(layers) < linears.num_layers else ""
 
 
-def _experts(linears: LinearMap) -> tuple[str, ...]:
-    if not linears.experts:
+def _experts(linears: LinearMap, names: Sequence[str], rest: str = "") -> tuple[str, ...]:
+    if not names:
         return ()
-    share = sum(linears.experts.values()) / linears.total_parameters
-    return (f"experts: {_endings(list(linears.experts))}, {share:.0%} of the base, which stay frozen",)
+    return (
+        f"experts: {_endings(names)}{_depth(linears, names)}, {experts_share(linears, names):.0%} of the base{rest}",
+    )
+
+
+def experts_share(linears: LinearMap, names: Iterable[str]) -> float:
+    """The share of the base's parameters that these weights of experts are."""
+    return sum(linears.experts[name].elements for name in names) / linears.total_parameters
 
 
 def unusual(linears: LinearMap) -> bool:
@@ -241,51 +327,30 @@ def unusual(linears: LinearMap) -> bool:
     return bool({*linears.roles.values()} - {"attention", "mlp", "head"}) or bool(linears.refused or linears.experts)
 
 
-def compact_targets(linears: LinearMap, lora: LoraSettings) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """PEFT's `target_modules` and `layers_to_transform` that select exactly the modules that the adapter sits on.
-
-    Module endings, and layer indices where not all layers are adapted, are given where they say as much as the full
-    list of names, because that is what a reader of `adapter_config.json` expects; otherwise the full names.
-
-    Raises:
-        InputError: as `resolve_targets`.
-    """
-    modules = resolve_targets(linears, lora)
-    endings = {name.rsplit(".", 1)[-1] for name in modules}
-    layers = {layer for name in modules if (layer := linears.layer_of(name)) is not None}
-    by_ending = {
-        name
-        for name in (*linears.shapes, *linears.others)
-        if name.rsplit(".", 1)[-1] in endings and (len(layers) == linears.num_layers or _peft_layer(name) in layers)
-    }
-    if by_ending != set(modules):
-        return modules, None
-    return tuple(sorted(endings)), tuple(sorted(layers)) if len(layers) < linears.num_layers else None
-
-
-def _peft_layer(name: str) -> int | None:
-    match = PEFT_LAYER_INDEX.match(name)
-    return int(match.group(1)) if match else None
-
-
 def trainable_parameters(linears: LinearMap, lora: LoraSettings) -> int:
     """Exact number of trained parameters, as PEFT counts them.
 
-    That is the sum of r (d_in + d_out) over the adapted modules, for DoRA also of d_out (the magnitudes), and what
-    `bias` and `modules_to_save` add.
+    That is the sum of r (d_in + d_out) over the adapted modules and over every matrix of adapted experts, for DoRA also
+    of d_out (the magnitudes), and what `bias` and `modules_to_save` add.
     """
     names = resolve_targets(linears, lora)
     shapes = [linears.shapes[name] for name in names]
     adapters = sum(lora.r * (shape.d_in + shape.d_out) + lora.use_dora * shape.d_out for shape in shapes)
+    adapters += sum(linears.experts[name].adapter_elements(lora.r) for name in resolve_experts(linears, lora))
     saved = {name for name in linears.sizes if _is_saved(name, lora.modules_to_save or ())}
     match lora.bias:
         case "none":
             biases: set[str] = set()
         case "all":
-            biases = {name for name in linears.sizes if "bias" in name}  # PEFT's rule
+            biases = {name for name in linears.sizes if is_bias(name)}
         case "lora_only":
             biases = {f"{name}.bias" for name in names} & linears.sizes.keys()
     return adapters + sum(linears.sizes[name] for name in saved | biases)
+
+
+def is_bias(parameter: str) -> bool:
+    """Whether `bias: all` trains a parameter of this name, by PEFT's rule; biases of fused experts have other names."""
+    return parameter.rpartition(".")[-1] == "bias"
 
 
 def _is_saved(parameter: str, modules_to_save: tuple[str, ...]) -> bool:
@@ -296,8 +361,10 @@ def _is_saved(parameter: str, modules_to_save: tuple[str, ...]) -> bool:
 
 
 def full_rank_excess(linears: LinearMap, lora: LoraSettings) -> dict[str, int]:
-    """Modules whose smaller side is below r, by that side: there the adapter outranks the matrix."""
+    """What is adapted and has a smaller side below r, by that side: there the adapter outranks the matrix."""
     sides = {
         name: min(linears.shapes[name].d_in, linears.shapes[name].d_out) for name in resolve_targets(linears, lora)
     }
+    experts = {name: linears.experts[name] for name in resolve_experts(linears, lora)}
+    sides |= {name: min(shape.rows, shape.columns) for name, shape in experts.items()}
     return {name: side for name, side in sides.items() if side < lora.r}

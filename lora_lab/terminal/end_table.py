@@ -12,6 +12,7 @@ from lora_lab.analysis.wording import (
     measure_text,
     number_text,
     rate_text,
+    targets_text,
     value_name,
     value_text,
 )
@@ -73,7 +74,7 @@ def _end_row(result: TrialResult, measure: Measure, mark: str) -> list[Renderabl
         metric(measure.name),
         str(lora.r),
         number_text(lora.alpha),
-        Text(value_text(lora.target_modules)),
+        Text(targets_text(lora)),
         Text(value_text(lora.layers)),
         str(training.num_train_epochs),
         rate_text(training.learning_rate),

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lora_lab.analysis.wording import duration_text, measure_text, number_text, one_line, rate_text, value_text
+from lora_lab.analysis.wording import duration_text, measure_text, number_text, one_line, rate_text, targets_text
 from lora_lab.terminal.heartbeat import activity_text
 from lora_lab.terminal.messages import Note, RetrainingsPlanned, SessionOver, StudyBegan, TrialOver
 from lora_lab.terminal.progress import ending_text, retrainings_text
@@ -108,7 +108,7 @@ def _trial_lines(progress: StudyProgress, trials: Sequence[RunningTrial]) -> Tex
 
 def _add_trial(text: Text, trial: RunningTrial, behind: float | None) -> None:
     lora, training = trial.config.lora, trial.config.training
-    targets = value_text(lora.target_modules)
+    targets = targets_text(lora)
     if cell_len(targets) > 12:
         targets = set_cell_size(targets, 11) + "…"
     filled = round(BAR_WIDTH * trial.share)

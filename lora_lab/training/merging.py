@@ -1,4 +1,8 @@
-"""An adapter merged into its base on disk, file by file: never more than one file of weights in memory."""
+"""An adapter merged into its base on disk, file by file: never more than one file of weights in memory.
+
+Only an adapter on fused weights of experts takes the whole base into memory: files keep these apart, expert by expert,
+and transformers alone knows how they become one parameter.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -40,6 +45,11 @@ class _Adapter:
     """By module: its tensors by the end of their names (`lora_A.weight`, ...)."""
     whole: Mapping[str, Tensor]
     """Biases and modules that were trained in full, by their names in the base."""
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it has the stacked adapters of many experts."""
+        return any(pair["lora_A.weight"].shape[0] > self.config.r for pair in self.low_rank.values())
 
     @classmethod
     def read(cls, folder: Path) -> _Adapter:
@@ -98,6 +108,9 @@ def write_merged(location: str, revision: str | None, adapter_folder: Path, fold
             snapshot_download(location, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.model"])
         )
     adapter, names = _Adapter.read(adapter_folder), _Names.of(base)
+    if adapter.has_experts:
+        _write_whole(base, adapter_folder, folder, names)
+        return
     changed = {f"{module}.weight" for module in adapter.low_rank} | set(adapter.whole)
     untied = names.tied and names.head in changed
     merging = _Merging(adapter, names if untied else None)
@@ -118,6 +131,31 @@ def write_merged(location: str, revision: str | None, adapter_folder: Path, fold
         (folder / INDEX).write_text(
             json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=2) + "\n"
         )
+
+
+def _write_whole(base: Path, adapter_folder: Path, folder: Path, names: _Names) -> None:
+    """Load the base whole, merge, and save it as its own files are; each product is computed in float32 too."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise InputError("--to merged: the files of the base are quantized; merge into the base that it was made from")
+    adapted = PeftModel.from_pretrained(model, adapter_folder)
+    for name, layer in adapted.named_modules():
+        if isinstance(layer, LoraLayer):
+            if names.tied and name.endswith(names.head.removesuffix(".weight")):
+                raise InputError(
+                    "--to merged: the adapter is on experts and on a head that is tied to the embeddings, which is not "
+                    "merged; load both with peft and use merge_and_unload"
+                )
+            weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
+            dtype = weight.dtype
+            weight.data = weight.data.to(torch.promote_types(dtype, torch.float32))
+            layer.merge(safe_merge=True)
+            weight.data = weight.data.to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that all is merged already: this puts modules that were trained in full in
+        merged = adapted.merge_and_unload()
+    merged.save_pretrained(folder)
+    _copy_rest(base, folder, untied=False)
 
 
 class _Merging:

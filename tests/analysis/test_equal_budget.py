@@ -36,6 +36,14 @@ def both(seeds: int = 1) -> list[TrialResult]:
     return attention + arm(100, "mlp", {4: 4.15, 16: 4.05}, seeds)
 
 
+def test_attention_and_attention_with_experts_are_two_target_sets() -> None:
+    with_experts = arm(100, "attention", {4: 4.15, 16: 4.05}, target_parameters="experts")
+    found = compare_arms([*arm(0, "attention", {4: 4.4, 16: 4.2}), *with_experts], "target_modules")
+    assert found is not None
+    assert [one.arms[0].arm for one in found.at_equal_rank] == ["attention+experts"] * 2
+    assert found.at_equal_rank[0].arms[1].arm == "attention"
+
+
 def test_equal_rank_and_equal_budget_can_disagree() -> None:
     found = compare_arms(both(), "target_modules")
 

@@ -10,6 +10,7 @@ from lora_lab.analysis.wording import (
     number_text,
     one_line,
     rate_text,
+    targets_text,
     trial_label,
     value_text,
 )
@@ -51,6 +52,14 @@ def test_config_label_names_what_differs() -> None:
 
     assert config_label(config, ()) == "r=16 alpha=32 all-linear layers 0,2, 1 epoch, lr 1e-3"
     assert "50 steps" in config_label(trial(0, 4.0, max_steps=50).config, ())
+
+
+def test_experts_are_named_beside_the_modules() -> None:
+    config = trial(0, 4.0, r=16, target_modules="attention", target_parameters="experts").config
+    assert targets_text(config.lora) == "attention+experts"
+    assert config_label(config, ["target_parameters"]).startswith("r=16 alpha=32 attention+experts, ")
+    named = config.changed(lora={"target_parameters": ("experts.down_proj",)})
+    assert targets_text(named.lora) == "attention+experts.down_proj"
 
 
 def test_config_label_names_what_most_studies_leave_alone() -> None:

@@ -16,17 +16,21 @@ import torch
 from families import FAMILIES
 from oracle import Lab, train_alone
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from samples import sample
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from workshop import write_base, write_texts
+from workshop import CPU, drain, only, write_base, write_texts
 
 from lora_lab.builtin.catalog import model_folder
 from lora_lab.data.tokens import IGNORED
+from lora_lab.study.events import Finished, Logged
 from lora_lab.study.settings import LoraSettings
-from lora_lab.study.targets import placement
+from lora_lab.study.targets import placement, trainable_parameters
 from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.base.architecture import linear_map_of_config
+from lora_lab.training.base.loading import load_base
+from lora_lab.training.reference_engine import ReferenceEngine
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 IN_FLOAT32 = ("Qwen3-Next", "Qwen3-Next-MoE", "Gemma 2", "Mamba", "Mamba 2")
@@ -39,6 +43,11 @@ QUICK = ("Llama 3", "Gemma 3")
 STEPS = 3
 BY_PARAMETERS = ("Qwen3-Next", "Qwen3-Next-MoE", "DeepSeek-V3")
 """PEFT adapts feed-forward modules of these by `target_parameters`, and draws their first weights in another order."""
+EXPERTS = (
+    *("Llama 4 (text)", "Qwen2-MoE", "Qwen3-MoE", "Qwen3-Next-MoE", "Mixtral", "Granite 4 (hybrid, MoE)", "OLMoE"),
+    *("gpt-oss", "DeepSeek-V3", "Jamba"),
+)
+"""The mixtures of experts, whose fused weights `target_parameters` adapts."""
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +114,37 @@ def test_a_family_trains_packed_as_alone_and_its_adapter_loads_in_plain_peft(fam
         assert run.losses == pytest.approx(alone.losses, rel=tolerance)
 
 
+@pytest.mark.parametrize("blocks", ["single"], indirect=True)  # of the packed engine
+@pytest.mark.parametrize("family", sample(EXPERTS, ["Mixtral"]))
+def test_experts_train_as_alone_and_their_adapter_loads_in_plain_peft(family, texts, tmp_path):
+    write_family(tmp_path / "base", family)
+    lab = Lab(tmp_path / "base", texts, tmp_path, "float64")
+    lora = {"r": 3, "target_modules": "attention", "target_parameters": "experts", "use_rslora": True}
+    config = lab.trial(lora, max_steps=STEPS, learning_rate=1e-2, seed=1)
+    engine = ReferenceEngine(load_base(config.model, CPU), lab.bench.data, tmp_path / "trials")
+    engine.admit(0, config)
+    counted = engine.trial(0).model.get_nb_trainable_parameters()[0]
+    events = drain(engine)
+    [final] = only(events, Finished)
+    assert final.metrics["trainable_params"] == counted == trainable_parameters(linears(family), config.lora)
+
+    model, peft_config = plain_base(tmp_path / "base"), lora_config(config.lora, linears(family))
+    torch.manual_seed(config.training.seed)
+    model = get_peft_model(model, peft_config)
+    alone = train_alone(model, config, lab.bench.data.splits(config.data).train, tmp_path)
+    tolerance = 1e-6 if family in IN_FLOAT32 else 1e-9
+    assert [event.loss for event in only(events, Logged)] == pytest.approx(alone.losses, rel=tolerance)
+
+    adapter = engine.trial_folder(0) / "adapter"
+    loaded = PeftModel.from_pretrained(plain_base(tmp_path / "base"), adapter)
+    held_out = lab.bench.data.splits(config.data).eval
+    assert plain_loss(loaded.eval(), held_out) == pytest.approx(final.metrics["eval_loss"], rel=tolerance)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    of_experts = [tensor for name, tensor in tensors.items() if "experts" in name and ".lora_B." in name]
+    assert len(of_experts) == len(linears(family).experts)
+    assert all(tensor.any() for tensor in of_experts)
+
+
 # The page
 
 
@@ -114,7 +154,8 @@ def row(family) -> str:
     tolerance = "1e-6" if family in IN_FLOAT32 else "1e-9"
     same = f"{tolerance}, attention alone\\*" if family in BY_PARAMETERS else tolerance
     same = f"no: {NOT_COMPARED[family]}" if family in NOT_COMPARED else same
-    return f"| {family} | {'; '.join(told.chosen)} | {'; '.join(left)} | yes | {same} | {tolerance} |"
+    experts = f"yes, {tolerance}" if family in EXPERTS else ""
+    return f"| {family} | {'; '.join(told.chosen)} | {'; '.join(left)} | yes | {same} | {experts} | {tolerance} |"
 
 
 def page() -> str:
@@ -123,11 +164,12 @@ def page() -> str:
 Architectures that were tried, each as a tiny random base in float64: two trials with different ranks, targets, rates
 and seeds trained packed (three steps), the same trials with `Trainer` + `peft` alone (how far the losses of each step
 agree, relatively), and the adapters loaded by plain `PeftModel.from_pretrained` (how far that reproduces the logged
-`eval_loss`). 1e-6 is for bases that compute scans or attention in float32 in any dtype.
-Written by `tests/equivalence/test_families.py`.
+`eval_loss`). 1e-6 is for bases that compute scans or attention in float32 in any dtype. With
+`target_parameters: experts` the fused weights of experts are adapted too, on the reference engine: how far that agrees
+with `Trainer` + `peft`, and with the adapter in plain PEFT. Written by `tests/equivalence/test_families.py`.
 
-| architecture | `all-linear` adapts | left out | packed | as `Trainer` | loads in PEFT |
-|---|---|---|---|---|---|
+| architecture | `all-linear` adapts | left out | packed | as `Trainer` | experts | loads in PEFT |
+|---|---|---|---|---|---|---|
 """
     foot = """
 \\* PEFT takes the names of these feed-forward modules for those of experts: it loads adapters on them by
@@ -143,6 +185,7 @@ the reference engine.
 
 
 def test_the_page_on_models_says_what_is_tried():
+    assert {family for family in FAMILIES if linears(family).experts} == set(EXPERTS)
     text = page()
     if os.environ.get("LORA_LAB_WRITE_DOCS"):
         PAGE.write_text(text, encoding="utf-8")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from lora_lab.common.errors import InputError
-from lora_lab.planning.target_checks import check_targets, target_examples
+from lora_lab.planning.target_checks import check_targets, expert_notes, target_examples
 from lora_lab.study.settings import LoraSettings
 from lora_lab.study.spec import StudySpec
-from lora_lab.study.targets import LinearMap, LinearShape
+from lora_lab.study.targets import ExpertShape, LinearMap, LinearShape
 
 SHAPES = {f"model.layers.{layer}.mlp.up_proj": LinearShape(8, 16) for layer in range(2)} | {
     "lm_head": LinearShape(8, 64)
@@ -88,3 +88,29 @@ def test_a_rank_above_the_smaller_side_is_noted_and_a_missing_layer_refused():
     assert [note.split(" matrices")[0] for note in notes] == ["r=12 is above the smaller side of 2 adapted"]
     with pytest.raises(InputError, match="layers 0 to 1, but got 7"):
         check_targets(study({"layers": {"values": ["all", [7]]}}), lambda _: LINEARS)
+
+
+MIXTURE = LinearMap(
+    shapes=SHAPES,
+    head="lm_head",
+    num_layers=2,
+    total_parameters=2000,
+    experts={f"model.layers.{layer}.mlp.experts.down_proj": ExpertShape(4, 8, 16) for layer in range(2)},
+)
+
+
+def test_experts_that_stay_frozen_are_told_with_what_trains_them():
+    [note] = expert_notes(study({"r": {"values": [4]}}), MIXTURE)
+    assert "the experts (experts.down_proj: 51% of the base) stay frozen in all trials" in note
+    assert "`lora.target_parameters: experts` trains them too" in note
+    assert note in check_targets(study({"r": {"values": [4]}}), lambda _: MIXTURE)
+    assert expert_notes(study({"r": {"values": [4]}}), LINEARS) == []
+
+
+def test_what_training_experts_takes_is_told():
+    parameters = {"target_parameters": {"values": ["none", "experts"]}, "layers": {"values": [[0]]}}
+    [note] = expert_notes(study(parameters), MIXTURE)
+    assert note.startswith("target_parameters trains experts (experts.down_proj: 26% of the base) on the reference eng")
+    assert examples(parameters) == [("all-linear", (0,), 4)] * 2
+    told = check_targets(study(parameters), lambda _: MIXTURE)
+    assert any("target_modules all-linear with target_parameters experts adapts" in text for text in told)

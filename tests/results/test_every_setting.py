@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "alpha_ratio": ([0.5, 1.0], {}),
     "target_modules": ([["q_proj"], "attention"], {}),
     "layers": (["first_half", [0, 2]], {}),
+    "target_parameters": (["experts", ["experts.down_proj"]], {}),
     "lora_dropout": ([0.1, 0.2], {}),
     "use_rslora": ([True, False], {}),
     "init_lora_weights": (["gaussian", False], {}),

@@ -31,6 +31,7 @@ def trial(lora: dict[str, object], **training: object) -> TrialConfig:
         ({"init_lora_weights": "olora"}, "init_lora_weights olora changes the base"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights loftq changes the base"),
         ({"use_dora": True, "bias": "all"}, "beside A and B; bias all"),
+        ({"target_parameters": "experts"}, "target_parameters trains the fused weights of experts"),
     ],
     ids=str,
 )

@@ -27,6 +27,10 @@ def identity(modules: tuple[str, ...] = MODULES, **sections: dict[str, Any]) -> 
 
 EQUIVALENT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"lora": {"target_modules": "attention"}}, {"lora": {"target_modules": ("q_proj",), "layers": (0, 1)}}),
+    (
+        {"lora": {"target_parameters": "experts"}},
+        {"lora": {"target_parameters": ("experts.down_proj", "gate_up_proj")}},
+    ),
     ({"lora": {"r": 16, "lora_alpha": 8.0, "use_rslora": True}}, {"lora": {"r": 16, "lora_alpha": 32.0}}),
     ({"lora": {"r": 8, "alpha_ratio": 0.5}}, {"lora": {"r": 8, "lora_alpha": 4.0}}),
     ({"lora": {"r": 8}}, {"lora": {"r": 8, "alpha_ratio": 2.0}}),

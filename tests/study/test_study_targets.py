@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_lab.common.errors import InputError
+from lora_lab.study.peft_targets import peft_targets
 from lora_lab.study.settings import LoraSettings
 from lora_lab.study.targets import (
+    ExpertShape,
     LinearMap,
     LinearShape,
+    adapted,
     full_rank_excess,
+    placement,
+    resolve_experts,
     resolve_targets,
     trainable_parameters,
 )
@@ -199,3 +206,103 @@ def test_more_rank_than_the_matrix_is_found() -> None:
     excess = full_rank_excess(SMALL, LoraSettings(r=48, target_modules="attention", layers=(0,)))
     assert excess == {"model.layers.0.self_attn.k_proj": 32, "model.layers.0.self_attn.v_proj": 32}
     assert full_rank_excess(SMALL, LoraSettings(r=32)) == {}
+
+
+def mixture(dense: tuple[int, ...] = ()) -> LinearMap:
+    """Four layers; each but the dense ones has four experts."""
+    plain = llama(4, 64, 32, 128, 100)
+    experts = {
+        f"model.layers.{layer}.mlp.experts.{name}": shape
+        for layer in range(4)
+        if layer not in dense
+        for name, shape in (("gate_up_proj", ExpertShape(4, 96, 64)), ("down_proj", ExpertShape(4, 64, 48)))
+    }
+    return LinearMap(
+        shapes={name: shape for name, shape in plain.shapes.items() if ".mlp." not in name},
+        head="lm_head",
+        num_layers=4,
+        total_parameters=2 * sum(shape.elements for shape in experts.values()),
+        sizes={name: shape.elements for name, shape in experts.items()},
+        experts=experts,
+    )
+
+
+def with_experts(**settings: object) -> LoraSettings:
+    given: dict[str, object] = {"target_modules": "attention", "target_parameters": "experts"}
+    return LoraSettings.model_validate(given | settings)
+
+
+def test_every_expert_has_an_adapter_of_rank_r() -> None:
+    without = trainable_parameters(mixture(), with_experts(r=3, target_parameters="none"))
+    of_experts = 4 * 4 * 3 * ((96 + 64) + (64 + 48))
+    assert trainable_parameters(mixture(), with_experts(r=3)) == without + of_experts
+    assert full_rank_excess(mixture(), with_experts(r=49, target_modules=("q_proj",), layers=(0,))) == {
+        "model.layers.0.mlp.experts.down_proj": 48
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "parameters"),
+    [
+        ({}, {0, 1, 2, 3}, ("experts.down_proj", "experts.gate_up_proj")),
+        ({"target_parameters": ["down_proj"]}, {0, 1, 2, 3}, ("experts.down_proj",)),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, {0, 1, 2, 3}, ("experts.down_proj",)),
+        (
+            {"layers": [2]},
+            {2},
+            ("model.layers.2.mlp.experts.gate_up_proj", "model.layers.2.mlp.experts.down_proj"),
+        ),
+        (
+            {"layers": "last_half", "target_parameters": ["model.layers.3.mlp.experts.down_proj"]},
+            {3},
+            ("model.layers.3.mlp.experts.down_proj",),
+        ),
+    ],
+    ids=str,
+)
+def test_layers_hold_for_experts_too(
+    settings: dict[str, object], layers: set[int], parameters: tuple[str, ...]
+) -> None:
+    lora = with_experts(**settings)
+    assert {mixture().layer_of(name) for name in resolve_experts(mixture(), lora)} == layers
+    assert peft_targets(mixture(), lora).parameters == parameters
+    assert adapted(mixture(), lora) == (*resolve_targets(mixture(), lora), *resolve_experts(mixture(), lora))
+
+
+@pytest.mark.parametrize("targets", ["none", "mlp"])
+def test_experts_alone(targets: str) -> None:
+    """Under `mlp` because this base has no other feed-forward modules."""
+    lora = with_experts(target_modules=targets, layers=[1])
+    assert adapted(mixture(), lora) == resolve_experts(mixture(), lora)
+    assert peft_targets(mixture(), lora)[:2] == ((), None)
+    with pytest.raises(InputError, match="matches no linear module"):
+        resolve_targets(mixture(), with_experts(target_modules="mpl"))
+
+
+def test_what_is_trained_and_what_stays_frozen_is_told() -> None:
+    chosen, left_out = placement(mixture(), with_experts(target_parameters=["down_proj"], layers=[0, 1]))
+    assert chosen[-1] == "experts: down_proj (2 of 4 layers), 8% of the base"
+    assert "experts: down_proj, gate_up_proj, 42% of the base, which stay frozen" in left_out
+    assert placement(mixture(), with_experts()).chosen[-1] == "experts: down_proj, gate_up_proj, 50% of the base"
+
+
+@pytest.mark.parametrize(
+    ("linears", "settings", "reason"),
+    [
+        (
+            SMALL,
+            {},
+            "target_parameters: experts needs fused weights of experts, but this base has none; set it to none",
+        ),
+        (
+            mixture(),
+            {"target_parameters": ["w1"]},
+            "'w1' matches no weights of experts; the model has experts.down_proj",
+        ),
+        (mixture(), {"target_parameters": ["down_proj", "q_proj"]}, "'q_proj' matches no weights of experts"),
+        (mixture(dense=(0, 1)), {"layers": [0]}, "experts with layers (0,) matches no weights of experts; they are in"),
+    ],
+)
+def test_experts_that_are_not_there_are_refused(linears: LinearMap, settings: dict[str, object], reason: str) -> None:
+    with pytest.raises(InputError, match=re.escape(reason)):
+        resolve_experts(linears, with_experts(**settings))

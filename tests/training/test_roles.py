@@ -10,8 +10,9 @@ from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
 
 from lora_lab.common.errors import InputError
 from lora_lab.planning.row_checks import dropout_notes
+from lora_lab.study.peft_targets import peft_targets
 from lora_lab.study.settings import LoraSettings
-from lora_lab.study.targets import compact_targets, placement, resolve_targets
+from lora_lab.study.targets import placement, resolve_targets
 from lora_lab.training.base.architecture import linear_map_of_config
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -75,7 +76,7 @@ def test_the_vision_tower_is_left_alone_however_its_modules_are_called():
     choices = ("attention", "mlp", "all-linear", "all-linear+head", ("q_proj",), ".*q_proj")
     for targets in choices:
         assert not any("vision" in name for name in resolve_targets(there, LoraSettings(target_modules=targets)))
-    modules, layers = compact_targets(there, LoraSettings(target_modules="attention", layers=(1,)))
+    modules, layers, _ = peft_targets(there, LoraSettings(target_modules="attention", layers=(1,)))
     assert all(name.startswith("model.language_model.layers.1.") for name in modules), "q_proj would match the tower"
     assert layers is None
     with pytest.raises(InputError, match="of the vision or audio part alone"):
@@ -120,7 +121,7 @@ def test_what_was_chosen_and_left_out_is_told_by_role():
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3-MoE", "gpt-oss", "OLMoE"])
 def test_experts_without_linear_modules_are_named_where_mlp_matches_nothing(family):
-    with pytest.raises(InputError, match=r"matches no linear module.*\(its experts are no linear modules\)"):
+    with pytest.raises(InputError, match=r"matches no linear module.*\(its experts are no linear modules: see lora"):
         resolve_targets(linears(family), LoraSettings(target_modules="mlp"))
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_lab.common.files import replacing_folder
-from lora_lab.study.targets import compact_targets, resolve_targets
+from lora_lab.study.peft_targets import peft_targets
+from lora_lab.study.targets import resolve_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,18 +31,15 @@ class Weights(NamedTuple):
 
 
 def lora_config(lora: LoraSettings, linears: LinearMap, *, fan_in_fan_out: bool = False) -> LoraConfig:
-    """The `LoraConfig` under which PEFT adapts exactly the modules that this trial adapts."""
-    targets, layers = compact_targets(linears, lora)
-    parameters = [name for name in resolve_targets(linears, lora) if name in linears.as_parameters]
-    if parameters:
-        targets, layers = tuple(set(resolve_targets(linears, lora)) - set(parameters)), None
+    """The `LoraConfig` under which PEFT adapts exactly the modules and weights of experts that this trial adapts."""
+    modules, layers, parameters = peft_targets(linears, lora)
     alpha = lora.alpha
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.r,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
-        target_modules=list(targets) or None,
-        target_parameters=[f"{name}.weight" for name in parameters] or None,
+        target_modules=list(modules),
+        target_parameters=list(parameters) or None,
         layers_to_transform=list(layers) if layers is not None else None,
         lora_dropout=lora.lora_dropout,
         use_rslora=lora.use_rslora,

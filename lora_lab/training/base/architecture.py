@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.roles import roles_of
-from lora_lab.study.targets import LAYER_INDEX, InputLimits, LinearMap, LinearShape
+from lora_lab.study.targets import LAYER_INDEX, ExpertShape, InputLimits, LinearMap, LinearShape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -157,12 +157,14 @@ def _dropout(model: Any) -> Iterator[tuple[str, float]]:
                 yield attribute, value
 
 
-def _experts(model: Any) -> dict[str, int]:
-    linears = {f"{name}.weight" for name in linear_modules(model)}
+def _experts(model: Any) -> dict[str, ExpertShape]:
+    """The parameters that hold a matrix of each expert, told by the names or the classes of their modules."""
     return {
-        name: parameter.numel()
-        for name, parameter in model.named_parameters()
-        if parameter.dim() == 3 and "experts" in name.split(".") and name not in linears
+        f"{name}.{parameter_name}": ExpertShape(*parameter.shape)
+        for name, module in model.named_modules()
+        if "experts" in name.split(".") or type(module).__name__.endswith("Experts")
+        for parameter_name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
     }
 
 

@@ -8,7 +8,7 @@ import torch
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.initializations import INITIALIZATIONS
-from lora_lab.study.targets import full_rank_excess, resolve_targets
+from lora_lab.study.targets import adapted, full_rank_excess, is_bias, resolve_targets
 from lora_lab.training.base.abilities import require_recomputation, require_separate_examples
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def check(base: Base, config: TrialConfig) -> None:
     if lora.use_dora and quantization == "int8" and base.device.type == "cpu":
         # dequantize_module_weight drops the scales there
         raise InputError("lora.use_dora: peft cannot train it on an int8 base on a CPU; use nf4, or a GPU")
-    if lora.bias != "none" and not any("bias" in name for name, _ in base.model.named_parameters()):
+    if lora.bias != "none" and not any(is_bias(name) for name, _ in base.model.named_parameters()):
         raise InputError(f"lora.bias: {lora.bias} trains the base's biases, but this base has none; set it to none")
     if lora.modules_to_save is not None:
         _check_saved(base, lora, lora.modules_to_save)
@@ -63,7 +63,7 @@ def _check_init(base: Base, lora: LoraSettings) -> None:
 
 
 def _check_saved(base: Base, lora: LoraSettings, names: Iterable[str]) -> None:
-    targets = resolve_targets(base.linears, lora)
+    targets = adapted(base.linears, lora)
     modules = dict(base.model.named_modules())
     for name in names:
         matches = [module for module in modules if module.endswith(name)]  # PEFT's rule
@@ -71,11 +71,12 @@ def _check_saved(base: Base, lora: LoraSettings, names: Iterable[str]) -> None:
         if not weights:
             known = sorted({module.rsplit(".", 1)[-1] for module in modules if module})
             raise InputError(f"lora.modules_to_save: no module is called {name}; the model has {', '.join(known)}")
-        adapted = [target for target in targets if any(f"{target}.".startswith(f"{module}.") for module in matches)]
-        if adapted:
+        twice = [target for target in targets if any(f"{target}.".startswith(f"{module}.") for module in matches)]
+        if twice:
+            key = "target_parameters" if twice[0] in base.linears.experts else "target_modules"
             raise InputError(
-                f"lora.modules_to_save: {name} would be trained in full, but lora.target_modules puts an adapter on "
-                f"{adapted[0]}; leave one of them out"
+                f"lora.modules_to_save: {name} would be trained in full, but lora.{key} puts an adapter on "
+                f"{twice[0]}; leave one of them out"
             )
         if not all(weight.is_floating_point() for weight in weights):
             raise InputError(f"lora.modules_to_save: {name} is quantized, and such weights cannot be trained in full")

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lora_lab.study.targets import resolve_targets
+from lora_lab.study.targets import is_bias, resolve_targets
 from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.base.architecture import linear_modules
 from lora_lab.training.reference.checks import check
@@ -104,7 +104,7 @@ def _in_float32(module: nn.Module) -> None:
 
 def _own_biases(module: nn.Module) -> None:
     for name, parameter in list(module.named_parameters(recurse=False)):
-        if "bias" in name:  # PEFT's rule
+        if is_bias(name):
             setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
 
 
