@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -64,6 +65,18 @@ def write_texts(path, rows: int, seed: int = 0) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def own_base(settings: ModelSettings, device: torch.device = CPU) -> Base:
+    """A base that nobody else has adapters on: a copy of one that was read from disk, which takes longer."""
+    if settings.quantization != "none":
+        return load_base(settings, device)
+    return copy.deepcopy(_read_base(settings, device))
+
+
+@lru_cache(maxsize=8)
+def _read_base(settings: ModelSettings, device: torch.device) -> Base:
+    return load_base(settings, device)
+
+
 class Bench:
     """A base and data on disk, and engines and trials over them.
 
@@ -100,7 +113,7 @@ class Bench:
         )
 
     def engine(self, *, dtype=None, folder=None) -> PackedEngine:
-        base = load_base(self.model(dtype), self.device)
+        base = own_base(self.model(dtype), self.device)
         self._engines += 1
         return PackedEngine(
             base, DataCatalog(base.tokenizer, self.scratch), folder or self.scratch / f"trials-{self._engines}"

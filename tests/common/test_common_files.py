@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from common.killer import killed
 from runner.scripted import spec
+from samples import sample
 
 from lora_lab.builtin import datasets
 from lora_lab.common.errors import StorageError
@@ -129,7 +130,7 @@ def _short_page(monkeypatch):
     monkeypatch.setattr(page, "get_plotlyjs", lambda: "plotly")
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", sample(WRITERS, ["a file", "a folder", "a moved folder", "a shorter run"]))
 def test_a_kill_at_any_disk_operation_leaves_the_old_or_the_new_one(tmp_path, name):
     writer, place = WRITERS[name], PLACES.get(name, "out")
     folder = tmp_path / "run"

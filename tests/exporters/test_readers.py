@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from export_made import exported
 from readers import READERS, read, written
+from samples import sample
 
 from lora_lab.exporters.handover import hand_over
 
@@ -42,7 +43,13 @@ CONFIGURATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+QUICK = [
+    *("plain", "qlora", "float16", "one module of one layer", "head", "dora", "loftq", "modules to save", "lora+"),
+    *("warm-up as a share", "decay", "steps", "packing"),
+]
+
+
+@pytest.mark.parametrize("name", sample(CONFIGURATIONS, QUICK))
 @pytest.mark.parametrize("target", READERS)
 def test_an_export_says_what_the_trial_was(data, tmp_path, target, name):
     trial = exported(data, **CONFIGURATIONS[name])

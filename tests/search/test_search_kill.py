@@ -39,7 +39,7 @@ def stored(spec: object, url: str) -> list[TrialResult]:
         return []
 
 
-@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("stride", [14, pytest.param(1, marks=pytest.mark.faults)])
 def test_a_study_killed_before_any_write_ends_as_an_undisturbed_one(tmp_path: Path, stride: int) -> None:
     study = scripted()
     subprocess.run([sys.executable, SCRIPT, tmp_path, str(stride), "plain"], check=True, timeout=200)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from samples import sample
 
 from lora_lab.search.store import StudyStore, open_store
 
@@ -59,7 +60,13 @@ def test_a_trial_that_is_read_off_is_there_as_one_that_was_asked_for(
     assert added.constraints == {"trainable": -1}
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", pytest.param("gp", marks=pytest.mark.torch), "nsga2"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *sample(["tpe", "random", "qmc", "nsga2"], ["tpe", "nsga2"]),
+        pytest.param("gp", marks=[pytest.mark.torch, pytest.mark.slow]),
+    ],
+)
 def test_the_next_questions_know_it(spec_of: Callable[..., StudySpec], url: str, sampler: str) -> None:
     with open_store(spec_of(parameters=PARAMETERS, sampler=sampler, n_trials=40), url) as store:
         for _ in range(12):

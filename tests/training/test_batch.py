@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import LlamaConfig
-from workshop import CPU, drain, make_tokens, only
+from workshop import CPU, drain, make_tokens, only, own_base
 
 from lora_lab.study.events import Finished, Logged
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.targets import InputLimits
-from lora_lab.training.base.loading import load_base
 from lora_lab.training.batch import Padding, padded
 from lora_lab.training.memory.predictor import MemoryPredictor
 from lora_lab.training.packed_engine import PackedEngine
@@ -60,7 +59,7 @@ def test_rows_that_are_padded_further_give_the_numbers_that_they_give(bench, mon
     config = bench.trial(dtype="float64", num_train_epochs=2, lora={"lora_dropout": 0.2})
 
     def figures(folder):
-        base = load_base(config.model, CPU)
+        base = own_base(config.model, CPU)
         engine = kind(base, bench.data, bench.scratch / folder)
         engine.admit(0, config)
         events = drain(engine)

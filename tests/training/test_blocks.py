@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samples import sample
 from workshop import drain, llama_config, make_base, make_slot, make_tokens, only
 
 from lora_lab.common.errors import InputError
@@ -49,7 +50,10 @@ PACKS = {
 LIMITS = {"float64": EXACT, "float32": 1e-5, "bfloat16": 2e-2}
 
 
-@pytest.mark.parametrize("name", PACKS)
+QUICK = ["ranks, scalings", "dropout", "layers, head", "checkpointing", "batches", "8 bits"]
+
+
+@pytest.mark.parametrize("name", sample(PACKS, QUICK))
 def test_blocks_compute_what_the_loop_computes(bench, monkeypatch, name):
     dtype = PACKS[name][0].get("dtype", "float64")
     defaults = {"max_steps": 4, "eval_steps": 4, "logging_steps": 1, "dtype": dtype}

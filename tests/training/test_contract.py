@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from samples import sample
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
-from workshop import CPU, drain, only
+from workshop import CPU, drain, only, own_base
 
 from lora_lab.common.errors import CheckpointError, InputError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, Milestone, OutOfMemory
@@ -23,12 +23,9 @@ from lora_lab.study.measures import MEASURES
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training import evaluation
 from lora_lab.training.base.architecture import linear_map
-from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
-
-pytestmark = pytest.mark.usefixtures("_little_to_collect")
 
 ENGINES = {"packed": PackedEngine, "reference": ReferenceEngine}
 TIMES = {"train_seconds", "tokens_per_second"}
@@ -42,7 +39,7 @@ def engine_class(request):
 
 
 def make(bench, engine_class, folder, config=None):
-    base = load_base((config or bench.trial()).model, CPU)
+    base = own_base((config or bench.trial()).model, CPU)
     return engine_class(base, DataCatalog(base.tokenizer, bench.scratch), folder)
 
 
@@ -75,11 +72,11 @@ PER_EPOCH = 6  # 24 rows in micro-batches of 4
 @pytest.mark.parametrize(
     ("training", "evaluated", "last"),
     [
-        ({"num_train_epochs": 2}, [6, 12], 12),
+        pytest.param({"num_train_epochs": 2}, [6, 12], 12, marks=pytest.mark.slow),
         ({"num_train_epochs": 2, "eval_steps": 5}, [5, 10, 12], 12),
         ({"max_steps": 8}, [6, 8], 8),
-        ({"max_steps": 4, "num_train_epochs": 3}, [4], 4),
-        ({"gradient_accumulation_steps": 4, "num_train_epochs": 2}, [2, 4], 4),
+        pytest.param({"max_steps": 4, "num_train_epochs": 3}, [4], 4, marks=pytest.mark.slow),
+        pytest.param({"gradient_accumulation_steps": 4, "num_train_epochs": 2}, [2, 4], 4, marks=pytest.mark.slow),
         ({"per_device_train_batch_size": 5, "gradient_accumulation_steps": 2}, [3], 3),
     ],
     ids=str,
@@ -144,16 +141,8 @@ EQUAL = {
 
 
 AT_ONCE = [
-    *(
-        "plain",
-        "two epochs and a head",
-        "accumulation",
-        "dropout",
-        "rslora on half of the layers",
-        "gaussian",
-        "cosine",
-    ),
-    *("warmup_stable_decay", "LoRA+", "gradient checkpointing", "rows of several examples"),
+    *("two epochs and a head", "accumulation", "dropout", "rslora on half of the layers", "cosine", "LoRA+"),
+    *("gradient checkpointing", "rows of several examples"),
 ]
 
 
@@ -231,8 +220,10 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("case", sample(RESUMED, ["accumulation"]))
-def test_taken_up_after_any_step_the_rest_is_bit_equal(bench, engine_class, tmp_path, case):
+@pytest.mark.parametrize(
+    ("case", "every"), [("accumulation", 3), *(pytest.param(case, 1, marks=pytest.mark.slow) for case in RESUMED)]
+)
+def test_taken_up_after_any_step_the_rest_is_bit_equal(bench, engine_class, tmp_path, case, every):
     config = bench.trial(dtype="float32", **RESUMED[case])
     control = make(bench, engine_class, tmp_path / "control", config)
     control.admit(0, config)
@@ -243,7 +234,7 @@ def test_taken_up_after_any_step_the_rest_is_bit_equal(bench, engine_class, tmp_
         calls.append(control.step())
     final = calls[-1][-1]
     # Every step on the reference engine, whose state is here only tested; for the packed one, see test_resume.
-    for start in range(0, len(calls), 1 if engine_class is ReferenceEngine else 5):
+    for start in range(0, len(calls), every if engine_class is ReferenceEngine else 5):
         engine = make(bench, engine_class, tmp_path / str(start), config)
         events = run(engine, config)
         expected = [event for call in calls[start:] for event in call]
@@ -333,7 +324,7 @@ def test_an_evaluation_that_is_not_finite_ends_as_diverged(bench, engine, monkey
 
 
 def test_an_adapter_that_the_loss_does_not_reach_fails_with_the_explanation(bench, engine_class, tmp_path):
-    base = load_base(bench.trial().model, CPU)
+    base = own_base(bench.trial().model, CPU)
     base.model.model.layers[0].add_module("spare", torch.nn.Linear(32, 32, dtype=torch.float64))
     base.model.requires_grad_(requires_grad=False)
     base = replace(base, linears=linear_map(base.model))
@@ -489,7 +480,7 @@ def test_a_branch_goes_on_as_the_run_trained_apart(bench, engine):
 
 def test_engines_that_share_a_base_do_not_disturb_each_other(bench, tmp_path):
     config = bench.trial()
-    base = load_base(config.model, CPU)
+    base = own_base(config.model, CPU)
     data = DataCatalog(base.tokenizer, bench.scratch)
     reference = ReferenceEngine(base, data, tmp_path / "reference")
     packed = PackedEngine(base, data, tmp_path / "packed")

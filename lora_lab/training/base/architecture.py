@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from dataclasses import replace
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +234,27 @@ def linear_map_of_config(config: PretrainedConfig | Path | str) -> LinearMap:
             config = AutoConfig.from_pretrained(path.parent if path.is_file() else path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not a model config that transformers can read ({error})") from error
+    return _read_once(ByContents(config))
+
+
+class ByContents:
+    """A base's config that equals every config of the same contents: the key to what is worked out once from it."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.config = copy.deepcopy(config)
+        self._contents = type(config), config.to_json_string(use_diff=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByContents) and self._contents == other._contents
+
+    def __hash__(self) -> int:
+        return hash(self._contents)
+
+
+@lru_cache(maxsize=16)
+def _read_once(contents: ByContents) -> LinearMap:
+    """Once in a process: a command asks for its base's modules again and again."""
+    config = contents.config
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

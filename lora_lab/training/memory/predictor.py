@@ -17,6 +17,7 @@ import numpy as np
 
 from lora_lab.data.tokens import IGNORED
 from lora_lab.study.targets import resolve_targets
+from lora_lab.training.base.architecture import ByContents
 from lora_lab.training.batch import PackedBatch, Padding, pad_positions, pad_rows
 from lora_lab.training.live_bytes import TERMS
 from lora_lab.training.memory.fake_step import FakeStep, History
@@ -170,20 +171,6 @@ class MemoryPredictor:
         return len(set(map(frozenset, layers.values()))) == 1
 
 
-class _ByContents:
-    """A base's config that equals every config of the same contents."""
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        self.config = copy.deepcopy(config)
-        self._contents = config.to_json_string(use_diff=False)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByContents) and self._contents == other._contents
-
-    def __hash__(self) -> int:
-        return hash(self._contents)
-
-
 def predictor_of(
     config: PretrainedConfig,
     settings: ModelSettings,
@@ -201,12 +188,12 @@ def predictor_of(
         dtype: Of the base's weights.
         fused_attention: Whether the CUDA device has FlashAttention.
     """
-    return _made_once(_ByContents(config), settings, device_type, dtype, fused_attention)
+    return _made_once(ByContents(config), settings, device_type, dtype, fused_attention)
 
 
 @functools.lru_cache(maxsize=4)
 def _made_once(
-    config: _ByContents, settings: ModelSettings, device_type: DeviceType, dtype: torch.dtype, fused_attention: bool
+    config: ByContents, settings: ModelSettings, device_type: DeviceType, dtype: torch.dtype, fused_attention: bool
 ) -> MemoryPredictor:
     return MemoryPredictor(config.config, settings, device_type, dtype=dtype, fused_attention=fused_attention)
 
