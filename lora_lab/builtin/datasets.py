@@ -1,7 +1,7 @@
 """The built-in datasets, generated where they are used: small, deterministic, with only the standard library.
 
-`stdlib-code` and `stdlib-prose` read the running Python's library, so their rows differ a little between
-versions of Python; `facts` and `style` are synthetic and the same everywhere.
+`stdlib-code`, `stdlib-prose` and `stdlib-topics` read the running Python's library, so their rows differ a little
+between versions of Python; `facts` and `style` are synthetic and the same everywhere.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lora_lab.builtin.standard_library import (
     read_source,
     windows,
 )
+from lora_lab.builtin.topics import topics
 from lora_lab.common.errors import InputError
 from lora_lab.common.files import write_durably
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Row = dict[str, str]
-"""One example: {"text"} or {"prompt", "completion"}."""
+"""One example: {"text"}, {"text", "label"} or {"prompt", "completion"}."""
 
 _LIST_FORM = "\n- home: {city}\n- work: {job}\n- animal: {pet}\n- meal: {food}\n"
 
@@ -150,6 +151,7 @@ BUILTIN_DATASETS: Mapping[str, BuiltinDataset] = MappingProxyType(
     {
         "builtin/stdlib-code": BuiltinDataset("functions of the Python library: new to the base", stdlib_code),
         "builtin/stdlib-prose": BuiltinDataset("docstrings of the Python library: known to the base", stdlib_prose),
+        "builtin/stdlib-topics": BuiltinDataset("what passages of the Python library are about: six classes", topics),
         "builtin/style": BuiltinDataset("biographies retold as lists: a new form, known content", style),
         "builtin/facts": BuiltinDataset("128 records to be learned by heart: a test of capacity", facts),
     }

@@ -63,7 +63,16 @@ class Conversation:
         ]
 
 
-Example = Text | Completion | Conversation
+@dataclass(frozen=True, slots=True)
+class Labeled:
+    """One text or two, and the class of the row, which is learned."""
+
+    texts: tuple[str, ...]
+    label: str
+    place: str = field(compare=False)
+
+
+Example = Text | Completion | Conversation | Labeled
 """Examples are equal when their content is, wherever they come from."""
 
 
@@ -84,3 +93,5 @@ def _content(example: Example) -> dict[str, Any]:
             return {"prompt": example.prompt, "completion": example.completion}
         case Conversation():
             return example.content()
+        case Labeled():
+            return {"texts": example.texts, "label": example.label}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_lab.common.errors import InputError
 from lora_lab.data import alpaca
 from lora_lab.data.bad_rows import BadField, BadRows
+from lora_lab.data.classes import text_columns, to_labeled
 from lora_lab.data.conversations import is_list_of_messages, to_conversation, to_prompted_conversation
 from lora_lab.data.examples import Completion, Example, Text
 from lora_lab.data.fields import cut, string
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from lora_lab.data.readers import RawRow
 
-Format = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "text"]
+Format = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "text", "labeled"]
 
 COLUMNS: dict[Format, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -29,8 +30,10 @@ COLUMNS: dict[Format, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
+    "labeled": ("text", "label"),
 }
-"""The columns that make a format; where several fit, the first one here is taken."""
+"""The columns that make a format; where several fit, the first one here is taken. `labeled` is that of classification,
+which has no other one."""
 
 OPTIONAL: dict[Format, tuple[str, ...]] = {
     "messages": ("system", "tools"),
@@ -38,6 +41,7 @@ OPTIONAL: dict[Format, tuple[str, ...]] = {
     "prompt_completion": ("tools",),
     "alpaca": ("input", "system", "history"),
     "text": (),
+    "labeled": ("text_pair",),
 }
 """Columns that are read beside these."""
 
@@ -48,14 +52,25 @@ ACCEPTED = (
     "`messages`; `conversations`; `prompt` and `completion`; `instruction`, `output` and optionally `input`, `system` "
     "and `history`; `text`"
 )
+ACCEPTED_LABELED = "`text` or `sentence`, or a pair such as `sentence1` and `sentence2`; and `label`"
 
 
 def validate(
-    rows: Sequence[RawRow], source: str, bad: BadRows, columns: Mapping[str, str] | None = None
+    rows: Sequence[RawRow],
+    source: str,
+    bad: BadRows,
+    columns: Mapping[str, str] | None = None,
+    *,
+    labeled: bool = False,
 ) -> tuple[tuple[Example, ...], tuple[str, ...]]:
     """The examples of all good rows, and notes on how the columns were read; the others go into `bad`.
 
-    `columns` says under which names (values) the columns (keys) of a format stand here.
+    Args:
+        rows: At least one.
+        source: Where they come from, for messages.
+        bad: Takes the bad rows.
+        columns: Under which names (values) the columns (keys) of a format stand here.
+        labeled: Whether rows are read with their classes, or as text.
 
     Raises:
         InputError: no rows, columns of no known format, or `columns` that are not there.
@@ -64,13 +79,15 @@ def validate(
         raise InputError(f"{source}: has no rows; a dataset needs at least one")
     bad.rows += len(rows)
     found = [row for row in rows if not row.damage]
+    if labeled:
+        columns = text_columns(_names(found), columns or {}) | dict(columns or {})
     readable = _renamed(found, columns, source) if columns and found else found
     for row in rows:
         if row.damage:
             bad.add(row.place, row.damage)
     if not readable:
         return (), ()
-    fitting = _fitting_formats(readable, source, columns or {})
+    fitting = _fitting_formats(readable, source, columns or {}, labeled=labeled)
     convert = _CONVERTERS[fitting[0]]
     examples: list[Example] = []
     for row in readable:
@@ -104,7 +121,7 @@ def _names(rows: Sequence[RawRow]) -> list[str]:
     return list(dict.fromkeys(str(name) for row in rows for name in row.fields))
 
 
-def _fitting_formats(rows: Sequence[RawRow], source: str, columns: Mapping[str, str]) -> list[Format]:
+def _fitting_formats(rows: Sequence[RawRow], source: str, columns: Mapping[str, str], *, labeled: bool) -> list[Format]:
     """The format to read, and the others that would fit."""
 
     def share(row_format: Format) -> float:
@@ -112,12 +129,17 @@ def _fitting_formats(rows: Sequence[RawRow], source: str, columns: Mapping[str, 
         return sum(all(row.fields.get(name) is not None for name in names) for row in rows) / len(rows)
 
     # A renamed column is meant to be read.
-    possible = [one for one in COLUMNS if not columns or not columns.keys().isdisjoint((*COLUMNS[one], *OPTIONAL[one]))]
+    possible = [
+        one
+        for one in COLUMNS
+        if (one == "labeled") == labeled
+        and (not columns or not columns.keys().isdisjoint((*COLUMNS[one], *OPTIONAL[one])))
+    ]
     # What half of the rows have is what is meant, so that a few bad rows do not turn alpaca into text.
     fitting = [row_format for row_format in possible if share(row_format) >= 0.5] or [max(possible, key=share)]
     if share(fitting[0]) == 0:
         raise InputError(
-            f"{source}: columns of a known format are needed ({ACCEPTED}), but found "
+            f"{source}: columns of a known format are needed ({ACCEPTED_LABELED if labeled else ACCEPTED}), but found "
             f"{cut(', '.join(_names(rows))) or 'none'}; rename the columns, or say with data.columns what they are"
         )
     return fitting
@@ -174,4 +196,5 @@ _CONVERTERS: dict[Format, Callable[[RawRow], Example]] = {
     "prompt_completion": _to_completion,
     "alpaca": alpaca.to_completion,
     "text": _to_text,
+    "labeled": to_labeled,
 }

@@ -14,7 +14,7 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from lora_lab.common.errors import InputError
 from lora_lab.data.opening import DAMAGED, check_is_data, is_compressed, kind_of, open_rows
@@ -44,6 +44,19 @@ class RawRow:
     fields: Mapping[str, Any] = field(default_factory=dict)
     damage: str = ""
     """What makes the row unreadable, and what to do; empty for a row that could be read."""
+
+
+class ClassName(str):
+    """The name of a class where the data declare all of them in their order (`datasets.ClassLabel`)."""
+
+    __slots__ = ("names",)
+    names: tuple[str, ...]
+
+    def __new__(cls, names: tuple[str, ...], index: int) -> Self:
+        """The name with this index."""
+        name = super().__new__(cls, names[index])
+        name.names = names
+        return name
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:
@@ -235,15 +248,36 @@ def _read_csv(path: Path) -> Iterator[RawRow]:
 def arrow_rows(batches: Iterable[Any], source: str) -> Iterator[RawRow]:
     """The rows of Arrow batches or tables as plain values: no image or audio is decoded, JSON columns are.
 
-    A null in a struct is left out: Arrow has one for every key that other rows have.
+    A null in a struct is left out: Arrow has one for every key that other rows have. A column of numbers that the
+    schema declares to be classes gives their names.
     """
     index = 0
     for batch in batches:
+        classes = _declared_classes(batch.schema)
         nested = {column.name: column.type for column in batch.schema if _is_nested(column.type)}
         for row in batch.to_pylist():
             fields = row | {name: _plain(row[name], kind) for name, kind in nested.items()}
+            fields |= {name: _class_name(names, row[name]) for name, names in classes.items()}
             yield RawRow(f"{source}[{index}]", fields)
             index += 1
+
+
+def _declared_classes(schema: Any) -> dict[str, tuple[str, ...]]:
+    """The names of classes by column, which `datasets` writes into the metadata of a schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {
+        name: tuple(map(str, feature["names"]))
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+
+
+def _class_name(names: tuple[str, ...], value: Any) -> Any:
+    """The name of a class; what is no index of one (null, or the -1 of test splits) stays as it is."""
+    return ClassName(names, value) if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def _is_nested(kind: Any) -> bool:

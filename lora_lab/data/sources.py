@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import InputError
 from lora_lab.data.bad_rows import BadRows
-from lora_lab.data.examples import Example, content_hash
+from lora_lab.data.classes import class_names, known_only
+from lora_lab.data.examples import Example, Labeled, content_hash
 from lora_lab.data.formats import validate
 from lora_lab.data.locations import Location, find
 from lora_lab.data.mixing import held_out, mixed
@@ -47,6 +48,8 @@ class ExampleSplits:
     """What the user should know, those of the three parts included."""
     contents: Mapping[str, str]
     """The content hash of each source as it was read, before rows were held out or left off: `data.train: x.jsonl`."""
+    classes: tuple[str, ...] = ()
+    """The classes of the rows, in their order, where they have classes."""
 
 
 def load_examples(ref: DatasetRef, purpose: Purpose, cache_folder: Path) -> LoadedExamples:
@@ -60,27 +63,37 @@ def load_examples(ref: DatasetRef, purpose: Purpose, cache_folder: Path) -> Load
     return loaded
 
 
-def load_splits(data: DataSettings, cache_folder: Path, *, bad: BadRows | None = None) -> ExampleSplits:
+def load_splits(
+    data: DataSettings, cache_folder: Path, *, bad: BadRows | None = None, classes: Sequence[str] | None = None
+) -> ExampleSplits:
     """Training, evaluation and (where asked for) forgetting examples; the same for all trials and seeds.
 
+    Args:
+        data: The study's settings.
+        cache_folder: For generated and converted datasets.
+        bad: Takes the bad rows; by default they are refused, or left out, as the settings say.
+        classes: Read rows with their classes, which must be of these; where it is empty, of those of the training
+            rows. None reads text.
+
     Raises:
-        InputError: as `load_examples` does (bad rows are left to a caller who gives `bad`); a share that leaves
-            no row; evaluation on the rows that are trained on.
+        InputError: as `load_examples` does; a share that leaves no row; evaluation on the rows that are trained on;
+            only one class.
     """
     if bad is not None:
-        return _load_splits(data, cache_folder, bad)
+        return _load_splits(data, cache_folder, bad, classes)
     own = BadRows(data.skip_invalid)
-    splits, notes = own.settle_after(lambda: _load_splits(data, cache_folder, own))
+    splits, notes = own.settle_after(lambda: _load_splits(data, cache_folder, own, classes))
     return replace(splits, notes=(*splits.notes, *notes))
 
 
-def _load_splits(data: DataSettings, cache_folder: Path, bad: BadRows) -> ExampleSplits:
+def _load_splits(data: DataSettings, cache_folder: Path, bad: BadRows, classes: Sequence[str] | None) -> ExampleSplits:
+    def load(place: Location, ref: DatasetRef, *, must_have: bool = True) -> LoadedExamples:
+        return _load(place, ref, cache_folder, bad, columns, must_have=must_have, labeled=classes is not None)
+
     columns = data.columns.given() if data.columns else {}
     places = [find(ref, "train", cache_folder) for ref in data.train_refs]
     _refuse_twice(places)
-    trained = [
-        _load(place, ref, cache_folder, bad, columns) for place, ref in zip(places, data.train_refs, strict=True)
-    ]
+    trained = [load(place, ref) for place, ref in zip(places, data.train_refs, strict=True)]
     evaluation = forgetting = None
     if isinstance(data.eval, DatasetRef):
         place = find(data.eval, "eval", cache_folder)
@@ -90,16 +103,21 @@ def _load_splits(data: DataSettings, cache_folder: Path, bad: BadRows) -> Exampl
                     f"data.eval: must not be the training rows, but {place.source} has rows of {trained_place.source}; "
                     "give a share such as 0.1, another file, or another split"
                 )
-        evaluation = _load(place, data.eval, cache_folder, bad, columns, must_have=False)
+        evaluation = load(place, data.eval, must_have=False)
     if data.forgetting:
         place = find(data.forgetting, "forgetting", cache_folder)
-        forgetting = _load(place, data.forgetting, cache_folder, bad, columns, must_have=False)
+        forgetting = load(place, data.forgetting, must_have=False)
     contents = {f"data.train: {one.source}": one.content_hash for one in trained}
     contents |= {
         f"data.{purpose}: {one.source}": one.content_hash
         for purpose, one in (("eval", evaluation), ("forgetting", forgetting))
         if one is not None
     }
+    names: tuple[str, ...] = ()
+    if classes is not None:
+        names = tuple(classes) or _class_names(trained, bad)
+        trained = [_of_known_classes(one, names, bad) for one in trained]
+        evaluation = None if evaluation is None else _of_known_classes(evaluation, names, bad)
     if evaluation is None:
         assert isinstance(data.eval, float)
         trained, evaluation = _hold_out(trained, data.eval)
@@ -108,7 +126,19 @@ def _load_splits(data: DataSettings, cache_folder: Path, bad: BadRows) -> Exampl
         train = _first(train, data.max_train_examples)
     parts = [part for part in (train, evaluation, forgetting) if part is not None]
     notes = [*(note for part in parts for note in part.notes), *_repeated(train, evaluation)]
-    return ExampleSplits(train, evaluation, forgetting, tuple(dict.fromkeys(notes)), contents)
+    return ExampleSplits(train, evaluation, forgetting, tuple(dict.fromkeys(notes)), contents, names)
+
+
+def _class_names(trained: Sequence[LoadedExamples], bad: BadRows) -> tuple[str, ...]:
+    labels = [example.label for one in trained for example in one.examples if isinstance(example, Labeled)]
+    if not labels:
+        bad.settle()  # there is none because all rows are bad
+    return class_names(labels, " and ".join(one.source for one in trained))
+
+
+def _of_known_classes(loaded: LoadedExamples, names: Sequence[str], bad: BadRows) -> LoadedExamples:
+    labeled = [example for example in loaded.examples if isinstance(example, Labeled)]
+    return _part(loaded, known_only(labeled, names, bad), loaded.source)
 
 
 def _refuse_twice(places: Sequence[Location]) -> None:
@@ -129,6 +159,7 @@ def _load(
     columns: Mapping[str, str],
     *,
     must_have: bool = True,
+    labeled: bool = False,
 ) -> LoadedExamples:
     """The examples of a split; `columns` that none of its rows has are an error only if it `must_have` them."""
     rows = list(islice(place.rows(cache_folder), ref.max_examples))
@@ -139,7 +170,7 @@ def _load(
         )
     if not must_have and not any(name in row.fields for row in rows for name in columns.values()):
         columns = {}
-    examples, notes = validate(rows, place.source, bad, columns)
+    examples, notes = validate(rows, place.source, bad, columns, labeled=labeled)
     if not examples and bad.skip:
         raise InputError(f"{place.source}: all {len(rows)} rows are bad; correct them, or drop data.skip_invalid")
     return LoadedExamples(examples, place.source, content_hash(examples), (*place.notes, *notes))

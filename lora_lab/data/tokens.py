@@ -13,7 +13,7 @@ from lora_lab.common.activity import Activity, unwatched
 from lora_lab.common.errors import InputError
 from lora_lab.data.bad_rows import BadField, BadRows
 from lora_lab.data.chat import ChatEncoder
-from lora_lab.data.examples import Completion, Conversation, Example, Text
+from lora_lab.data.examples import Completion, Conversation, Example, Labeled, Text
 from lora_lab.data.strings import StringEncoder
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ TokenArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """What a trained model is asked, and what it should answer: the completion, or the assistant's last turn."""
+    """What a trained model is asked, and what it should answer: a completion, the assistant's last turn, or a class."""
 
     place: str
     """Where the row stands, such as `data.jsonl:3`."""
@@ -50,20 +50,28 @@ class TokenizedDataset:
 
     input_ids: tuple[TokenArray, ...]
     labels: tuple[TokenArray, ...]
-    """The token ids themselves, not shifted, or -100 where no loss is taken."""
+    """The token ids themselves, not shifted, or -100 where no loss is taken: on all of a row that has a class."""
     fingerprint: str
-    """The sha256 of all token ids and labels, and positions."""
+    """The sha256 of all token ids and labels, and positions; or, of rows with classes, of these and token types."""
     notes: tuple[str, ...]
     positions: tuple[TokenArray, ...] | None = None
     """The places of tokens in their examples, from 0, where rows hold several; None: one example each."""
     questions: tuple[Question, ...] = ()
     """One for every row, where the rows have answers and these were asked for."""
+    classes: TokenArray | None = None
+    """[rows]: the index of each row's class, where that is learned instead of tokens."""
+    token_types: tuple[TokenArray, ...] | None = None
+    """Which of a row's two texts each token is of, where the base is told it (`token_type_ids`)."""
+    pad: int = 0
+    """The token id that rows are padded with."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def label_tokens(self, index: int) -> int:
-        """Tokens of a row that are predicted: its labels but the first, which has nothing before it."""
+        """Tokens of a row that are predicted: its labels but the first, which has nothing before it; or its class."""
+        if self.classes is not None:
+            return 1
         return int(np.count_nonzero(self.labels[index][1:] != IGNORED))
 
 
@@ -156,6 +164,8 @@ def _encode(examples: Sequence[Example], tokenizer: Any, chat: ChatEncoder, bad:
                     yield _Encoded(example, *chat.encode(example))
                 except BadField as error:
                     bad.add(example.place, error)
+            case Labeled():
+                raise AssertionError("rows with classes are tokenized by tokenize_labeled")
 
 
 def _strings(example: Example) -> tuple[str, ...]:
@@ -164,7 +174,7 @@ def _strings(example: Example) -> tuple[str, ...]:
             return (example.text,)
         case Completion():
             return (example.prompt, example.completion)
-        case Conversation():
+        case Conversation() | Labeled():
             return ()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lora_lab.data.examples import Completion, Conversation, Text
+from lora_lab.data.examples import Completion, Conversation, Labeled, Text
 from lora_lab.data.tokens import IGNORED
 from lora_lab.exporters.targets import package
 
@@ -49,14 +49,16 @@ def write_tokens(folder: Path, trial: ExportedTrial, *, packed: bool = False) ->
         write_lines(folder / "tokens" / f"{name}.jsonl", token_rows(dataset))
 
 
-def token_rows(dataset: TokenizedDataset) -> Iterator[dict[str, list[int]]]:
-    """The rows of a token set as trainers read them."""
+def token_rows(dataset: TokenizedDataset) -> Iterator[dict[str, Any]]:
+    """The rows of a token set as trainers read them; of classes, `label` is the index."""
     for index, (ids, labels) in enumerate(zip(dataset.input_ids, dataset.labels, strict=True)):
-        row = {
-            "input_ids": ids.tolist(),
-            "attention_mask": [1] * len(ids),
-            "labels": [IGNORED, *labels[1:].tolist()],
-        }
+        row: dict[str, Any] = {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids)}
+        if dataset.classes is not None:
+            row["label"] = int(dataset.classes[index])
+        else:
+            row["labels"] = [IGNORED, *labels[1:].tolist()]
+        if dataset.token_types is not None:
+            row["token_type_ids"] = dataset.token_types[index].tolist()
         if dataset.positions is not None:
             row["position_ids"] = dataset.positions[index].tolist()
         yield row
@@ -79,6 +81,8 @@ def plain_rows(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
             case Conversation():
                 tools = {"tools": list(example.tools)} if example.tools else {}
                 yield {"messages": [dict(message) for message in example.messages], **tools}
+            case Labeled():
+                raise AssertionError("rows with classes are handed over as tokens")
 
 
 def segment_rows(examples: Sequence[Example], specials: Specials) -> Iterator[dict[str, Any]]:
@@ -90,8 +94,8 @@ def segment_rows(examples: Sequence[Example], specials: Specials) -> Iterator[di
             case Completion():
                 given = {"label": False, "text": specials.before + example.prompt}
                 yield {"segments": [given, {"label": True, "text": example.completion + specials.after}]}
-            case Conversation():
-                raise AssertionError("conversations are rows of messages")
+            case _:
+                raise AssertionError("conversations are rows of messages, and rows with classes are tokens")
 
 
 def closed_rows(examples: Sequence[Example], specials: Specials) -> Iterator[dict[str, Any]]:
@@ -102,8 +106,8 @@ def closed_rows(examples: Sequence[Example], specials: Specials) -> Iterator[dic
                 yield {"text": specials.before + example.text + specials.after}
             case Completion():
                 yield {"prompt": specials.before + example.prompt, "completion": example.completion + specials.after}
-            case Conversation():
-                raise AssertionError("conversations are rows of messages")
+            case _:
+                raise AssertionError("conversations are rows of messages, and rows with classes are tokens")
 
 
 def turn_rows(examples: Sequence[Example], specials: Specials) -> Iterator[dict[str, Any]]:

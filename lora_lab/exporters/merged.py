@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_lab.training.merging import write_merged
+from lora_lab.training.merging import write_merged, write_merged_classifier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,5 +18,9 @@ def write(trial: ExportedTrial, folder: Path) -> str:
     """Write the merged model; a command that serves it."""
     assert trial.adapter is not None
     (folder / MODEL).mkdir()
-    write_merged(trial.location, trial.config.model.revision, trial.adapter, folder / MODEL)
+    model = trial.config.model
+    if model.labels is not None:
+        write_merged_classifier(trial.location, model.revision, model.labels, trial.adapter, folder / MODEL)
+        return f"python -c \"from transformers import pipeline; print(pipeline(model='{MODEL}')('Hello'))\""
+    write_merged(trial.location, model.revision, trial.adapter, folder / MODEL)
     return f"transformers serve {MODEL}"

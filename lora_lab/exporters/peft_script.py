@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_lab.exporters.arguments import training_arguments
 from lora_lab.exporters.files import heading, write_tokens
-from lora_lab.exporters.scripts import fill
+from lora_lab.exporters.scripts import fill, template
 from lora_lab.study.settings import LoftQSettings
 
 if TYPE_CHECKING:
@@ -20,12 +20,16 @@ FILE = "train_peft.py"
 def write(trial: ExportedTrial, folder: Path) -> str:
     """Write script and tokens; the launch command."""
     write_tokens(folder, trial, packed=True)
+    task = "classes" if trial.config.model.classifies else "text"
     settings = {
+        "auto": "AutoModelForSequenceClassification" if trial.config.model.classifies else "AutoModelForCausalLM",
+        "task": template(f"train_peft_{task}.py").strip(),
         "model": {
             "pretrained_model_name_or_path": trial.model,
             "revision": trial.config.model.revision or "main",
             "use_safetensors": True,
             "trust_remote_code": False,
+            **classes(trial),
         },
         "dtype": trial.dtype.name,
         "quantization": quantization(trial),
@@ -43,12 +47,25 @@ def write(trial: ExportedTrial, folder: Path) -> str:
     return f"python {FILE}"
 
 
+def classes(trial: ExportedTrial) -> dict[str, Any]:
+    """What `from_pretrained` has to know of the classes of a trial; nothing for one that learns text."""
+    labels = trial.config.model.labels
+    if labels is None:
+        return {}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: index for index, name in enumerate(labels)},
+        "problem_type": "single_label_classification",
+        "pad_token_id": trial.tokenizer.pad_token_id,
+    }
+
+
 def lora(trial: ExportedTrial) -> dict[str, Any]:
     """Keywords of `peft.LoraConfig`."""
     settings = trial.config.lora
     layers = trial.layers_to_transform
     return {
-        "task_type": "CAUSAL_LM",
+        "task_type": trial.config.model.task_type,
         "r": settings.r,
         "lora_alpha": trial.alpha,
         "lora_dropout": settings.lora_dropout,

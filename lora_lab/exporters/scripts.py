@@ -8,17 +8,21 @@ from string import Template
 from typing import Any
 
 
-def fill(template: str, heading: str, settings: dict[str, Any]) -> str:
-    """The text of `templates/<template>.in` with its settings, each as a Python literal; strings are put as they are.
+def template(name: str) -> str:
+    """The text of `templates/<name>.in`."""
+    return resources.files("lora_lab.exporters").joinpath("templates", f"{name}.in").read_text(encoding="utf-8")
+
+
+def fill(name: str, heading: str, settings: dict[str, Any]) -> str:
+    """The text of `templates/<name>.in` with its settings, each as a Python literal; strings are put as they are.
 
     Args:
-        template: Such as `train_peft.py`.
+        name: Such as `train_peft.py`.
         heading: The first line of the script's docstring.
         settings: Values by their placeholders; a `str` is code.
     """
-    text = resources.files("lora_lab.exporters").joinpath("templates", f"{template}.in").read_text(encoding="utf-8")
-    literals = {name: value if isinstance(value, str) else literal(value) for name, value in settings.items()}
-    return Template(text).substitute(heading=heading, **literals)
+    literals = {key: value if isinstance(value, str) else literal(value) for key, value in settings.items()}
+    return Template(template(name)).substitute(heading=heading, **literals)
 
 
 def literal(value: Any) -> str:

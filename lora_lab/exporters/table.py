@@ -65,6 +65,19 @@ MODEL: tuple[Row, ...] = (
         warned("the base's own dropout is on while it trains there; here it is off", *OTHER_TRAINERS),
     ),
     Row(
+        "model.task_type",
+        lambda trial: trial.config.model.task_type,
+        lambda trial: trial.config.model.classifies,
+        refused("what is written for it here trains language models", *OTHER_TRAINERS)
+        | refused("it serves language models", *ADAPTER_SERVERS),
+    ),
+    Row(
+        "model.labels",
+        lambda trial: ", ".join(trial.config.model.labels or ()),
+        lambda trial: trial.has_other_head,
+        refused("the base has a head for other classes, or these in another order, which it would start from", "peft"),
+    ),
+    Row(
         "model.quantization",
         lambda trial: trial.config.model.quantization,
         lambda trial: trial.config.model.quantization != "none",

@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lora_lab.common.errors import InputError
-from lora_lab.data.examples import Completion, Conversation, Example, Text
+from lora_lab.data.examples import Completion, Conversation, Example, Labeled, Text
 from lora_lab.data.sources import load_splits
 from lora_lab.data.strings import StringEncoder
 from lora_lab.results.card import base_words
 from lora_lab.study.peft_targets import peft_targets
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training.base.architecture import linear_map_of_config
-from lora_lab.training.base.loading import default_device, load_tokenizer, locate, model_config, resolve_dtype
+from lora_lab.training.base.classification import stored_order
+from lora_lab.training.base.loading import (
+    classes_of,
+    default_device,
+    load_tokenizer,
+    locate,
+    model_config,
+    resolve_dtype,
+)
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.schedule import BatchPlan, decay_steps, warmup_steps
 
@@ -25,18 +33,19 @@ if TYPE_CHECKING:
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import Results
     from lora_lab.study.results import TrialResult
-    from lora_lab.study.settings import TrialConfig
+    from lora_lab.study.settings import DataSettings, TrialConfig
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.targets import LinearMap
     from lora_lab.training.datasets import TokenizedSplits
 
 Role = Literal["best", "recommended"]
 DataForm = Literal["tokens", "rows"]
-RowFormat = Literal["text", "prompt_completion", "messages", "mixed"]
+RowFormat = Literal["text", "prompt_completion", "messages", "labeled", "mixed"]
 FORMATS: dict[type[Example], RowFormat] = {
     Text: "text",
     Completion: "prompt_completion",
     Conversation: "messages",
+    Labeled: "labeled",
 }
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
@@ -127,6 +136,14 @@ class ExportedTrial:
         values = self.model_config.to_dict().items()
         return {key: value for key, value in values if "drop" in key and isinstance(value, float) and value > 0}
 
+    @property
+    def has_other_head(self) -> bool:
+        """Whether the base has a head for other classes than the trial's, or for these in another order."""
+        labels, kinds = self.config.model.labels, self.model_config.architectures or ()
+        if labels is None or not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            return False
+        return stored_order(self.model_config, labels) != list(range(len(labels)))
+
     # The adapter
 
     @cached_property
@@ -188,18 +205,21 @@ class ExportedTrial:
     @cached_property
     def tokens(self) -> TokenizedSplits:
         """The token sets of the trial; with packing, the training rows hold several examples."""
-        return DataCatalog(self.tokenizer, self.data_cache).splits(self.config.data)
+        return self._tokenized(self.config.data)
 
     @cached_property
     def unpacked_tokens(self) -> TokenizedSplits:
         """The token sets with one example in each row."""
         data = self.config.data.model_copy(update={"packing": False})
-        return DataCatalog(self.tokenizer, self.data_cache).splits(data) if self.config.data.packing else self.tokens
+        return self._tokenized(data) if self.config.data.packing else self.tokens
+
+    def _tokenized(self, data: DataSettings) -> TokenizedSplits:
+        return DataCatalog(self.tokenizer, self.data_cache, classes=classes_of(self.config.model)).splits(data)
 
     @cached_property
     def examples(self) -> ExampleSplits:
         """The rows that the tokens are made of."""
-        return load_splits(self.config.data, self.data_cache)
+        return load_splits(self.config.data, self.data_cache, classes=classes_of(self.config.model))
 
     @cached_property
     def row_format(self) -> RowFormat:
@@ -264,7 +284,7 @@ def read_trial(
     standings = {"best": results.findings.best, "recommended": results.findings.cheapest}
     roles: tuple[Role, ...] = ("best", "recommended")
     config = model_config(settings)
-    linears = linear_map_of_config(config)
+    linears = linear_map_of_config(config, classes_of(settings))
     adapter = folder.adapter_of(chosen)
     return ExportedTrial(
         spec=results.spec,

@@ -125,11 +125,15 @@ def _snippet(result: TrialResult, adapter: str) -> str:
     model = result.config.model
     base = hub_id(model.model_name_or_path)
     revision = f', revision="{model.revision}"' if base and model.revision else ""
-    where = f'"{base}"{revision}' if base else f'"..."  # the folder of {base_words(model)}\n'
+    where = f'"{base}"{revision}' if base else '"..."'
+    folder = "" if base else f"  # the folder of {base_words(model)}"
+    kind, classes = "CausalLM", ""
+    if model.labels is not None:
+        kind, classes = "SequenceClassification", f", id2label={dict(enumerate(model.labels))}"
     return (
         "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({where})\n"
+        f"from transformers import AutoModelFor{kind}\n\n"
+        f"base = AutoModelFor{kind}.from_pretrained({where}{classes}){folder}\n"
         f'model = PeftModel.from_pretrained(base, "{adapter}")'
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.wording import plural
 from lora_lab.common.activity import Activity, Interrupted
 from lora_lab.common.errors import InputError
+from lora_lab.planning.answer_checks import with_classes
 from lora_lab.planning.calibration import Seconds, calibration, total
 from lora_lab.planning.trainings import count_trainings
 from lora_lab.runner.in_process import load_workbench
@@ -91,6 +92,8 @@ def calibrate(
     Raises:
         InputError: the base or the data cannot be used, or no trial fits into memory.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        spec = with_classes(spec, Path(folder))
     linears = cache(architecture)
     trainings = count_trainings(spec, lambda config: linears(config.model))
     kinds = Counter((config.model, engine_for(config).name) for config in trainings.examples)
@@ -102,7 +105,7 @@ def calibrate(
         bench = load_workbench(model, Path(folder) / "trials", Path(folder) / "data", timer)
         bench.catalog.splits(chosen[0].data)
         loading = Seconds(clock() - began)
-        engine: Engine = bench.packed if engine_name == "packed" else bench.reference
+        engine: Engine = bench.engines[0] if engine_name == "packed" else bench.reference
         size = PackSize(spec.sweep.fixed_pack_size if engine_name == "packed" else 1)
         timing = _Timing(bench, engine, size, timer, progress)
         return timing.whole(chosen, trainings.examples, trainings.all, loading)
@@ -194,9 +197,10 @@ class _Timing:
             self._number += 1
             if ending is not None:
                 raise InputError(f"a trial of this study {ending.reason}")
-            if self._bench.packed.set_aside:
+            set_aside = [] if self._bench.packed is None else self._bench.packed.set_aside
+            if set_aside:
                 self._size.shrink(len(self._engine.active))
-                self._bench.packed.set_aside.clear()
+                set_aside.clear()
                 return
 
     def _clear(self) -> None:
@@ -237,7 +241,7 @@ class _Timing:
         """The bare base's evaluation, by token."""
         self._progress("an evaluation of the bare base")
         with suppress(Interrupted):
-            self._bench.packed.base_losses(config)
+            self._bench.engines[0].base_losses(config)
         samples = self._timer.take()
         splits = self._splits(config)
         tokens = self._batch_tokens(config, splits.eval)

@@ -16,7 +16,7 @@ from lora_lab.study.engines import EngineChoice, engine_for
 from lora_lab.study.events import ENDINGS, Failed, OutOfMemory, Started
 from lora_lab.tracking.records import DatasetInput
 from lora_lab.training.base.contents import base_contents
-from lora_lab.training.base.loading import architecture, default_device, device_name, load_base
+from lora_lab.training.base.loading import architecture, classes_of, default_device, device_name, load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.device import device_bytes, memory_may_run_out
 from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit, Need, Room
@@ -53,13 +53,19 @@ class Workbench:
     contents: Mapping[str, str]
     """The digests of the weights and the tokenizer."""
     catalog: DataCatalog
-    packed: PackedEngine
+    packed: PackedEngine | None
+    """None where nothing on this base is packed (`task_type: SEQ_CLS`)."""
     reference: ReferenceEngine
 
     @property
     def engines(self) -> tuple[Engine, ...]:
         """Both engines, of which one trains at a time."""
-        return self.packed, self.reference
+        return (self.reference,) if self.packed is None else (self.packed, self.reference)
+
+    @property
+    def pack(self) -> tuple[int, ...]:
+        """The numbers of the trials that train side by side."""
+        return () if self.packed is None else self.packed.active
 
 
 def load_workbench(model: ModelSettings, trials_folder: Path, data_cache: Path, beat: Beat = unwatched) -> Workbench:
@@ -71,9 +77,9 @@ def load_workbench(model: ModelSettings, trials_folder: Path, data_cache: Path, 
     with memory_may_run_out() as shortage:
         base = load_base(model, default_device())
         contents = base_contents(base, model)
-        catalog = DataCatalog(base.tokenizer, data_cache, base.linears.limits.vocabulary, beat)
+        catalog = DataCatalog(base.tokenizer, data_cache, base.linears.limits.vocabulary, beat, classes_of(model))
         reference = ReferenceEngine(base, catalog, trials_folder, beat)  # before adapters are attached
-        packed = PackedEngine(base, catalog, trials_folder, beat)
+        packed = None if model.classifies else PackedEngine(base, catalog, trials_folder, beat)
         return Workbench(model, base, contents, catalog, packed, reference)
     raise InputError(
         f"model.model_name_or_path: {model.model_name_or_path} does not fit into memory ({shortage.reason}); quantize "
@@ -180,7 +186,7 @@ class InProcessExecutor:
         Raises:
             InputError: the device has no room for that.
         """
-        return self._of_bare_base(config, PackedEngine.base_losses)
+        return self._of_bare_base(config, lambda engine: engine.base_losses(config))
 
     def base_scores(self, config: TrialConfig) -> dict[str, float]:
         """The bare base's metrics, those that the configuration asks for.
@@ -188,12 +194,12 @@ class InProcessExecutor:
         Raises:
             InputError: the held-out rows have no answers, the base cannot give them, or there is no room for that.
         """
-        return self._of_bare_base(config, PackedEngine.base_scores)
+        return self._of_bare_base(config, lambda engine: engine.base_scores(config))
 
-    def _of_bare_base(self, config: TrialConfig, measure: Callable[[PackedEngine, TrialConfig], T]) -> T:
+    def _of_bare_base(self, config: TrialConfig, measure: Callable[[Engine], T]) -> T:
         bench = self._bench_for(config.model)
         with memory_may_run_out() as shortage:
-            return measure(bench.packed, config)
+            return measure(bench.engines[0])
         raise InputError(
             f"an evaluation of the bare base does not fit into memory ({shortage.reason}); lower "
             "training.per_device_eval_batch_size or data.max_length, or quantize the base (model.quantization: nf4)"
@@ -234,7 +240,7 @@ class InProcessExecutor:
         bench = self._bench
         if bench is None or not self.active:
             return True
-        if engine_for(config).name == "reference":
+        if engine_for(config).name == "reference" or bench.packed is None:
             return False
         neighbor = self._work[self.active[0]].config
         alike = neighbor.training.gradient_checkpointing == config.training.gradient_checkpointing
@@ -247,13 +253,13 @@ class InProcessExecutor:
         self._work[work.number] = work
         try:
             bench = self._bench_for(work.config.model)
-            if choice.name == "packed":
+            if choice.name == "packed" and bench.packed is not None:
                 try:
                     ending = self._admit(bench, work, bench.packed)
                 except UnpackableError as error:
                     choice = EngineChoice("reference", str(error))
             if choice.name == "reference":
-                if bench.packed.active:
+                if bench.pack:
                     self._alone.append(work.number)
                 else:
                     ending = self._admit(bench, work, bench.reference)
@@ -312,14 +318,14 @@ class InProcessExecutor:
     def _step(self, bench: Workbench) -> list[TrialEvent]:
         if self._alone and not self._set_aside and not any(engine.active for engine in bench.engines):
             return self._take_alone(bench)
-        packs = not bench.reference.active
-        if packs:
-            self._refill(bench)
-        engine = bench.packed if packs else bench.reference
+        packed = None if bench.reference.active else bench.packed
+        if packed is not None:
+            self._refill(bench, packed)
+        engine = packed or bench.reference
         training = len(engine.active)
         events = engine.step()
-        if packs:
-            self._take_set_aside(bench.packed)
+        if packed is not None:
+            self._take_set_aside(packed)
             self._pack_size.measured(training, engine.tokens_per_second)
         self._tokens_per_second += SPEED_SMOOTHING * (engine.tokens_per_second - self._tokens_per_second)
         return events
@@ -333,14 +339,14 @@ class InProcessExecutor:
             return [_failed(work, error)]
         return [] if ending is None else [ending]
 
-    def _refill(self, bench: Workbench) -> None:
+    def _refill(self, bench: Workbench, packed: PackedEngine) -> None:
         """Put trials that were set aside back into the pack, as far as there is room."""
-        while self._set_aside and len(bench.packed.active) < self._pack_size.limit:
+        while self._set_aside and len(packed.active) < self._pack_size.limit:
             work = self._work[self._set_aside[0]]
-            if bench.packed.active and not self._memory.fits(work.config, bench.packed):
+            if packed.active and not self._memory.fits(work.config, packed):
                 return
             self._set_aside.popleft()
-            ending = self._admit(bench, work, bench.packed)
+            ending = self._admit(bench, work, packed)
             self._told += [] if ending is None else [ending]
 
     def _admit(self, bench: Workbench, work: Work, engine: Engine) -> OutOfMemory | None:
@@ -359,7 +365,8 @@ class InProcessExecutor:
                 engine.discard(work.number)
             elif engine is bench.packed:
                 self._memory.take(work, bench.packed)
-        self._take_set_aside(bench.packed)
+        if bench.packed is not None:
+            self._take_set_aside(bench.packed)
         return ending
 
     def _take_set_aside(self, engine: PackedEngine) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from lora_lab.common.activity import Activity, Interrupted
 from lora_lab.common.errors import InputError, StorageAwayError
 from lora_lab.common.lease import lease
-from lora_lab.planning.answer_checks import check_answers
+from lora_lab.planning.answer_checks import check_answers, with_classes
 from lora_lab.planning.target_checks import check_targets, target_examples
 from lora_lab.results.results import Results, read_results
 from lora_lab.results.storage import storage_url
@@ -87,6 +87,7 @@ def run_study(
     limit = TimeLimit(options.max_hours)
     patience = Patience(options.storage_patience_s, lambda text: display.tell(Note(text)), lambda: stop.requested)
     folder.make()
+    spec = with_classes(spec, folder.data_cache)
     with ExitStack() as stack:
         stack.enter_context(lease(folder.lease, folder.root))
         # The lock of the run folder is enough for a database in it.

@@ -39,6 +39,8 @@ def engine_for(config: TrialConfig, *, is_cuda: bool = False) -> EngineChoice:
 
 def _beyond_packing(config: TrialConfig, *, is_cuda: bool) -> Iterator[str]:
     lora = config.lora
+    if config.model.classifies:
+        yield "task_type SEQ_CLS trains a classification head in full"
     if lora.use_dora:
         yield "use_dora trains magnitudes beside A and B"
     if lora.target_parameters != "none":

@@ -18,8 +18,11 @@ Goal = Literal["minimize", "maximize"]
 Kind = Literal["loss", "score", "cost", "detail"]
 """A loss and a score say how good a trial is, a cost what it takes; a detail can be neither searched for nor judged."""
 Style = Literal["nats", "score", "count", "bytes", "seconds", "percent", "number"]
-Source = Literal["always", "tokens", "answers"]
-"""What a measure is made of: what every trial has, how it predicts held-out tokens, or what it answers to prompts."""
+Source = Literal["always", "tokens", "answers", "classes"]
+"""What a measure is made of: what every trial has, how it predicts held-out tokens, what it answers to prompts, or the
+classes that it gives to held-out rows."""
+TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
+"""What a base is trained to do, as `peft.TaskType` names it: predict the next token, or the class of a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,8 @@ class Measure:
     """Whether it is also known at every evaluation."""
     source: Source = "always"
     """What it is made of; any but `always` is measured where `evaluation.metrics` asks for it."""
+    tasks: tuple[TaskType, ...] = ("CAUSAL_LM",)
+    """The tasks in which `evaluation.metrics` may ask for it."""
     term: str | None = None
     """The part of a trial's peak memory that it is, as the engine counts it."""
 
@@ -111,7 +116,7 @@ FORGETTING = Measure(
 )
 
 
-def _score(name: str, label: str, source: Source) -> Measure:
+def _score(name: str, label: str, source: Source, tasks: tuple[TaskType, ...] = ("CAUSAL_LM",)) -> Measure:
     """A score between 0 and 1 of every held-out row, and their mean."""
     return Measure(
         name=name,
@@ -126,6 +131,7 @@ def _score(name: str, label: str, source: Source) -> Measure:
         gain=True,
         curve=True,
         source=source,
+        tasks=tasks,
     )
 
 
@@ -146,7 +152,8 @@ EXACT_MATCH = _score("exact_match", "exact match", "answers")
 F1 = _score("f1", "F1 of words", "answers")
 JSON_MATCH = _score("json_match", "JSON match", "answers")
 CLASSIFICATION_ACCURACY = _score("classification_accuracy", "classification accuracy", "answers")
-MACRO_F1 = _score("macro_f1", "macro F1", "answers")
+MACRO_F1 = _score("macro_f1", "macro F1", "answers", ("CAUSAL_LM", "SEQ_CLS"))
+ACCURACY = _score("accuracy", "accuracy", "classes", ("SEQ_CLS",))
 TRAINABLE_PARAMS = Measure(
     name="trainable_params", label="trained parameters", header="params", kind="cost", style="count", low=0, log=True
 )
@@ -174,6 +181,7 @@ MEASURES: dict[str, Measure] = {
         JSON_MATCH,
         CLASSIFICATION_ACCURACY,
         MACRO_F1,
+        ACCURACY,
         TRAINABLE_PARAMS,
         PEAK_MEMORY,
         _detail("predicted_memory_bytes", "predicted memory", "bytes", header="predicted"),
@@ -207,9 +215,14 @@ def objectives() -> list[str]:
     return [measure.name for measure in MEASURES.values() if measure.kind != "detail"]
 
 
-def metrics() -> list[str]:
-    """Names that may stand under `evaluation.metrics`: what is measured only where a study asks for it."""
-    return [measure.name for measure in MEASURES.values() if measure.source != "always"]
+def metrics(task: TaskType | None = None) -> list[str]:
+    """Names that may stand under `evaluation.metrics`: what is measured only where a study asks for it.
+
+    Args:
+        task: Leave out what is not measured in it; None: the metrics of all tasks.
+    """
+    asked = [measure for measure in MEASURES.values() if measure.source != "always"]
+    return [measure.name for measure in asked if task is None or task in measure.tasks]
 
 
 def costs() -> list[str]:

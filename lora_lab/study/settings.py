@@ -53,11 +53,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class ModelSettings(Settings):
     """The frozen base model that all trials share."""
 
     model_name_or_path: str = Field(min_length=1)
     """`builtin/tiny-llama`, a local folder, or a Hub id."""
+    # Left out of dumps where they are not given: trials from before these keys existed keep their identity.
+    task_type: measures.TaskType = Field(default="CAUSAL_LM", exclude_if=lambda value: value == "CAUSAL_LM")
+    """`CAUSAL_LM` learns text; `SEQ_CLS` learns the class of a row, with a head that is trained in full."""
+    labels: Names | None = Field(default=None, exclude_if=_is_none)
+    """The classes in the order of the head's outputs (`SEQ_CLS`); by default those of the training rows."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     quantization: Annotated[Literal["none", "int8", "nf4", "fp4"], Trait.MEMORY] = "none"
@@ -77,9 +86,20 @@ class ModelSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _labels_are_classes(self) -> ModelSettings:
+        if self.labels is None:
+            return self
+        if not self.classifies:
+            raise RuleError(("labels",), f"needs task_type SEQ_CLS, but that is {self.task_type}; change it, or remove")
+        if len(set(self.labels)) < max(2, len(self.labels)):
+            raise RuleError(("labels",), f"must be two classes or more that differ, but are {', '.join(self.labels)}")
+        return self
 
-def _is_none(value: object) -> bool:
-    return value is None
+    @property
+    def classifies(self) -> bool:
+        """Whether trials learn the classes of rows, not text."""
+        return self.task_type == "SEQ_CLS"
 
 
 class ColumnNames(Settings):
@@ -96,6 +116,9 @@ class ColumnNames(Settings):
     system: str | None = None
     history: str | None = None
     tools: str | None = None
+    # Left out of dumps where they are not given, as above.
+    text_pair: str | None = Field(default=None, exclude_if=_is_none)
+    label: str | None = Field(default=None, exclude_if=_is_none)
 
     @model_validator(mode="after")
     def _different_columns(self) -> ColumnNames:
@@ -397,8 +420,13 @@ LINKED = (
     ("target_parameters", "init_lora_weights"),
     ("lr_scheduler_type", "warmup_ratio", "warmup_steps"),
     ("lr_scheduler_type", "decay_ratio", "decay_steps"),
+    ("packing",),
+    ("target_modules",),
 )
 """The names that each rule over several keys (`RuleError`) is about, where these can be searched together."""
+
+LABELED_COLUMNS = ("text", "text_pair", "label")
+"""The columns of rows that have classes, by the names that tokenizers have for the texts."""
 
 
 class TrialConfig(Settings):
@@ -419,6 +447,40 @@ class TrialConfig(Settings):
                 f"{self.model.quantization}; set it to none",
             )
         return self
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> TrialConfig:
+        task, columns = self.model.task_type, self.data.columns.given() if self.data.columns else {}
+        unread = [name for name in columns if (name in LABELED_COLUMNS) != self.model.classifies and name != "text"]
+        if unread:
+            raise RuleError(
+                ("data", "columns", unread[0]), f"is no column that model.task_type {task} reads; remove it"
+            )
+        other = [name for name in self.evaluation.metrics if task not in measures.MEASURES[name].tasks]
+        if other:
+            known = ", ".join(measures.metrics(task))
+            raise RuleError(
+                ("evaluation", "metrics"), f"{other[0]} is no metric of model.task_type {task}; that has {known}"
+            )
+        if self.model.classifies:
+            self._refuse_what_is_of_text()
+        return self
+
+    def _refuse_what_is_of_text(self) -> None:
+        if self.data.forgetting is not None:
+            raise RuleError(
+                ("data", "forgetting"),
+                "is measured by predicting text, which model.task_type SEQ_CLS does not; remove it",
+            )
+        if self.data.packing:
+            raise RuleError(
+                ("data", "packing"), "a class is that of a whole row (model.task_type SEQ_CLS); set packing to false"
+            )
+        if self.lora.target_modules == "all-linear+head":
+            raise RuleError(
+                ("lora", "target_modules"),
+                "model.task_type SEQ_CLS trains the head in full beside the adapter; take all-linear",
+            )
 
     def changed(self, **sections: Mapping[str, Any]) -> TrialConfig:
         """A copy with other values in some sections, validated as if it had been read: `changed(training={"seed": 1})`.

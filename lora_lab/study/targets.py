@@ -17,9 +17,12 @@ from lora_lab.study.settings import TARGET_PRESETS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from lora_lab.study.measures import TaskType
     from lora_lab.study.roles import Role
     from lora_lab.study.settings import LoraSettings
 
+CLASSIFICATION_HEADS = ("classifier", "score")
+"""The endings of the names of modules that PEFT trains in full and saves for `TaskType.SEQ_CLS`."""
 LAYER_INDEX = re.compile(r"\.(\d+)\.")
 
 
@@ -91,6 +94,8 @@ class LinearMap:
     """The parameters that hold the weights of many experts at once and are no linear modules."""
     dropout: Mapping[str, float] = field(default_factory=dict)
     """The dropout that the base's own config asks for, by the name of what drops."""
+    task_type: TaskType = "CAUSAL_LM"
+    """What the model is made for; one for `SEQ_CLS` has a head that is trained in full."""
 
     def __post_init__(self) -> None:
         if not self.roles:
@@ -104,9 +109,15 @@ class LinearMap:
         match = LAYER_INDEX.search(name)
         return int(match.group(1)) if match else None
 
+    @property
+    def trained_in_full(self) -> tuple[str, ...]:
+        """What PEFT adds to `modules_to_save` for such a model."""
+        return CLASSIFICATION_HEADS if self.task_type == "SEQ_CLS" else ()
+
     def is_usable(self, name: str) -> bool:
         """Whether an adapter on a module can learn from text and be loaded by PEFT."""
-        return self.roles[name] != "other modality" and name not in self.refused
+        is_saved = self.roles[name] == "head" and bool(self.trained_in_full)
+        return self.roles[name] != "other modality" and name not in self.refused and not is_saved
 
 
 def _preset(linears: LinearMap, preset: str) -> list[str]:
@@ -137,6 +148,11 @@ def _by_name(linears: LinearMap, targets: str | tuple[str, ...]) -> list[str]:
         )
     usable = [name for name in named if linears.is_usable(name)]
     if named and not usable:
+        if linears.roles[named[0]] == "head":
+            raise InputError(
+                f"lora.target_modules: {named[0]} is the classification head, which is trained in full (task_type "
+                "SEQ_CLS); name other modules"
+            )
         raise InputError(
             f"lora.target_modules: {targets!r} matches modules of the vision or audio part alone (first: {named[0]}), "
             "which text gives no gradient; name modules of the language model"
@@ -337,7 +353,8 @@ def trainable_parameters(linears: LinearMap, lora: LoraSettings) -> int:
     shapes = [linears.shapes[name] for name in names]
     adapters = sum(lora.r * (shape.d_in + shape.d_out) + lora.use_dora * shape.d_out for shape in shapes)
     adapters += sum(linears.experts[name].adapter_elements(lora.r) for name in resolve_experts(linears, lora))
-    saved = {name for name in linears.sizes if _is_saved(name, lora.modules_to_save or ())}
+    in_full = (*(lora.modules_to_save or ()), *linears.trained_in_full)
+    saved = {name for name in linears.sizes if is_saved(name, in_full)}
     match lora.bias:
         case "none":
             biases: set[str] = set()
@@ -353,7 +370,7 @@ def is_bias(parameter: str) -> bool:
     return parameter.rpartition(".")[-1] == "bias"
 
 
-def _is_saved(parameter: str, modules_to_save: tuple[str, ...]) -> bool:
+def is_saved(parameter: str, modules_to_save: tuple[str, ...]) -> bool:
     """Whether a parameter belongs to a module whose name ends in one of these, which is PEFT's rule."""
     parts = parameter.split(".")[:-1]
     owners = (".".join(parts[: depth + 1]) for depth in range(len(parts)))

@@ -50,7 +50,7 @@ class Assessor:
         padding: To which length the rows of an evaluation are padded.
         token_losses: Computes losses with the adapters of trials in training.
         token_hits: Tells in the same way which label tokens are the most likely ones, as negative numbers.
-        scorer: Lets them answer prompts, where they are measured by that.
+        scorer: Lets them answer prompts, or tell classes, where they are measured by that.
         save_adapter: Writes the adapter of the trial with this number, as it is now, into a folder.
         beat: Called before each batch of an evaluation.
     """
@@ -89,7 +89,7 @@ class Assessor:
 
     def _base_examples(self, config: TrialConfig) -> tuple[ExampleLosses, ExampleLosses | None]:
         """The bare base's losses of every held-out example, and of every one of the forgetting text."""
-        objective = objective_of(config.training)
+        objective = objective_of(config)
         key = (config.data, objective)
         if key not in self._base_losses:
             splits = self._data.splits(config.data)
@@ -149,7 +149,8 @@ class Assessor:
         hits = None
         if TOKEN_ACCURACY.name in names:
             hits = self._measure(dataset, LanguageModeling(), numbers, config, self._token_hits)
-        answered = self._scorer.score(numbers, dataset, config) if config.evaluation.asks else None
+        is_asked = config.evaluation.asks or config.model.classifies
+        answered = self._scorer.score(numbers, dataset, config) if is_asked else None
         return [
             merged(names, own, None if hits is None else hits[index], None if answered is None else answered[index])
             for index, own in enumerate(losses)

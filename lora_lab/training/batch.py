@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,16 +70,30 @@ class PackedBatch:
     """Rows of each trial; they add up to R."""
     position_ids: Tensor | None = None
     """[R, S] int64: positions within examples, where a row may hold several; each starts at 0."""
+    classes: Tensor | None = None
+    """[R] int64: the index of every row's class, where that is learned."""
+    attention_mask: Tensor | None = None
+    """[R, S] int64: 1 for a token, 0 for a pad; given where rows have classes, as their tokens may see later ones."""
+    token_type_ids: Tensor | None = None
+    """[R, S] int64: which of a row's two texts a token is of, where the base is told it."""
 
     def repeated(self, times: int) -> PackedBatch:
         """The batch with its rows `times` over, for as many trials that see the same rows."""
-        positions = None if self.position_ids is None else self.position_ids.repeat(times, 1)
-        return PackedBatch(self.input_ids.repeat(times, 1), self.labels.repeat(times, 1), self.rows * times, positions)
+
+        def over(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else torch.cat([tensor] * times)
+
+        return PackedBatch(
+            torch.cat([self.input_ids] * times),
+            torch.cat([self.labels] * times),
+            self.rows * times,
+            *map(over, (self.position_ids, self.classes, self.attention_mask, self.token_type_ids)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLosses:
-    """Negative log-likelihoods of the label tokens, in nats."""
+    """Negative log-likelihoods of the label tokens, in nats; of rows with classes, those of the classes."""
 
     nll: Tensor
     """[n], float32 (float64 for a float64 base), on the device, trial after trial and row after row."""
@@ -103,12 +117,30 @@ def padded(
     labels = [tokens.labels[i] for tokens, rows in zip(sets, chosen, strict=True) for i in rows]
     longest = max(len(row) for row in ids)
     length = longest if length_of is None else length_of(longest)
-    return PackedBatch(
-        pad_rows(ids, length, 0),
+    batch = PackedBatch(
+        pad_rows(ids, length, sets[0].pad),
         pad_rows(labels, length, IGNORED),
         tuple(len(rows) for rows in chosen),
         _position_ids(sets, chosen, length),
     )
+    if sets[0].classes is None:
+        return batch
+    types = [
+        tokens.token_types[i] for tokens, rows in zip(sets, chosen, strict=True) for i in rows if tokens.token_types
+    ]
+    return replace(
+        batch,
+        classes=torch.from_numpy(
+            np.concatenate([_classes(tokens)[rows] for tokens, rows in zip(sets, chosen, strict=True)])
+        ),
+        attention_mask=pad_rows([np.ones_like(row) for row in ids], length, 0),
+        token_type_ids=pad_rows(types, length, 0) if types else None,
+    )
+
+
+def _classes(tokens: TokenizedDataset) -> np.ndarray:
+    assert tokens.classes is not None, "all trials of a batch learn classes, or none does"
+    return tokens.classes
 
 
 def pad_rows(rows: Sequence[np.ndarray], length: int, value: int) -> Tensor:

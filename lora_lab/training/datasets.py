@@ -9,11 +9,12 @@ from lora_lab.common.activity import unwatched
 from lora_lab.common.errors import InputError
 from lora_lab.data.bad_rows import BadRows
 from lora_lab.data.blocks import pack_examples
+from lora_lab.data.labeled import tokenize_labeled
 from lora_lab.data.sources import load_splits
 from lora_lab.data.tokens import TokenizedDataset, tokenize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lora_lab.common.activity import Beat
@@ -56,13 +57,19 @@ class DataCatalog:
         cache_folder: For generated and converted datasets.
         vocabulary: Rows of the base's input embedding, which every token must be below; None checks nothing.
         beat: Called before each batch of rows that is tokenized.
+        classes: What rows may be, where trials learn that (`model.labels`); None where they learn text.
     """
 
     def __init__(
-        self, tokenizer: Any, cache_folder: Path, vocabulary: int | None = None, beat: Beat = unwatched
+        self,
+        tokenizer: Any,
+        cache_folder: Path,
+        vocabulary: int | None = None,
+        beat: Beat = unwatched,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self._tokenizer, self._beat = tokenizer, beat
-        self._vocabulary = vocabulary
+        self._vocabulary, self._classes = vocabulary, classes
         self._cache_folder = cache_folder
         self._splits: dict[DataSettings, TokenizedSplits] = {}
         self._contents: dict[str, str] = {}
@@ -112,9 +119,18 @@ class DataCatalog:
         return replace(loaded, notes=(*loaded.notes, *notes))
 
     def _tokenized(self, data: DataSettings, bad: BadRows) -> TokenizedSplits:
-        splits = load_splits(data, self._cache_folder, bad=bad)
+        splits = load_splits(data, self._cache_folder, bad=bad, classes=self._classes)
 
         def tokens(loaded: LoadedExamples, *, with_questions: bool = False) -> TokenizedDataset:
+            if self._classes is not None:
+                return tokenize_labeled(
+                    loaded,
+                    self._tokenizer,
+                    data.max_length,
+                    self._classes,
+                    with_questions=with_questions,
+                    beat=self._beat,
+                )
             return tokenize(
                 loaded, self._tokenizer, data.max_length, bad=bad, with_questions=with_questions, beat=self._beat
             )

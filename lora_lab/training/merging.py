@@ -21,14 +21,15 @@ from peft.tuners.lora.layer import ParamWrapper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from lora_lab.common.errors import InputError
+from lora_lab.training.base.classification import classifier_config
 from lora_lab.training.reference.loftq import loftq
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -156,6 +157,30 @@ def _write_whole(base: Path, adapter_folder: Path, folder: Path, names: _Names) 
         merged = adapted.merge_and_unload()
     merged.save_pretrained(folder)
     _copy_rest(base, folder, untied=False)
+
+
+def write_merged_classifier(
+    location: str, revision: str | None, labels: Sequence[str], adapter_folder: Path, folder: Path
+) -> None:
+    """Write a base with the adapter and its head for classes in it into `folder`, with the tokenizer.
+
+    Products are computed in float32 and rounded once, to the dtype of the base's files. The whole base is in memory.
+    """
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(location, **source)
+    config = AutoConfig.from_pretrained(location, **source)
+    dtype = config.dtype or torch.float32
+    model = AutoModelForSequenceClassification.from_pretrained(
+        location,
+        config=classifier_config(config, labels, tokenizer),
+        dtype=torch.promote_types(dtype, torch.float32),
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        **source,
+    )
+    merged = PeftModel.from_pretrained(model, str(adapter_folder)).merge_and_unload(safe_merge=True)
+    merged.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 class _Merging:

@@ -98,9 +98,13 @@ def classification_accuracy(answers: Sequence[str], references: Sequence[str]) -
 
 def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
     """The mean of the F1 of every label that references have, whatever its share; no label at all counts as wrong."""
+    return macro_f1_of(labels_of(answers, references), [_plain(reference) for reference in references])
+
+
+def macro_f1_of(given: Sequence[str | int], meant: Sequence[str | int]) -> float:
+    """The mean of the F1 of every class that is meant somewhere, whatever its share."""
     from sklearn.metrics import f1_score  # takes a second to import
 
-    given, meant = labels_of(answers, references), [_plain(reference) for reference in references]
     return float(f1_score(meant, given, labels=sorted(set(meant)), average="macro", zero_division=0.0))
 
 

@@ -1,9 +1,9 @@
 """What a trial minimizes: the loss of an optimizer step, its denominator, and what an evaluation measures of it.
 
-Engines compute the negative log-likelihood of every label token; everything that turns these into a loss is here. So
-another objective (preferences over pairs of rows, weighted tokens, ...) is one more class with the methods of
-`Objective`, and one more line in `objective_of`. What both engines guarantee whatever the objective: rows of different
-trials never mix, and a step's loss is the sum of its micro-batches' parts.
+Engines compute the negative log-likelihood of every label (a token, or the class of a row); everything that turns these
+into a loss is here. So another objective (preferences over pairs of rows, weighted tokens, ...) is one more class with
+the methods of `Objective`, and one more line in `objective_of`. What both engines guarantee whatever the objective:
+rows of different trials never mix, and a step's loss is the sum of its micro-batches' parts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_lab.data.tokens import TokenizedDataset
-    from lora_lab.study.settings import TrainingSettings
+    from lora_lab.study.settings import TrialConfig
     from lora_lab.training.batch import TokenLosses
 
 
@@ -78,6 +78,24 @@ class LanguageModeling:
         return ExampleLosses(sums, tokens.row_counts)
 
 
-def objective_of(_: TrainingSettings) -> Objective:
-    """The objective of a trial with these settings; language modeling is the only one so far."""
-    return LanguageModeling()
+@dataclass(frozen=True, slots=True)
+class SequenceClassification:
+    """The class of a row: the mean cross-entropy of the rows of an optimizer step, in nats per row."""
+
+    def denominator(self, train: TokenizedDataset, micro_batches: Sequence[np.ndarray]) -> int:
+        """Rows of the step."""
+        del train
+        return sum(map(len, micro_batches))
+
+    def loss(self, tokens: TokenLosses, denominator: int) -> Tensor:
+        """The sum over the rows by the rows of the step."""
+        return tokens.nll.sum() / denominator
+
+    def examples(self, tokens: TokenLosses) -> ExampleLosses:
+        """The loss of each row, which counts once."""
+        return ExampleLosses(tokens.nll.double().cpu().numpy(), tokens.row_counts)
+
+
+def objective_of(config: TrialConfig) -> Objective:
+    """The objective of a trial: that of its task."""
+    return SequenceClassification() if config.model.classifies else LanguageModeling()

@@ -28,7 +28,7 @@ from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.packed.model import PackedModel
 from lora_lab.training.packed.slot import Slot
 from lora_lab.training.progress import training_flops
-from lora_lab.training.scoring import Scorer
+from lora_lab.training.scoring import AnswerScorer
 from lora_lab.training.trial_checkpoints import TrialCheckpoints
 from lora_lab.training.trial_events import at, events_until_memory_runs_out, step_events
 
@@ -81,7 +81,7 @@ class PackedEngine:
             padding=self._padding,
             token_losses=self._token_losses,
             token_hits=self._token_hits,
-            scorer=Scorer(base, self._answers),
+            scorer=AnswerScorer(base, self._answers),
             save_adapter=self.save_adapter,
             beat=beat,
         )

@@ -20,13 +20,14 @@ from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.assessment import Assessor
 from lora_lab.training.base.adapters import write_adapter
 from lora_lab.training.batch import Padding
+from lora_lab.training.class_scoring import ClassScorer
 from lora_lab.training.device import shortage_of_memory
 from lora_lab.training.memory.trial_memory import KnownMemory, TrialMemory, does_not_fit
 from lora_lab.training.reference.generation import generated
-from lora_lab.training.reference.losses import label_hits, label_losses
+from lora_lab.training.reference.losses import class_logits, label_hits, label_losses
 from lora_lab.training.reference.model import adapter_tensors, for_plain_base, set_mode, sharing_copy
 from lora_lab.training.reference.trial import ReferenceTrial
-from lora_lab.training.scoring import Scorer
+from lora_lab.training.scoring import AnswerScorer
 from lora_lab.training.trial_checkpoints import TrialCheckpoints
 from lora_lab.training.trial_events import at, events_until_memory_runs_out, step_events
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from lora_lab.training.batch import PackedBatch, TokenLosses
     from lora_lab.training.datasets import DataCatalog
     from lora_lab.training.generation import Answers, Greedy
+    from lora_lab.training.scoring import Scorer
     from lora_lab.training.trial import StepFigures
 
 
@@ -73,7 +75,7 @@ class ReferenceEngine:
             padding=Padding.of(base.device.type, base.linears.limits),
             token_losses=self._token_losses,
             token_hits=self._token_hits,
-            scorer=Scorer(self._base, self._answers),
+            scorer=self._scorer(),
             save_adapter=self.save_adapter,
             beat=beat,
         )
@@ -207,6 +209,16 @@ class ReferenceEngine:
 
     def _token_hits(self, batch: PackedBatch, numbers: Sequence[int | None]) -> TokenLosses:
         return label_hits(self._base, self._evaluated(numbers), batch)
+
+    def _scorer(self) -> Scorer:
+        if self._base.linears.task_type == "SEQ_CLS":
+            return ClassScorer(self._base.tokenizer, self._probabilities, self._beat)
+        return AnswerScorer(self._base, self._answers)
+
+    def _probabilities(self, batch: PackedBatch, number: int | None) -> np.ndarray:
+        logits = class_logits(self._base, self._evaluated([number]), batch)
+        told: np.ndarray = logits.double().softmax(dim=-1).cpu().numpy()
+        return told
 
     def _answers(
         self, numbers: Sequence[int | None], prompts: Sequence[np.ndarray], greedy: Greedy, rows: int

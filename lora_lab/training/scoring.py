@@ -1,11 +1,11 @@
-"""What trials answer to the prompts of held-out rows, and how well."""
+"""What trials answer to the prompts of held-out rows, or which classes they give them, and how well."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -69,7 +69,18 @@ def merged(names: Sequence[str], losses: ExampleLosses, hits: ExampleLosses | No
     )
 
 
-class Scorer:
+class Scorer(Protocol):
+    """Measures what trials say of held-out rows."""
+
+    def score(self, numbers: Sequence[int | None], dataset: TokenizedDataset, config: TrialConfig) -> list[Scored]:
+        """What `config.evaluation` asks for, of the trials with these numbers; None is the bare base.
+
+        Raises:
+            InputError: the rows cannot be scored, or the base cannot say anything of them.
+        """
+
+
+class AnswerScorer:
     """Lets trials answer the prompts of held-out rows, and scores what they say.
 
     Args:

@@ -20,9 +20,11 @@ from lora_lab.common.errors import InputError, StorageError
 ROWS = {
     "builtin/stdlib-code": (256, 200),
     "builtin/stdlib-prose": (256, 128),
+    "builtin/stdlib-topics": (288, 240),
     "builtin/facts": (128, 128),
     "builtin/style": (128, 100),
 }
+FIELDS = {"builtin/stdlib-topics": {"text", "label"}}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_every_dataset_is_covered_here() -> None:
 def test_row_counts_and_fields(written: dict[str, dict[str, Path]], name: str) -> None:
     train, validation = (rows(written[name][split]) for split in ("train", "validation"))
     assert (len(train), len(validation)) == ROWS[name]
-    fields = {"text"} if name.startswith("builtin/stdlib") else {"prompt", "completion"}
+    fields = FIELDS.get(name, {"text"} if name.startswith("builtin/stdlib") else {"prompt", "completion"})
     assert all(set(row) == fields for row in train + validation)
     assert all(value.strip() for row in train + validation for value in row.values())
 

@@ -27,7 +27,10 @@ def test_the_names_of_a_study_file_are_those_of_the_table() -> None:
         "json_match",
         "classification_accuracy",
         "macro_f1",
+        "accuracy",
     ]
+    assert metrics("SEQ_CLS") == ["macro_f1", "accuracy"]
+    assert metrics("CAUSAL_LM") == [name for name in metrics() if name != "accuracy"]
     assert costs() == ["trainable_params", "peak_memory_bytes", "train_seconds"]
     scores = [name for name in metrics() if name != "perplexity"]
     assert all(Metric(name=name).goal == "minimize" for name in objectives() if name not in scores)
@@ -35,7 +38,7 @@ def test_the_names_of_a_study_file_are_those_of_the_table() -> None:
     assert all(Verdict(cost=name).cost == name for name in costs())
 
 
-@pytest.mark.parametrize("name", ["accuracy", "tokens_per_second"])
+@pytest.mark.parametrize("name", ["auc", "tokens_per_second"])
 def test_what_is_no_objective_is_refused_with_those_that_are(name: str) -> None:
     with pytest.raises(ValidationError, match="'eval_loss', 'forgetting', 'perplexity'"):
         Metric(name=name)

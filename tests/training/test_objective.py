@@ -14,18 +14,33 @@ from workshop import CPU, drain, make_tokens, only
 
 from lora_lab.analysis.paired import ExampleLosses, token_mean
 from lora_lab.study.events import Finished, Logged
-from lora_lab.study.settings import TrainingSettings
+from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.batch import TokenLosses
 from lora_lab.training.evaluation import evaluate
-from lora_lab.training.objective import LanguageModeling, objective_of
+from lora_lab.training.objective import LanguageModeling, SequenceClassification, objective_of
 from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
 
 
-def test_language_modeling_is_what_a_trial_has():
-    assert objective_of(TrainingSettings()) == LanguageModeling()
+@pytest.mark.parametrize(
+    ("task", "objective"), [("CAUSAL_LM", LanguageModeling()), ("SEQ_CLS", SequenceClassification())]
+)
+def test_the_objective_of_a_trial_is_that_of_its_task(task, objective):
+    model, data = ModelSettings(model_name_or_path="base", task_type=task), DataSettings(train="rows")
+    assert (
+        objective_of(TrialConfig(model=model, data=data, training=TrainingSettings(), lora=LoraSettings())) == objective
+    )
+
+
+def test_the_parts_of_a_step_add_up_to_the_mean_over_its_rows_of_classes():
+    objective, batches = SequenceClassification(), [np.array([4, 0]), np.array([2])]
+    nll = torch.tensor([1.0, 2.0, 6.0])
+    parts = [TokenLosses(nll[:2], np.ones(2, np.int64)), TokenLosses(nll[2:], np.ones(1, np.int64))]
+    denominator = objective.denominator(make_tokens(5), batches)
+    assert sum(float(objective.loss(part, denominator)) for part in parts) == 3.0
+    assert token_mean(objective.examples(TokenLosses(nll, np.ones(3, np.int64)))) == 3.0
 
 
 def test_the_parts_of_a_step_add_up_to_the_mean_over_all_its_label_tokens():

@@ -35,7 +35,7 @@ def lora_config(lora: LoraSettings, linears: LinearMap, *, fan_in_fan_out: bool 
     modules, layers, parameters = peft_targets(linears, lora)
     alpha = lora.alpha
     return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType(linears.task_type),
         r=lora.r,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
         target_modules=list(modules),

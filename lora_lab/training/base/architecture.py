@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.roles import roles_of
-from lora_lab.study.targets import LAYER_INDEX, ExpertShape, InputLimits, LinearMap, LinearShape
+from lora_lab.study.targets import CLASSIFICATION_HEADS, LAYER_INDEX, ExpertShape, InputLimits, LinearMap, LinearShape, is_saved
+from lora_lab.training.base.classification import classifier_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from transformers import PretrainedConfig
 
+    from lora_lab.study.measures import TaskType
     from lora_lab.study.roles import Role
 
 AN_EXPERT = "it takes the name for that of an expert's weights"
@@ -45,10 +47,10 @@ def _shape(module: nn.Module) -> LinearShape:
     return LinearShape(d_in=int(module.in_features), d_out=int(module.out_features))  # type: ignore[arg-type]
 
 
-def linear_map(model: Any) -> LinearMap:
-    """The `LinearMap` of a loaded (or meta) causal language model."""
+def linear_map(model: Any, task: TaskType = "CAUSAL_LM") -> LinearMap:
+    """The `LinearMap` of a loaded (or meta) model for this task."""
     modules = linear_modules(model)
-    head_module = model.get_output_embeddings()
+    head_module = model.get_output_embeddings() if task == "CAUSAL_LM" else None
     head = next((name for name, module in modules.items() if module is head_module), None)
     refused, as_parameters = _read_by_peft(model, modules)
     unique = {id(parameter): parameter for parameter in model.parameters()}
@@ -59,13 +61,20 @@ def linear_map(model: Any) -> LinearMap:
         total_parameters=sum(parameter.numel() for parameter in unique.values()),
         sizes={name: parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)},
         limits=_input_limits(model),
-        roles=_roles(model, modules, head),
+        roles=_roles(model, modules, head) | _head_roles(modules, task),
         others=frozenset(name for name, _ in model.named_modules() if name not in modules),
         refused=refused,
         as_parameters=as_parameters,
         experts=_experts(model),
         dropout=dict(sorted(_dropout(model), key=itemgetter(1))),  # of one name, the highest
+        task_type=task,
     )
+
+
+def _head_roles(modules: Iterable[str], task: TaskType) -> dict[str, Role]:
+    if task != "SEQ_CLS":
+        return {}
+    return {name: "head" for name in modules if is_saved(f"{name}.weight", CLASSIFICATION_HEADS)}
 
 
 def quantized(linears: LinearMap) -> LinearMap:
@@ -222,11 +231,15 @@ def _is_about(rows: int, positions: int) -> bool:
     return positions <= rows <= positions + MOST_UNUSED_ROWS
 
 
-def linear_map_of_config(config: PretrainedConfig | Path | str) -> LinearMap:
+def linear_map_of_config(config: PretrainedConfig | Path | str, labels: Sequence[str] | None = None) -> LinearMap:
     """The `LinearMap` of a config object, of a folder with a `config.json`, or of that file itself.
 
+    Args:
+        config: The config, or where it is.
+        labels: The classes of a model for `SEQ_CLS`; None: a causal language model.
+
     Raises:
-        InputError: there is no such config, or it is not of a causal language model.
+        InputError: there is no such config, or it is not of a model that can do that.
     """
     if isinstance(config, (str, Path)):
         path = Path(config)
@@ -234,7 +247,9 @@ def linear_map_of_config(config: PretrainedConfig | Path | str) -> LinearMap:
             config = AutoConfig.from_pretrained(path.parent if path.is_file() else path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not a model config that transformers can read ({error})") from error
-    return _read_once(ByContents(config))
+    if labels is not None:
+        config = classifier_config(config, labels)
+    return _read_once(ByContents(config), "CAUSAL_LM" if labels is None else "SEQ_CLS")
 
 
 class ByContents:
@@ -252,16 +267,21 @@ class ByContents:
 
 
 @lru_cache(maxsize=16)
-def _read_once(contents: ByContents) -> LinearMap:
+def _read_once(contents: ByContents, task: TaskType) -> LinearMap:
     """Once in a process: a command asks for its base's modules again and again."""
     config = contents.config
+    auto, kind = (
+        (AutoModelForCausalLM, "a causal language model")
+        if task == "CAUSAL_LM"
+        else (AutoModelForSequenceClassification, "a model that has a head for classes in transformers")
+    )
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = auto.from_config(config, trust_remote_code=False)
         except ValueError as error:
             reason = " ".join(str(error).split())[:200]  # transformers lists every model that it has
             raise InputError(
-                f"{type(config).__name__} is not the config of a causal language model; give one that is ({reason})"
+                f"{type(config).__name__} is not the config of {kind}; give one that is ({reason})"
             ) from error
-    return linear_map(model)
+    return linear_map(model, task)

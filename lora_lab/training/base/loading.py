@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -19,6 +25,14 @@ from lora_lab.builtin.catalog import model_folder
 from lora_lab.common.errors import InputError
 from lora_lab.training.base.abilities import require_causal
 from lora_lab.training.base.architecture import linear_map, linear_map_of_config, linear_modules, quantized
+from lora_lab.training.base.classification import (
+    classifier_config,
+    draw,
+    head_weights,
+    missing_weights,
+    reorder_head,
+    stored_order,
+)
 from lora_lab.training.base.mixed_precision import prepare_quantized
 from lora_lab.training.base.stored_quantization import check_stored_quantization, compute_in, stored_quantization
 from lora_lab.training.device import let_segments_expand, use_granted_cpus
@@ -38,6 +52,9 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+HEAD_SEED = 0
+"""Of the classification head that the bare base is measured with; each trial has one of its own seed."""
+
 NOT_LOADABLE = (OSError, ValueError, TypeError, LookupError, ImportError, SafetensorError, StrictDataclassError)
 """What transformers raises for a model that does not exist, is damaged, or needs a package that is not here."""
 
@@ -47,7 +64,7 @@ class Base:
     """A frozen base model on its device."""
 
     model: Any
-    """A `transformers` causal language model, frozen, in evaluation mode."""
+    """A `transformers` model, frozen, in evaluation mode: a causal language model, or one that gives classes."""
     tokenizer: Any
     linears: LinearMap
     device: torch.device
@@ -63,6 +80,8 @@ class Base:
     """Whether the adapted modules keep their weights transposed (GPT-2's Conv1D)."""
     module_devices: Mapping[str, torch.device] = field(default_factory=dict)
     """The linear modules that are on another device than `device`, which is the one of the input embeddings."""
+    drawn: frozenset[str] = frozenset()
+    """The weights of a classification head, and around it, that the checkpoint lacks: each trial draws its own."""
 
 
 def default_device() -> torch.device:
@@ -131,10 +150,19 @@ def architecture(settings: ModelSettings) -> LinearMap:
     """The base's linear modules from its config alone: nothing is loaded.
 
     Raises:
-        InputError: the model does not exist or is not a causal language model.
+        InputError: the model does not exist or is not of the kind that `task_type` needs.
     """
-    linears = linear_map_of_config(_read_config(locate(settings), settings))
+    linears = linear_map_of_config(_read_config(locate(settings), settings), classes_of(settings))
     return linears if settings.quantization == "none" else quantized(linears)
+
+
+def classes_of(settings: ModelSettings) -> tuple[str, ...] | None:
+    """The classes that a base is loaded for; None where it is a language model."""
+    if settings.classifies and settings.labels is None:
+        raise InputError(
+            "model.labels: task_type SEQ_CLS needs the classes; give them, or training rows that have them"
+        )
+    return settings.labels if settings.classifies else None
 
 
 def model_config(settings: ModelSettings) -> Any:
@@ -189,31 +217,58 @@ def load_base(settings: ModelSettings, device: torch.device) -> Base:
     compute_in(config, dtype)
     if dtype == torch.float64:  # torch has no grouped products of experts in it
         config._experts_implementation = "eager"  # noqa: SLF001 -- as from_pretrained's `experts_implementation` does
+    labels = classes_of(settings)
+    stored = None if labels is None else stored_order(config, labels)
+    auto = AutoModelForCausalLM
+    if labels is not None:
+        auto, config = AutoModelForSequenceClassification, classifier_config(config, labels, tokenizer)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            location,
-            config=config,
-            revision=settings.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **_placement(settings, dtype, device, is_stored=stored_quantization(config) is not None),
-        )
+        with torch.random.fork_rng(devices=[], enabled=labels is not None):
+            if labels is not None:
+                torch.manual_seed(HEAD_SEED)
+            model, report = auto.from_pretrained(
+                location,
+                config=config,
+                revision=settings.revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **_placement(settings, dtype, device, is_stored=stored_quantization(config) is not None),
+            )
     except NOT_LOADABLE as error:
         raise _not_loadable(location, error) from error
-    _check_weights(model, report, location)
+    if labels is None:
+        _check_weights(model, report, location)
+    drawn = frozenset() if labels is None else _drawn(model, report, location, stored)
     if settings.device_map is not None:
         _check_placement(model, location)
         device = model.get_input_embeddings().weight.device
     elif settings.quantization == "none":
         model.to(device)
     # Packed weights hide their number.
-    linears = linear_map(model) if settings.quantization == "none" else architecture(settings)
+    linears = linear_map(model, settings.task_type) if settings.quantization == "none" else architecture(settings)
     base = frozen_base(model, settings, dtype, device, linears=linears, tokenizer=tokenizer, location=location)
-    require_causal(base.model, device)
-    return replace(base, module_devices=modules_elsewhere(model, device))
+    if labels is None:
+        require_causal(base.model, device)
+    return replace(base, module_devices=modules_elsewhere(model, device), drawn=drawn)
+
+
+def _drawn(model: Any, report: dict[str, Any], location: str, stored: list[int] | None) -> frozenset[str]:
+    """The weights that each trial draws, among them a stored head for other classes; one for these is put in order."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise _is_an_adapter(location)
+    missing, head = missing_weights(report, location), head_weights(model)
+    if stored is None:
+        fresh = head - missing
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(HEAD_SEED)
+            draw(model, fresh)
+        return missing | fresh
+    if not missing & head:
+        reorder_head(model, head, stored)
+    return missing
 
 
 def modules_elsewhere(model: Any, device: torch.device) -> dict[str, torch.device]:

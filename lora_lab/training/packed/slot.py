@@ -66,7 +66,7 @@ class Slot:
     ) -> None:
         self.number, self.config, self.data = number, config, data
         self.progress = TrialProgress(config.training, data.train)
-        self.objective = objective_of(config.training)
+        self.objective = objective_of(config)
         self.pending: PendingStep | None = None
         self.dropout = Dropout(config.lora.lora_dropout, config.training.seed)
         # bitsandbytes quantizes moments in blocks along the memory, so there B must lie in it as PEFT has it.

@@ -8,7 +8,7 @@ import torch
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.initializations import INITIALIZATIONS
-from lora_lab.study.targets import adapted, full_rank_excess, is_bias, resolve_targets
+from lora_lab.study.targets import adapted, full_rank_excess, is_bias, is_saved, resolve_targets
 from lora_lab.training.base.abilities import require_recomputation, require_separate_examples
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def check(base: Base, config: TrialConfig) -> None:
         raise InputError("lora.use_dora: peft cannot train it on an int8 base on a CPU; use nf4, or a GPU")
     if lora.bias != "none" and not any(is_bias(name) for name, _ in base.model.named_parameters()):
         raise InputError(f"lora.bias: {lora.bias} trains the base's biases, but this base has none; set it to none")
+    if base.drawn:
+        _check_drawn(base, (*(lora.modules_to_save or ()), *base.linears.trained_in_full))
     if lora.modules_to_save is not None:
         _check_saved(base, lora, lora.modules_to_save)
 
@@ -60,6 +62,17 @@ def _check_init(base: Base, lora: LoraSettings) -> None:
         raise InputError(f"{key}: {init} takes r={lora.r} directions of every matrix, but {name} has {side}; lower r")
     if lora.loftq_config is not None and lora.loftq_config.loftq_bits == 2:
         raise InputError("lora.loftq_config.loftq_bits: peft has LoftQ for 4 and 8 bits, but got 2")
+
+
+def _check_drawn(base: Base, in_full: tuple[str, ...]) -> None:
+    """What is random at the start and frozen would stay random, and would not be in the adapter's file."""
+    frozen = sorted(name for name in base.drawn if not is_saved(name, in_full))
+    if frozen:
+        module = frozen[0].rpartition(".")[0]
+        raise InputError(
+            f"lora.modules_to_save: the checkpoint has no weights for {module}, which would stay random; add "
+            f"{module.rsplit('.', 1)[-1]} to lora.modules_to_save, or take a checkpoint that has them"
+        )
 
 
 def _check_saved(base: Base, lora: LoraSettings, names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Token losses of a batch by a plain forward pass of `transformers`, with nothing in it that saves time."""
+"""Losses of a batch by a plain forward pass of `transformers`: of its label tokens, or of the classes of its rows."""
 
 from __future__ import annotations
 
@@ -20,16 +20,33 @@ if TYPE_CHECKING:
 
 
 def label_losses(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:
-    """The losses of the label tokens, row after row.
+    """The losses of the label tokens, or of the classes, row after row.
 
     Args:
         base: What the model is made of.
         model: The base itself, or a PEFT model over it.
         batch: Rows of one trial, on any device.
     """
-    logits, labels, counts = _label_logits(base, model, batch)
+    if batch.classes is not None:
+        logits = class_logits(base, model, batch)
+        labels, counts = batch.classes.to(base.device), np.ones(len(batch.classes), np.int64)
+    else:
+        logits, labels, counts = _label_logits(base, model, batch)
     exact = base.dtype == torch.float64  # transformers' own loss would go to float32 here too
     return TokenLosses(functional.cross_entropy(logits if exact else logits.float(), labels, reduction="none"), counts)
+
+
+def class_logits(base: Base, model: Any, batch: PackedBatch) -> Tensor:
+    """The logits [R, classes] of every row."""
+    given = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "token_type_ids": batch.token_type_ids,
+    }
+    inputs = {name: tensor.to(base.device) for name, tensor in given.items() if tensor is not None}
+    with autocast(base):
+        logits: Tensor = model(**inputs).logits
+    return logits
 
 
 def label_hits(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lora_lab.study.targets import is_bias, resolve_targets
 from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.base.architecture import linear_modules
+from lora_lab.training.base.classification import draw
 from lora_lab.training.reference.checks import check
 from lora_lab.training.reference.loftq import loftq
 
@@ -51,6 +52,8 @@ def sharing_copy(model: nn.Module) -> Any:
 def peft_model(base: Base, config: TrialConfig, dropout: Dropout) -> Any:
     """The model that the trial trains, as `torch.manual_seed(seed); get_peft_model(base, config)` makes it.
 
+    A classification head that the base lacks is drawn first, as `from_pretrained` after that seed draws it.
+
     Args:
         base: Nothing of it is changed.
         config: What to train.
@@ -71,6 +74,8 @@ def peft_model(base: Base, config: TrialConfig, dropout: Dropout) -> Any:
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         torch.manual_seed(config.training.seed)
+        if base.drawn:
+            draw(model, base.drawn)
         adapted = get_peft_model(model, peft_config)
     for index, layer in enumerate(lora_layers(adapted)):
         if lora.loftq is not None:
@@ -87,9 +92,10 @@ def _take_apart(model: nn.Module, base: Base, config: TrialConfig) -> None:
         for name in resolve_targets(base.linears, lora):
             module = modules[name]  # gets a weight of its own, also where it is tied to another's
             module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
-    if lora.modules_to_save is not None and config.model.quantization != "none":
+    in_full = (*(lora.modules_to_save or ()), *base.linears.trained_in_full)
+    if in_full and config.model.quantization != "none":
         for name, module in modules.items():
-            if name.endswith(tuple(lora.modules_to_save)):  # PEFT's rule; it copies them as they are
+            if name.endswith(in_full):  # PEFT's rule; it copies them as they are
                 _in_float32(module)
     if lora.bias != "none":
         for module in modules.values():

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from lora_lab.training.trial import StepFigures
 
 
+INPUTS = ("input_ids", "labels", "position_ids", "classes", "attention_mask", "token_type_ids")
+"""The tensors of a batch, which `Trainer` moves to its device."""
+
+
 class ReferenceTrial:
     """All state of one trial.
 
@@ -58,7 +62,7 @@ class ReferenceTrial:
     def __init__(self, number: int, config: TrialConfig, base: Base, *, data: TokenizedSplits, folder: Path) -> None:
         self.number, self.config, self.data = number, config, data
         self.progress = TrialProgress(config.training, data.train)
-        self.objective = objective_of(config.training)
+        self.objective = objective_of(config)
         self._base = base
         self._dropout = Dropout(config.lora.lora_dropout, config.training.seed)
         self.model = peft_model(base, config, self._dropout)
@@ -133,15 +137,15 @@ class ReferenceTrial:
 
     def _collate(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         batch = padded([self.data.train], [rows])
-        inputs = {"input_ids": batch.input_ids, "labels": batch.labels}
-        return inputs if batch.position_ids is None else inputs | {"position_ids": batch.position_ids}
+        given = {name: getattr(batch, name) for name in INPUTS}
+        return {name: tensor for name, tensor in given.items() if tensor is not None}
 
     def _loss_of(self, inputs: Mapping[str, Tensor], micro_batch: int) -> Tensor:
         """A micro-batch's part of the loss of the step in work."""
         ids = inputs["input_ids"]
         self._dropout.prepare(self.progress.step, micro_batch, *ids.shape)
         set_mode(self.model, training=True)
-        batch = PackedBatch(ids, inputs["labels"], (len(ids),), inputs.get("position_ids"))
+        batch = PackedBatch(rows=(len(ids),), **inputs)
         denominator = self.objective.denominator(self.data.train, self.progress.micro_batches)
         return self.objective.loss(label_losses(self._base, self.model, batch), denominator)
 
