@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.audit import audit
 from lora_lab.analysis.wording import setting_text, value_text
 from lora_lab.common.errors import StorageError
-from lora_lab.planning.answer_checks import with_classes
 from lora_lab.planning.devices import Device
 from lora_lab.planning.example_count import training_examples
 from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
@@ -24,7 +23,6 @@ from lora_lab.study.space import deciding
 from lora_lab.study.targets import placement, trainable_parameters
 from lora_lab.study.trajectory import trajectory_note
 from lora_lab.study.trial_settings import settings_with, value_of
-from lora_lab.training.base.architecture import linear_map_of_config
 from lora_lab.training.base.loading import default_device, device_name, model_config
 from lora_lab.training.device import device_bytes
 from lora_lab.training.memory.predictor import CONTEXT_BYTES, MemoryPredictor
@@ -81,7 +79,6 @@ def make_plan(
     Raises:
         InputError: the model or a target does not exist.
     """
-    spec = with_classes(spec, folder.data_cache)
     planner = _Planner(spec, folder, device or local_device(), limit, progress)
     return planner.plan()
 
@@ -102,11 +99,7 @@ class _Planner:
         self._limit = None if is_split else of_one_device
         self._config = model_config(spec.model)
         self._predictors: dict[ModelSettings, MemoryPredictor] = {}
-        self._linears = (
-            linear_map_of_config(self._config, spec.model.labels)
-            if spec.model.classifies
-            else self._predictor(spec.model).linears
-        )
+        self._linears = self._predictor(spec.model).linears
 
     def _predictor(self, model: ModelSettings) -> MemoryPredictor:
         if model not in self._predictors:

@@ -302,10 +302,13 @@ def placement(linears: LinearMap, lora: LoraSettings) -> Placement:
     for name in left:
         if name in linears.refused:
             reasons.setdefault(linears.refused[name], []).append(name)
+    in_full = [name for name in left if linears.roles[name] == "head" and linears.trained_in_full]
+    left = [name for name in left if name not in in_full]
+    head = (f"head: {_endings(in_full)}, trained in full",) if in_full else ()
     refused = (f"no adapter on {_endings(names)}: {reason}" for reason, names in reasons.items())
     return Placement(
         (*_by_role(linears, chosen), *_experts(linears, experts)),
-        (*_by_role(linears, left), *_experts(linears, frozen, ", which stay frozen"), *refused),
+        (*head, *_by_role(linears, left), *_experts(linears, frozen, ", which stay frozen"), *refused),
     )
 
 

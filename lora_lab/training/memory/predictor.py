@@ -17,7 +17,7 @@ import numpy as np
 
 from lora_lab.data.tokens import IGNORED
 from lora_lab.study.targets import resolve_targets
-from lora_lab.training.base.architecture import ByContents
+from lora_lab.training.base.architecture import ByContents, linear_map_of_config
 from lora_lab.training.batch import PackedBatch, Padding, pad_positions, pad_rows
 from lora_lab.training.live_bytes import TERMS
 from lora_lab.training.memory.fake_step import FakeStep, History
@@ -94,7 +94,7 @@ class MemoryPredictor:
         fused_attention: Whether the CUDA device has FlashAttention (compute capability 8.0 and above).
 
     Raises:
-        InputError: the config is not of a causal language model.
+        InputError: the config is not of a model for the settings' task.
     """
 
     def __init__(
@@ -110,10 +110,11 @@ class MemoryPredictor:
             return FakeStep(one, settings, device_type, dtype=dtype, fused_attention=fused_attention)
 
         self._context_bytes = CONTEXT_BYTES if device_type == "cuda" else 0
-        self._step = step(config)
-        self.linears = self._step.linears
+        self._step = None if settings.classifies else step(config)
+        self.linears = linear_map_of_config(config, settings.labels) if self._step is None else self._step.linears
         self._padding = Padding.of(device_type, self.linears.limits)
-        shallow = [_with_layers(config, depth) for depth in SHALLOW] if _is_uniform(config, self.linears) else []
+        is_deepened = self._step is not None and _is_uniform(config, self.linears)
+        shallow = [_with_layers(config, depth) for depth in SHALLOW] if is_deepened else []
         self._shallow = [step(one) for one in shallow]
         self._known: dict[Hashable, dict[int, np.ndarray | None]] = {}
 
@@ -125,8 +126,11 @@ class MemoryPredictor:
             batch: The rows of the step; by default as many as the trial trains on at once, all of full length.
 
         Returns:
-            None where the base's forward pass depends on the values of tensors, so that it cannot be run without.
+            None where the base's forward pass depends on the values of tensors, so that it cannot be run without, and
+            for classification, whose step is PEFT's and the Trainer's.
         """
+        if self._step is None:
+            return None
         batch = batch or full_batch(config, self._padding)
         family, r = self._family(config, batch), config.lora.r
         known = self._known.setdefault(family, {})
@@ -154,6 +158,7 @@ class MemoryPredictor:
             deep = None if few is None or more is None else _deeper(few, more, self.linears.num_layers)
             if deep is not None:
                 return deep
+        assert self._step is not None
         history = self._step.history(config, batch)
         return None if history is None else history.rows
 
