@@ -200,6 +200,8 @@ def resolve_targets(linears: LinearMap, lora: LoraSettings) -> tuple[str, ...]:
     targets = lora.target_modules
     is_preset = isinstance(targets, str) and targets in TARGET_PRESETS
     named = _preset(linears, str(targets)) if is_preset else _by_name(linears, targets)
+    if is_preset and linears.trained_in_full:  # a pooler, which all-linear has too
+        named = [name for name in named if not is_saved(f"{name}.weight", lora.modules_to_save or ())]
     layers = _layer_indices(linears, lora.layers)
     chosen = {
         name for name in named if (linears.layer_of(name) in layers if linears.layer_of(name) is not None else True)

@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from lora_lab.builtin.catalog import model_folder
 from lora_lab.common.errors import InputError
+from lora_lab.study.targets import CLASSIFICATION_HEADS
 from lora_lab.training.base.abilities import require_causal
 from lora_lab.training.base.architecture import linear_map, linear_map_of_config, linear_modules, quantized
 from lora_lab.training.base.classification import (
@@ -361,14 +362,16 @@ def _check_placement(model: Any, location: str) -> None:
 
 
 def quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How bitsandbytes quantizes a base for which `quantization` is not none."""
+    """How bitsandbytes quantizes a base for which `quantization` is not none; a head for classes stays as it is."""
+    skipped = list(CLASSIFICATION_HEADS) if settings.classifies else None
     if settings.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=settings.quantization,
         bnb_4bit_use_double_quant=settings.double_quant,
         bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skipped,
     )
 
 

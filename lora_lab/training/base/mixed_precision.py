@@ -34,14 +34,14 @@ def prepare_quantized(model: Any, dtype: torch.dtype) -> Any:
         dtype: Of what autocast computes in half precision, and of the products with adapters.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    loaded = head.weight.dtype
+    loaded = None if head is None else head.weight.dtype  # a model for classes has no head of its embeddings' kind
     # Freezes everything. After adapters are attached it would freeze them too, and nothing would train.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of a name inside transformers that peft still uses
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if dtype not in HALF:
         return model
-    if loaded in HALF:
+    if head is not None and loaded in HALF:
         head.to(loaded)
         head.register_forward_pre_hook(_to_dtype_of_weight)
         if head.weight is embedding.weight:

@@ -68,11 +68,19 @@ def _check_drawn(base: Base, in_full: tuple[str, ...]) -> None:
     """What is random at the start and frozen would stay random, and would not be in the adapter's file."""
     frozen = sorted(name for name in base.drawn if not is_saved(name, in_full))
     if frozen:
-        module = frozen[0].rpartition(".")[0]
+        module = _whole_module(base, frozen[0])
         raise InputError(
             f"lora.modules_to_save: the checkpoint has no weights for {module}, which would stay random; add "
             f"{module.rsplit('.', 1)[-1]} to lora.modules_to_save, or take a checkpoint that has them"
         )
+
+
+def _whole_module(base: Base, weight: str) -> str:
+    """The largest module around a weight of which the checkpoint has nothing."""
+    parts = weight.split(".")
+    weights = [name for name, _ in base.model.named_parameters()]
+    around = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return next(one for one in around if all(name in base.drawn for name in weights if name.startswith(f"{one}.")))
 
 
 def _check_saved(base: Base, lora: LoraSettings, names: Iterable[str]) -> None:
