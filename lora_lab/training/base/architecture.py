@@ -19,7 +19,15 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.roles import roles_of
-from lora_lab.study.targets import CLASSIFICATION_HEADS, LAYER_INDEX, ExpertShape, InputLimits, LinearMap, LinearShape, is_saved
+from lora_lab.study.targets import (
+    CLASSIFICATION_HEADS,
+    LAYER_INDEX,
+    ExpertShape,
+    InputLimits,
+    LinearMap,
+    LinearShape,
+    is_saved,
+)
 from lora_lab.training.base.classification import classifier_config
 
 if TYPE_CHECKING:
