@@ -62,6 +62,8 @@ def _write_one(study: Path, overrides: list[str]) -> Evidence:
     words = [str(study), *(word for override in overrides for word in ("--set", override))]
     command = command_text("sweep", words)
     with open_store(spec, storage_url(spec, folder), create=False) as store:
+        stored = store.record.stored_spec() if spec.model.classifies else None
+        spec = spec if stored is None else spec.with_labels(stored.model.labels)
         return write_results(read_results(spec, store, folder), folder, command)
 
 

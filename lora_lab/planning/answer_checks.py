@@ -27,8 +27,7 @@ def with_classes(spec: StudySpec, cache_folder: Path) -> StudySpec:
     """
     if not spec.model.classifies:
         return spec
-    splits = load_splits(spec.data, cache_folder, classes=spec.model.labels or ())
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"labels": splits.classes})})
+    return spec.with_labels(load_splits(spec.data, cache_folder, classes=spec.model.labels or ()).classes)
 
 
 def check_answers(spec: StudySpec, cache_folder: Path) -> None:

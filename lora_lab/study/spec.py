@@ -71,6 +71,10 @@ class StudySpec(Settings):
                 raise RuleError(("sweep", "metric"), text)
         return self
 
+    def with_labels(self, labels: tuple[str, ...] | None) -> StudySpec:
+        """The study with these classes."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"labels": labels})})
+
     def active(self, name: str, chosen: Mapping[str, Value]) -> bool:
         """Whether parameter `name` is searched, given the values chosen for those above it."""
         conditions = self.sweep.parameters[name].when

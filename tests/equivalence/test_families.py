@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from classifiers import CONFIGS, LABELS
 from families import FAMILIES
 from oracle import Lab, train_alone
 from peft import PeftModel, get_peft_model
@@ -175,13 +176,28 @@ with `Trainer` + `peft`, and with the adapter in plain PEFT. Written by `tests/e
 \\* PEFT takes the names of these feed-forward modules for those of experts: it loads adapters on them by
 `target_parameters`, which needs `lora_dropout: 0` and a base that is not quantized.
 
-Refused in one line: encoders (BERT, RoBERTa, ELECTRA, XLM, XLNet), whose tokens see later ones; rows beyond a table of
-positions (GPT-2, OPT, MPT, ...) or, under dynamic RoPE, beyond the length from which it changes; checkpoints stored in
-gptq, awq, fp8, mxfp4 and others; models with code of their own; multimodal models that transformers does not offer as
-causal language models (LLaVA, Qwen2.5-VL). Under longrope (Phi-3 with 128k) trials with rows beyond its switch run on
-the reference engine.
+Refused in one line: encoders (BERT, RoBERTa, ELECTRA, XLM, XLNet) that are to learn text, since their tokens see later
+ones; rows beyond a table of positions (GPT-2, OPT, MPT, ...) or, under dynamic RoPE, beyond the length from which it
+changes; checkpoints stored in gptq, awq, fp8, mxfp4 and others; models with code of their own; multimodal models that
+transformers does not offer as causal language models (LLaVA, Qwen2.5-VL). Under longrope (Phi-3 with 128k) trials with
+rows beyond its switch run on the reference engine.
+
+## Classification
+
+With `task_type: SEQ_CLS`, as tiny random bases in float64: trials on texts and on pairs of texts, on the reference
+engine, against plain `AutoModelForSequenceClassification`, `get_peft_model` and `Trainer` (losses of 12 steps, and the
+adapter with its head), and loaded by plain `PeftModel.from_pretrained`. By `tests/equivalence/test_heads_as_trainer.py`.
+
+| architecture | `all-linear` adapts | left out | as `Trainer` | loads in PEFT |
+|---|---|---|---|---|
 """
-    return head + "\n".join(row(family) for family in FAMILIES) + "\n" + foot
+    families = "\n".join(row(family) for family in FAMILIES)
+    return head + families + "\n" + foot + "\n".join(row_of_classifier(family) for family in CONFIGS) + "\n"
+
+
+def row_of_classifier(family) -> str:
+    told = placement(linear_map_of_config(CONFIGS[family][0], LABELS), LoraSettings())
+    return f"| {family} | {'; '.join(told.chosen)} | {'; '.join(told.left_out)} | 1e-9 | 1e-9 |"
 
 
 def test_the_page_on_models_says_what_is_tried():
