@@ -186,7 +186,8 @@ rows beyond its switch run on the reference engine.
 
 With `task_type: SEQ_CLS`, as tiny random bases in float64: trials on texts and on pairs of texts, on the reference
 engine, against plain `AutoModelForSequenceClassification`, `get_peft_model` and `Trainer` (losses of 12 steps, and the
-adapter with its head), and loaded by plain `PeftModel.from_pretrained`. By `tests/equivalence/test_heads_as_trainer.py`.
+adapter with its head), and loaded by plain `PeftModel.from_pretrained`. Tested by
+`tests/equivalence/test_heads_as_trainer.py`.
 
 | architecture | `all-linear` adapts | left out | as `Trainer` | loads in PEFT |
 |---|---|---|---|---|
