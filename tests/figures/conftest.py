@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from analysis.simulated import BASE_FORGETTING, BASE_LOSS, study
+from analysis.simulated import BASE_FORGETTING, BASE_LOSS, results, study
 
 from lora_lab.analysis.audit import audit
 from lora_lab.analysis.verdict import decide
@@ -90,6 +90,20 @@ def gathered(
     base = {"eval_loss": base_loss, "forgetting_loss": BASE_FORGETTING}
     command = "python -m lora_lab.sweep studies/rank_alpha.yaml"
     return gather(Results(spec, results, findings, {}, notes, base), RunFolder(folder / "run"), command)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """What the report shows of a study with everything in it; only to be read."""
+    return gathered(tmp_path_factory.mktemp("whole"), results())
+
+
+@pytest.fixture(scope="session")
+def page(whole: Evidence, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """Its report; only to be read."""
+    path = tmp_path_factory.mktemp("whole-report") / "report.html"
+    write_report(path, whole, panels_of(whole))
+    return read_page(path)
 
 
 @pytest.fixture

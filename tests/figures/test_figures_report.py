@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from figures.conftest import Page
+
 ALL_PLOTS = [
     "loss-by-rank",
     "adequate-rank",
@@ -41,9 +43,7 @@ ALL_PLOTS = [
 HOSTILE = "</script><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
 
 
-def test_the_question_and_the_verdict_stand_before_the_figures(report: Callable) -> None:
-    page = report(results())
-
+def test_the_question_and_the_verdict_stand_before_the_figures(page: Page) -> None:
     places = [
         page.source.index(words)
         for words in ("How do rank and alpha", "Best: trial", 'id="evidence"', 'id="care"', 'about-loss-by-rank"><h2')
@@ -53,17 +53,13 @@ def test_the_question_and_the_verdict_stand_before_the_figures(report: Callable)
     assert study().digest in page.words
 
 
-def test_every_figure_of_a_whole_study_is_drawn(report: Callable) -> None:
-    page = report(results())
-
+def test_every_figure_of_a_whole_study_is_drawn(page: Page) -> None:
     assert page.plots == ALL_PLOTS
     assert len(page.data) == len(ALL_PLOTS)
     assert all(drawn["data"] for drawn in page.data)
 
 
-def test_every_link_leads_to_a_section(report: Callable) -> None:
-    page = report(results())
-
+def test_every_link_leads_to_a_section(page: Page) -> None:
     links = [value.removeprefix("#") for _, name, value in page.attributes if name == "href"]
     assert len(links) > len(ALL_PLOTS)
     assert set(links) <= page.ids
@@ -83,9 +79,7 @@ def test_every_number_of_the_verdict_is_in_its_tables(report: Callable) -> None:
         assert numbers(verdict) - numbers(tables) == set()
 
 
-def test_the_page_asks_the_network_for_nothing(report: Callable) -> None:
-    page = report(results())
-
+def test_the_page_asks_the_network_for_nothing(page: Page) -> None:
     outside = [(tag, name, value) for tag, name, value in page.attributes if "//" in value]
     assert outside == []
     assert not {"link", "img", "iframe", "object", "embed"} & set(page.tags)
@@ -96,9 +90,7 @@ def test_the_page_asks_the_network_for_nothing(report: Callable) -> None:
     assert "http" not in page.policy
 
 
-def test_only_the_two_own_scripts_may_run(report: Callable) -> None:
-    page = report(results())
-
+def test_only_the_two_own_scripts_may_run(page: Page) -> None:
     assert len(page.scripts) == 2
     assert "plotly.js" in page.scripts[0][:100]
     assert re.findall(r"'sha256-([^']+)'", page.policy) == [page.hash_of(script) for script in page.scripts]

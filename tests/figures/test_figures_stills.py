@@ -4,7 +4,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from analysis.simulated import results, trial
+from analysis.simulated import trial
 
 from lora_lab.common.errors import StorageError
 from lora_lab.figures.report import panels_of
@@ -13,6 +13,8 @@ from lora_lab.figures.stills import KEY_FIGURES, png, write_stills
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from lora_lab.figures.evidence import Evidence
 
 
 def size(image: bytes) -> tuple[int, int]:
@@ -30,17 +32,17 @@ def colors(image: bytes) -> int:
 
 
 @pytest.mark.slow
-def test_every_figure_of_the_report_can_be_a_still(evidence: Callable) -> None:
-    for panel in panels_of(evidence(results())):
+def test_every_figure_of_the_report_can_be_a_still(whole: Evidence) -> None:
+    for panel in panels_of(whole):
         if panel.figure is not None:
             image = png(panel)
             assert size(image) == (880, 528)
             assert colors(image) > 20, panel.key
 
 
-def test_the_key_figures_are_written_and_old_ones_removed(evidence: Callable, tmp_path: Path) -> None:
+def test_the_key_figures_are_written_and_old_ones_removed(whole: Evidence, evidence: Callable, tmp_path: Path) -> None:
     folder = tmp_path / "figures"
-    written = write_stills(folder, panels_of(evidence(results())))
+    written = write_stills(folder, panels_of(whole))
 
     assert {path.stem for path in written} == set(KEY_FIGURES) - {"predicted-memory"}
     assert sorted(folder.iterdir()) == sorted(written)
@@ -55,7 +57,7 @@ def test_names_are_no_formulas(evidence: Callable) -> None:
     assert size(png(panel)) == (880, 528)
 
 
-def test_a_folder_that_cannot_be_written_is_named(evidence: Callable, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(whole: Evidence, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"cannot write .*file/figures.*Not a directory; free space or fix"):
-        write_stills(tmp_path / "file" / "figures", panels_of(evidence(results())))
+        write_stills(tmp_path / "file" / "figures", panels_of(whole))

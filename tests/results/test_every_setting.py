@@ -66,10 +66,10 @@ VALUES: dict[str, tuple[list[Any], dict[str, Any]]] = {
 BASE_LOSS = 5.0
 
 
-def study(values: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
+def study(name: str, values: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
     """A study file as a mapping."""
     sections: dict[str, Any] = {
-        "study_name": "settings",
+        "study_name": name,
         "model": {"model_name_or_path": "builtin/tiny-llama"},
         "data": {"train": "builtin/stdlib-code"},
         "training": {},
@@ -86,15 +86,21 @@ def load(folder, mapping):
     return load_study(path, [])
 
 
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """One database for all of these studies."""
+    return f"sqlite:///{tmp_path_factory.mktemp('storage')}/studies.db"
+
+
 def test_every_searchable_setting_is_walked() -> None:
     assert set(VALUES) == set(SEARCHABLE)
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_it_reaches_everything_that_tells_trials_apart(name: str, tmp_path) -> None:
+def test_it_reaches_everything_that_tells_trials_apart(name: str, tmp_path, storage) -> None:
     values, fixed = VALUES[name]
-    spec = load(tmp_path, study({name: {"values": values}}, fixed))
-    with open_store(spec, f"sqlite:///{tmp_path}/study.db") as store:
+    spec = load(tmp_path, study(name, {name: {"values": values}}, fixed))
+    with open_store(spec, storage) as store:
         asked = [store.ask(), store.ask()]
         for number, one in enumerate(asked):
             store.finish(number, {"eval_loss": 4.0 + 0.1 * value_is(one.config, name, values[1])})
@@ -123,7 +129,7 @@ def test_it_reaches_everything_that_tells_trials_apart(name: str, tmp_path) -> N
     assert f"{name}: {shown}" in recommended.removeprefix("\n<pre>").splitlines()
 
     sections = yaml.safe_load(configuration_yaml(best))
-    pasted = load(tmp_path, {**study({name: {"values": values}}, {}), **sections})
+    pasted = load(tmp_path, {**study(name, {name: {"values": values}}, {}), **sections})
     assert settings_of(pasted.trial_config({})) == settings_of(best.config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -46,7 +47,8 @@ print(json.dumps({"event": "end", "best": end.results.findings.best.number, "tor
 
 
 @pytest.mark.timeout(300)
-def test_the_whole_platform_runs_on_scripted_trials(tmp_path):
+def test_the_whole_platform_runs_on_scripted_trials(tmp_path, migrated_database):
+    shutil.copy(migrated_database, tmp_path / "mlflow.db")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280
     )

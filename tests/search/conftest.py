@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lora_lab.search.connection import connect
 from lora_lab.search.urls import sqlite_url
 from lora_lab.study.spec import StudySpec
 
@@ -43,6 +45,17 @@ def spec_of() -> Callable[..., StudySpec]:
     return make_spec
 
 
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with Optuna's tables and no study: making them takes as long as most of what is tested here."""
+    file = tmp_path_factory.mktemp("tables") / "study.db"
+    connect(sqlite_url(file))[1].dispose()
+    return file
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return sqlite_url(tmp_path / "runs" / "study.db")
+def url(tmp_path: Path, tables: Path) -> str:
+    file = tmp_path / "runs" / "study.db"
+    file.parent.mkdir()
+    shutil.copy(tables, file)
+    return sqlite_url(file)

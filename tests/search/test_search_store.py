@@ -9,6 +9,7 @@ import pytest
 
 from lora_lab.common.errors import InputError, StorageError, TrainingError
 from lora_lab.search.store import StudyStore, open_store
+from lora_lab.search.urls import sqlite_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -212,7 +213,8 @@ def test_a_study_from_before_looks_were_kept_has_what_its_last_verdict_had(
         assert (store.record.declared_verdict(), store.record.looks()) == (old.sweep.verdict, [3])
 
 
-def test_a_study_is_read_only_where_there_is_one(spec_of: Callable[..., StudySpec], url: str, tmp_path: Path) -> None:
+def test_a_study_is_read_only_where_there_is_one(spec_of: Callable[..., StudySpec], tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "runs" / "study.db")
     with pytest.raises(StorageError, match=r"no such file; run `python -m lora_lab.sweep`"):
         open_store(spec_of(), url, create=False)
     assert not (tmp_path / "runs").exists()

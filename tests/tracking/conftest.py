@@ -11,16 +11,6 @@ for name, value in QUIET.items():
     os.environ.setdefault(name, value)
 
 
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory):
-    """An empty MLflow database, made once: its migrations take seconds."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def database_uri(migrated_database, tmp_path):
     path = tmp_path / "mlflow.db"

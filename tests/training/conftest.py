@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
-from workshop import Bench, write_base, write_texts
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny-base")
-    write_base(folder)
-    return folder
+from workshop import Bench, write_texts
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +18,3 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture
 def bench(tiny_base, tiny_data, tmp_path):
     return Bench(tiny_base, tiny_data, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def _little_to_collect():
-    """`Trainer` collects garbage when it starts, which takes half a second among all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()

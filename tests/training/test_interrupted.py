@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from workshop import CPU, drain, only
+from workshop import CPU, drain, only, own_base
 
 from lora_lab.common.activity import Activity, Interrupted
 from lora_lab.study.events import Evaluated, Finished, Logged, Milestone
-from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.memory.probe import MemoryProbe
 from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
-
-pytestmark = pytest.mark.usefixtures("_little_to_collect")
 
 UNEQUAL = ("train_seconds", "tokens_per_second")
 
@@ -38,7 +35,7 @@ def make(request, bench, monkeypatch):
     monkeypatch.setattr(MemoryProbe, "predict", lambda *_: None)
 
     def engine(folder: str, beat: Heard) -> PackedEngine | ReferenceEngine:
-        base = load_base(bench.model("float32"), CPU)
+        base = own_base(bench.model("float32"), CPU)
         catalog = DataCatalog(base.tokenizer, bench.scratch)
         made = request.param(base, catalog, bench.scratch / folder, beat)
         assert type(made) is request.param

@@ -10,13 +10,12 @@ import torch
 from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
-from workshop import CPU, drain, make_tokens, only
+from workshop import CPU, drain, make_tokens, only, own_base
 
 from lora_lab.analysis.paired import ExampleLosses, token_mean
 from lora_lab.study.events import Finished, Logged
 from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.trial_folder import TrialFolder
-from lora_lab.training.base.loading import load_base
 from lora_lab.training.batch import TokenLosses
 from lora_lab.training.evaluation import evaluate
 from lora_lab.training.objective import LanguageModeling, SequenceClassification, objective_of
@@ -115,7 +114,6 @@ def example_means(model, dataset):
     return means
 
 
-@pytest.mark.usefixtures("_little_to_collect")
 def test_another_objective_is_trained_predicted_and_measured_by_both_engines(bench, tmp_path, monkeypatch):
     """Nothing but the objective says what the loss is: not an engine, an evaluation, nor the memory's prediction."""
     for place in ("packed.slot", "reference.trial", "assessment"):
@@ -124,7 +122,7 @@ def test_another_objective_is_trained_predicted_and_measured_by_both_engines(ben
     config = bench.trial(**schedule, learning_rate=1e-2)
     told = []
     for engine_class in (PackedEngine, ReferenceEngine):
-        base = load_base(config.model, CPU)
+        base = own_base(config.model, CPU)
         engine = engine_class(base, bench.data, tmp_path / engine_class.__name__)
         plain = AutoModelForCausalLM.from_pretrained(bench.base_folder, dtype=torch.float64).eval()
         held_out, train = bench.data.splits(config.data).eval, bench.data.splits(config.data).train

@@ -11,18 +11,15 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from workshop import CPU, drain, only
+from workshop import CPU, drain, only, own_base
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.events import Evaluated, Finished, Milestone
 from lora_lab.study.settings import EvaluationSettings
 from lora_lab.study.trial_folder import TrialFolder
-from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
-
-pytestmark = pytest.mark.usefixtures("_little_to_collect")
 
 ENGINES = {"packed": PackedEngine, "reference": ReferenceEngine}
 FACTS = 8
@@ -59,7 +56,7 @@ def config(bench, facts):
 
 
 def make(bench, name, folder, config):
-    base = load_base(config.model, CPU)
+    base = own_base(config.model, CPU)
     return ENGINES[name](base, DataCatalog(base.tokenizer, bench.scratch), folder / name)
 
 
