@@ -22,6 +22,7 @@ from lora_lab.common.activity import Interrupted
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lora_lab.runner.options import RunOptions
@@ -77,7 +78,10 @@ def sweep(
         options = _options(
             memory_limit, tracking_uri, checkpoint_interval, max_hours, storage_patience, quiet=quiet, json=json
         )
-        complete = _run(spec, command_text("sweep", arguments(context)), options, stop)
+        changes = [*(overrides or []), *([f"sweep.n_trials={trials}"] if trials else [])]
+        words = [str(study), *_as_words(changes if new_name is None else [*changes, f"study_name={new_name}"])]
+        more = _next_steps(words, options.tracking_uri, given=tracking_uri is not None)
+        complete = _run(spec, command_text("sweep", arguments(context)), options, stop, more)
     if not complete:
         words = _resuming(arguments(context), new_name)
         typer.echo(f"To go on: {command_text('sweep', words)}", err=True)
@@ -118,7 +122,20 @@ def _options(
     )
 
 
-def _run(spec: StudySpec, command: str, options: RunOptions, stop: StopRequest) -> bool:
+def _as_words(changes: Sequence[str]) -> Iterator[str]:
+    for change in changes:
+        yield from ("--set", change)
+
+
+def _next_steps(study: list[str], tracking_uri: str, *, given: bool) -> dict[str, str]:
+    """What to do with a study that has a verdict: command lines by what they are for."""
+    from lora_lab.tracking.address import ui_words
+
+    ui = ui_words(tracking_uri, command_text("ui", study), given=given)
+    return {"MLflow": ui, "export": command_text("export", [*study, "--to", "all"])}
+
+
+def _run(spec: StudySpec, command: str, options: RunOptions, stop: StopRequest, next_steps: Mapping[str, str]) -> bool:
     """Run the study and print its results; whether it is complete."""
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import check_finished
@@ -132,7 +149,7 @@ def _run(spec: StudySpec, command: str, options: RunOptions, stop: StopRequest) 
     if end.tracking_note:
         typer.echo(end.tracking_note, err=True)
     if end.results is not None:
-        say_results(end.results, folder, options.tracking_uri, json=options.json, ran=end.ran)
+        say_results(end.results, folder, options.tracking_uri, json=options.json, ran=end.ran, next_steps=next_steps)
         check_finished(end.results, complete=end.complete)
     return end.complete
 

@@ -53,6 +53,8 @@ def audit(spec: StudySpec, findings: Findings | None = None, results: Sequence[T
 
     """
     notes = list(design_notes(spec))
+    if findings is not None and findings.best is not None and findings.noise is None:
+        notes = [note for note in notes if note.kind != "one_seed"]  # the verdict says that itself
     if findings is not None and findings.best is not None:
         notes += _edge_notes(spec, findings.best)
         notes += _edges_at_ranks(spec, replicate_groups(results, findings.measure))

@@ -10,7 +10,7 @@ import numpy as np
 from lora_lab.analysis.comparison import value_interval, within
 from lora_lab.analysis.noise import noise_floor
 from lora_lab.analysis.replicates import replicate_groups, without_seed
-from lora_lab.analysis.wording import nats, targets_text, value_text
+from lora_lab.analysis.wording import interval_text, nats, targets_text, value_text
 from lora_lab.study.measures import FORGETTING, tie_width
 
 if TYPE_CHECKING:
@@ -131,13 +131,27 @@ def _rank_correlation(points: Sequence[ForgettingPoint]) -> float | None:
 
 
 def _sentence(most: ForgettingPoint, gentlest: ForgettingPoint | None, width: float) -> str:
-    first = (
-        f"The most gain on the domain, {nats(most.gain)} nats (trial {most.number}), comes with "
-        f"{nats(most.forgetting)} nats of forgetting on general text"
-    )
+    if most.gain <= 0:
+        return f"Nothing gained on the domain; its best trial ({most.number}) has {_forgotten(most)}."
+    first = f"The most gain on the domain, {nats(most.gain)} nats (trial {most.number}), comes with {_forgotten(most)}"
     if gentlest is None or gentlest.number == most.number:
-        return f"{first}; nothing within the margin of that gain forgets less."
-    return (
-        f"{first}; within {nats(width)} nats of that gain by its mean, which is not a test, trial {gentlest.number} "
-        f"(r={gentlest.r} {gentlest.targets}) forgets {nats(gentlest.forgetting)}."
+        than = "forgets less" if most.forgetting > 0 else "does better there"
+        return f"{first}; nothing within the margin of that gain {than}."
+    other = f"trial {gentlest.number} (r={gentlest.r} {gentlest.targets})"
+    said = (
+        f"forgets {nats(gentlest.forgetting)}"
+        if gentlest.forgetting > 0
+        else f"forgets nothing ({nats(gentlest.forgetting)})"
     )
+    return f"{first}; within {nats(width)} nats of that gain by its mean, which is not a test, {other} {said}."
+
+
+def _forgotten(point: ForgettingPoint) -> str:
+    """What became of the loss on general text: it rose (forgetting), or it fell, which is none."""
+    interval = point.forgetting_interval
+    known = "" if interval is None else f" (95% interval {interval_text(interval)})"
+    if point.forgetting <= 0:
+        where = f"{nats(-point.forgetting)} nats below the bare base" if point.forgetting else "as on the bare base"
+        return f"no forgetting: its loss on general text is {where}{known}"
+    unsure = ", which may be none" if interval is not None and interval[0] <= 0 else ""
+    return f"{nats(point.forgetting)} nats of forgetting on general text{known}{unsure}"

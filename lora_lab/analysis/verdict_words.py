@@ -77,8 +77,8 @@ def _way_out(findings: Findings) -> list[str]:
 
 
 def _runs_text(measure: Measure, standing: Standing) -> str:
-    if standing.runs == 1 and not standing.retrainings:
-        return "one run"
+    if standing.runs == 1:
+        return "one retraining" if standing.retrainings else "one run"
     spread = "" if standing.spread is None else f" ± {measure_text(measure, standing.spread)}"
     return f"mean of {plural(standing.runs, 'retraining' if standing.retrainings else 'seed')}{spread}"
 
@@ -262,8 +262,9 @@ def _noise_sentences(findings: Findings) -> list[str]:
         each = "at most one retraining each" if findings.retrained else "one run each"
         return [
             (
-                f"No noise floor was measured ({each}): the order of trials that differ by less than the margin "
-                f"({_width(findings)}) is not known to be real. `confirm: {{top: 3, seeds: 3}}` measures it."
+                f"No noise floor was measured ({each}), so no difference is tested: the order of trials that differ by "
+                f"less than the margin ({_width(findings)}) is not known to be real. `confirm: {{top: 3, seeds: 3}}` "
+                "retrains the best; `seeds: 3` repeats every cell of a grid."
             )
         ]
     measure, noise = findings.measure, findings.noise

@@ -90,6 +90,10 @@ WRITTEN: Mapping[Style, Callable[[float], str]] = {
 }
 
 
+LEAST_WRITTEN: Mapping[Style, float] = {"nats": 1e-4, "score": 1e-3}
+"""The least value but 0 that a style can write."""
+
+
 def measure_text(measure: Measure, value: float) -> str:
     """A value of a measure, or a difference of two, as it is written everywhere."""
     return WRITTEN[measure.style](value)
@@ -106,8 +110,11 @@ def value_and_unit(measure: Measure, value: float) -> str:
 
 
 def distance_text(measure: Measure, distance: float) -> str:
-    """A difference of two values with its unit: `0.0100 nats`, `0.012 points`."""
-    return f"{measure_text(measure, distance)} {measure.distance_unit}".rstrip()
+    """A difference of two values with its unit: `0.0100 nats`, `0.012 points`; none but 0 is called 0."""
+    text = measure_text(measure, distance)
+    if distance and measure.style in LEAST_WRITTEN and not float(text):
+        text = f"under {measure_text(measure, LEAST_WRITTEN[measure.style])}"
+    return f"{text} {measure.distance_unit}".rstrip()
 
 
 def measure_interval(measure: Measure, interval: tuple[float, float]) -> str:
@@ -160,18 +167,37 @@ def config_label(config: TrialConfig, searched: Collection[str]) -> str:
         searched: The parameters that the study searched in it. What is fixed for the whole study is told only where it
             makes another kind of training (`_KINDS`).
     """
+    parts = config_parts(config, searched)
+    adapter = " ".join(text for name, text in parts.items() if text and name in _ADAPTER)
+    return ", ".join([adapter, *(text for name, text in parts.items() if text and name not in _ADAPTER)])
+
+
+def config_parts(config: TrialConfig, searched: Collection[str]) -> dict[str, str]:
+    """What `config_label` says of a configuration, by the name of the setting that it is about.
+
+    All configurations have the names that such a label always begins with; a text is empty where nothing is said.
+
+    Args:
+        config: What is trained.
+        searched: The parameters that the study searched in it.
+    """
     lora, training = config.lora, config.training
-    layers = "" if lora.layers == "all" else f" layers {value_text(lora.layers)}"
-    length = plural(training.num_train_epochs, "epoch") if training.max_steps is None else f"{training.max_steps} steps"
+    steps = training.max_steps
     changed = changed_of(config)
-    parts = [
-        f"r={lora.r} alpha={number_text(lora.alpha)} {targets_text(lora)}{layers}",
-        length,
-        f"lr {rate_text(training.learning_rate)}",
-        *(words(config) for name, words in _KINDS.items() if name in changed),
-        *(f"{name}={setting_text(name, changed[name])}" for name in changed if name in searched and name not in _SAID),
-    ]
-    return ", ".join(parts)
+    return {
+        "r": f"r={lora.r}",
+        "lora_alpha": f"alpha={number_text(lora.alpha)}",
+        "target_modules": targets_text(lora),
+        "layers": "" if lora.layers == "all" else f"layers {value_text(lora.layers)}",
+        "length": plural(training.num_train_epochs, "epoch") if steps is None else f"{steps} steps",
+        "learning_rate": f"lr {rate_text(training.learning_rate)}",
+        **{name: words(config) if name in changed else "" for name, words in _KINDS.items()},
+        **{
+            name: f"{name}={setting_text(name, changed[name])}"
+            for name in changed
+            if name in searched and name not in _SAID
+        },
+    }
 
 
 def trial_label(config: TrialConfig, searched: Collection[str]) -> str:
@@ -193,6 +219,8 @@ _KINDS: Mapping[str, Callable[[TrialConfig], str]] = {
     "gradient_checkpointing": lambda _: "checkpointing",
 }
 """Settings with a word of their own: where one is not at its default, it is another kind of training."""
+_ADAPTER = ("r", "lora_alpha", "target_modules", "layers")
+"""What a label says first, without commas."""
 _SAID = {
     *_KINDS,
     *("r", "lora_alpha", "alpha_ratio", "scaling", "target_modules", "target_parameters", "layers"),

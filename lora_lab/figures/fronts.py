@@ -177,7 +177,7 @@ def forgetting_against_gain(trade: ForgettingTrade | None, base_forgetting: floa
     base = "" if base_forgetting is None else f" (the bare base: {nats(base_forgetting)} nats per token)"
     words = (
         f"{trade.sentence} Up is bad, right is good. Forgetting is the loss on general text after training minus "
-        f"before{base}."
+        f"before{base}; below 0 nothing was forgotten."
     )
     table = Table(FORGETTING_HEADERS, [_gain_row(point) for point in trade.points])
     return Panel(key=key, title=title, words=words, figure=figure, table=table)

@@ -1,61 +1,90 @@
-"""How many training examples a study has, where that is told without reading them."""
+"""How many training examples a study has, as far as that can be told before anything is loaded."""
 
 from __future__ import annotations
 
+import glob
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyarrow import parquet  # type: ignore[import-untyped]
+from pyarrow import ArrowInvalid, parquet  # type: ignore[import-untyped]
 
 from lora_lab.builtin.datasets import write_dataset
-from lora_lab.data.locations import named_files
+from lora_lab.common.sizes import bytes_text
+from lora_lab.data.locations import HUB_ID, find, named_files
 from lora_lab.data.mixing import held_out, repeats
-from lora_lab.data.opening import kind_of, open_rows
+from lora_lab.data.opening import DAMAGED, check_is_data, kind_of, open_rows
+from lora_lab.data.readers import read_rows
 
 if TYPE_CHECKING:
+    from lora_lab.data.locations import Location
     from lora_lab.study.settings import DatasetRef, DataSettings
 
+MOST_BYTES = 32 * 2**20
+"""Of a dataset whose rows are only known by parsing it; a larger one is not counted."""
+LINES = (".jsonl", ".ndjson")
 
-def training_examples(data: DataSettings) -> int | None:
-    """Rows to train on, the held-out share taken off; None for data that would have to be fetched or parsed.
+
+class UncountedError(Exception):
+    """Rows that cannot be counted here and now; the message says why, in words."""
+
+
+def training_examples(data: DataSettings) -> int:
+    """Rows that there are to train on, the held-out share taken off, before `max_train_examples`.
 
     Raises:
-        InputError: a built-in dataset that does not exist.
+        UncountedError: the data is not on this machine, or would take long to count.
+        InputError: a dataset that is here and cannot be used.
     """
-    counts = [_epoch_rows(ref, data.eval) for ref in data.train_refs]
-    if None in counts:
-        return None
-    rows = sum(count for count in counts if count is not None)
-    return min(rows, data.max_train_examples or rows)
+    return sum(_epoch_rows(ref, data.eval) for ref in data.train_refs)
 
 
-def _epoch_rows(ref: DatasetRef, evaluation: float | DatasetRef) -> int | None:
+def _epoch_rows(ref: DatasetRef, evaluation: float | DatasetRef) -> int:
     """Rows of a dataset that an epoch has: without those held out, as often as its weight says."""
     rows = _rows(ref)
-    if rows is None:
-        return None
     rows = min(rows, ref.max_examples or rows)
     if isinstance(evaluation, float):
         rows -= len(held_out(rows, evaluation))
     return rows if ref.weight is None else repeats(rows, ref.weight)
 
 
-def _rows(ref: DatasetRef) -> int | None:
-    if ref.path.startswith("builtin/"):
-        with tempfile.TemporaryDirectory() as folder:
+def _rows(ref: DatasetRef) -> int:
+    path = Path(ref.path).expanduser()
+    with tempfile.TemporaryDirectory() as folder:
+        if ref.path.startswith("builtin/"):
             return _lines(write_dataset(ref.path, Path(folder))[ref.split or "train"])
-    counts = [_rows_of_file(file) for file in named_files(Path(ref.path).expanduser())]
-    return None if not counts or None in counts else sum(count for count in counts if count is not None)
+        if not path.exists() and not named_files(path):
+            raise UncountedError(_why_not_here(ref.path))
+        return _counted(find(ref, "train", Path(folder)), Path(folder))
 
 
-def _rows_of_file(path: Path) -> int | None:
-    match kind_of(path):
-        case ".jsonl" | ".ndjson":
-            return _lines(path)
-        case ".parquet":
-            return int(parquet.read_metadata(path).num_rows)
-    return None
+def _why_not_here(path: str) -> str:
+    if glob.has_magic(path):
+        return f"{path} matches no file here"
+    is_on_the_hub = HUB_ID.fullmatch(path) and not Path(path).suffix
+    return f"{path} is no file or folder here" + (", and would be fetched from the Hub" if is_on_the_hub else "")
+
+
+def _counted(location: Location, cache_folder: Path) -> int:
+    files = [*location.files, *(location.saved.glob("*.arrow") if location.saved else ())]
+    parsed = sum(file.stat().st_size for file in files if kind_of(file) not in (*LINES, ".parquet"))
+    if parsed > MOST_BYTES:
+        raise UncountedError(f"{location.source} has {bytes_text(parsed)}, which would all have to be read")
+    if location.saved is not None:
+        return sum(1 for _ in location.rows(cache_folder))
+    return sum(map(_rows_of_file, files))
+
+
+def _rows_of_file(path: Path) -> int:
+    check_is_data(path)
+    with suppress(OSError, ArrowInvalid, *DAMAGED):  # the reader below says what is wrong with it
+        match kind_of(path):
+            case ".jsonl" | ".ndjson":
+                return _lines(path)
+            case ".parquet":
+                return int(parquet.read_metadata(path).num_rows)
+    return sum(1 for _ in read_rows(path))
 
 
 def _lines(path: Path) -> int:

@@ -71,13 +71,15 @@ class Work:
     """How much there is to compute. Rows are taken as full, so these are upper bounds."""
 
     examples: int | None
-    """Training rows, where they are counted cheaply."""
+    """Training rows; None where they are not counted."""
     flops_per_epoch: tuple[float, float] | None
     """Of one trial: of the cheapest and of the dearest shape."""
     total_flops: float | None
     seconds: float | None
     """From the speed of this study's finished trials, None where there are none."""
     tokens_per_second: float | None
+    uncounted: str = ""
+    """Why the rows are not counted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from safetensors import SafetensorError, deserialize
 from lora_lab.analysis.adequate_rank import rank_curves
 from lora_lab.analysis.epochs import epoch_curves
 from lora_lab.analysis.equal_budget import compare_arms
-from lora_lab.analysis.forgetting import forgetting_trade
 from lora_lab.analysis.pareto import front
 from lora_lab.analysis.scale import scale_response, score_rules
 from lora_lab.analysis.spectrum import factors, spectrum, summarize
@@ -20,7 +19,7 @@ from lora_lab.analysis.wording import config_label
 from lora_lab.common.errors import CheckpointError, InputError
 from lora_lab.figures.evidence import AdapterSpectrum, Evidence, Reproduction
 from lora_lab.search.importance import importances
-from lora_lab.study.measures import EVAL_LOSS, costs
+from lora_lab.study.measures import costs
 from lora_lab.tracking.describe import versions
 
 if TYPE_CHECKING:
@@ -48,8 +47,6 @@ def gather(results: Results, folder: RunFolder, command: str, device: str | None
         CheckpointError: an adapter is damaged.
     """
     spec, trials, findings = results.spec, results.trials, results.findings
-    verdict, base_loss = spec.sweep.verdict, results.base_values[EVAL_LOSS.name]
-    in_nats = verdict.absolute_margin if findings.measure is EVAL_LOSS else None
     comparisons = (compare_arms(trials, "target_modules"), compare_arms(trials, "layers"))
     fronts = (front(trials, (cost,), findings.measure) for cost in costs())
     packages = versions() | ({"device": device} if device else {})
@@ -65,7 +62,7 @@ def gather(results: Results, folder: RunFolder, command: str, device: str | None
         rules=score_rules(trials),
         fronts=[one for one in fronts if one is not None],
         epochs=epoch_curves(trials),
-        forgetting=forgetting_trade(trials, base_loss, verdict.margin, in_nats),
+        forgetting=results.forgetting(),
         importance=importances(spec, trials),
         spectra=adapter_spectra(results, folder),
         reproduction=Reproduction(command=command, study_hash=spec.digest, versions=packages),

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.audit import AuditNote, audit, changed_on_the_way, unfinished
+from lora_lab.analysis.forgetting import forgetting_trade
 from lora_lab.analysis.verdict import decide
 from lora_lab.common.errors import StorageError, TrainingError
 from lora_lab.results.example_losses import read_example_losses
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_lab.analysis.findings import Findings
+    from lora_lab.analysis.forgetting import ForgettingTrade
     from lora_lab.analysis.paired import ExampleLosses
     from lora_lab.results.folder import RunFolder
     from lora_lab.search.store import StudyStore
@@ -33,6 +36,12 @@ class Results:
     notes: Sequence[AuditNote]
     base_values: Mapping[str, float]
     """What was measured of the bare base: eval_loss, forgetting_loss where there is such text, and its scores."""
+
+    def forgetting(self) -> ForgettingTrade | None:
+        """What the gains cost on general text; None where forgetting was not measured."""
+        verdict = self.spec.sweep.verdict
+        in_nats = verdict.absolute_margin if self.findings.measure is EVAL_LOSS else None
+        return forgetting_trade(self.trials, self.base_values[EVAL_LOSS.name], verdict.margin, in_nats)
 
 
 def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder, *, complete: bool | None = None) -> Results:

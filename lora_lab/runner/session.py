@@ -27,6 +27,7 @@ from lora_lab.search.study_record import Home
 from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.resume import compare_contents, compare_for_resume
 from lora_lab.terminal.messages import Note, SessionOver, StudyBegan
+from lora_lab.terminal.progress import base_text
 from lora_lab.tracking.describe import study_started
 from lora_lab.tracking.journal import JOURNAL_NAME, Journal, journal_id
 from lora_lab.tracking.mirror import MlflowMirror
@@ -184,6 +185,7 @@ class _Session:
             values = {EVAL_LOSS.name: eval_loss, "forgetting_loss": forgetting_loss, **scores}
             self.store.record.keep_base_values(values)
         self.store.record.base_value()  # what is judged must be known of the base
+        self.display.tell(Note(base_text(self.store.record.base_values() or {})))
         self.store.record.keep_contents(prepared.contents)
         if self.spec.storage is not None:
             self.store.record.keep_home(_home(self.folder))  # there is a journal by now
@@ -215,7 +217,7 @@ class _Session:
             journal.append(StudyEnded(state="failed"))
             self.mirror.close(timeout_s=5)
             raise
-        self.display.tell(SessionOver())
+        self.display.tell(SessionOver(verdict_follows=not self.stop.requested))
         if self.stop.requested:
             return self._interrupted(journal)
         try:

@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_lab.analysis.verdict_words import sentences
+from lora_lab.terminal.columns import say
 from lora_lab.terminal.end_table import end_table
-from lora_lab.tracking.address import shown_uri, ui_words
+from lora_lab.tracking.address import shown_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import Results
 
 
-def say_results(results: Results, folder: RunFolder, tracking_uri: str, *, json: bool, ran: bool) -> None:
+def say_results(
+    results: Results, folder: RunFolder, tracking_uri: str, *, json: bool, ran: bool, next_steps: Mapping[str, str]
+) -> None:
     """Print the results of a complete study, as text for people or as one line of JSON for programs.
 
     Args:
@@ -26,34 +31,39 @@ def say_results(results: Results, folder: RunFolder, tracking_uri: str, *, json:
         tracking_uri: The MLflow store, resolved.
         json: Whether a program reads.
         ran: Whether something was trained; otherwise the study had been complete before.
+        next_steps: Command lines that people may want next, by what they are for.
     """
     if json:
         _as_json(results, folder, tracking_uri)
     else:
-        _as_text(results, folder, tracking_uri, ran=ran)
+        _as_text(results, folder, next_steps, ran=ran)
 
 
-def _as_text(results: Results, folder: RunFolder, tracking_uri: str, *, ran: bool) -> None:
+def _as_text(results: Results, folder: RunFolder, next_steps: Mapping[str, str], *, ran: bool) -> None:
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     if not ran:
         console.print(
             f"Study {results.spec.study_name} is complete already; more trials: --trials N, anew: --fresh.\n",
             markup=False,
         )
-    Console(file=sys.stdout, highlight=False).print(end_table(results.trials, results.findings))
+    table, words = end_table(results.trials, results.findings, console.width)
+    console.print(table)
+    for line in words:
+        say(console, line)
     console.print("\nVerdict")
-    for sentence in sentences(results.findings):
-        console.print(f"  - {sentence}", markup=False)
+    forgetting = results.forgetting()
+    for sentence in (*sentences(results.findings), *([forgetting.sentence] if forgetting else [])):
+        say(console, sentence, first="  - ")
     if results.notes:
         console.print("\nRead with care")
         for note in results.notes:
-            console.print(f"  - {note.sentence}", markup=False)
+            say(console, note.sentence, first="  - ")
     console.print()
-    for label, place in _places(results, folder, tracking_uri).items():
+    for label, place in (_places(results, folder) | dict(next_steps)).items():
         console.print(f"{label:<12} {place}", markup=False)
 
 
-def _places(results: Results, folder: RunFolder, tracking_uri: str) -> dict[str, str]:
+def _places(results: Results, folder: RunFolder) -> dict[str, str]:
     places = {"report": str(folder.report)}
     if folder.best.exists():
         places["best"] = f"{folder.best}/ (adapter/, adapter_config.json, config.yaml)"
@@ -61,7 +71,7 @@ def _places(results: Results, folder: RunFolder, tracking_uri: str) -> dict[str,
     if cheapest and best and cheapest.number != best.number:
         kept = "" if (folder.recommended / "adapter").exists() else "; only config.yaml: its adapter was dropped"
         places["recommended"] = f"{folder.recommended}/ (trial {cheapest.number}, the cheapest within the margin{kept})"
-    return places | {"MLflow": ui_words(tracking_uri)}
+    return places
 
 
 def _as_json(results: Results, folder: RunFolder, tracking_uri: str) -> None:

@@ -178,8 +178,8 @@ def _end_of(progress: StudyProgress) -> dict[str, Any]:
         "done": progress.done,
         "total_trials": progress.total,
         "states": dict(progress.states),
-        "best_trial": progress.best[1] if progress.best else None,
-        f"best_{progress.measure.name}": progress.best[0] if progress.best else None,
+        "best_single_run": progress.best[1] if progress.best else None,
+        f"best_single_run_{progress.measure.name}": progress.best[0] if progress.best else None,
         "elapsed_s": round(progress.elapsed_s, 3),
     }
 

@@ -70,10 +70,10 @@ def live_view(progress: StudyProgress, height: int = 40) -> RenderableType:
     parts: list[RenderableType] = [_header(progress, len(running)), _trial_lines(progress, running[:room])]
     if len(running) > room:
         parts.append(Text(f"and {len(running) - room} more", style="dim"))
-    if progress.best:
+    if progress.best and not progress.verdict_follows:
         value, number, label = progress.best
         said = f"{progress.measure.label} {measure_text(progress.measure, value)}"
-        best = Text(f"best: trial {number}  {said}  ", style="green", no_wrap=True)
+        best = Text(f"best run so far: trial {number}  {said}  ", style="green", no_wrap=True)
         parts.append(best.append(label, style="default"))
     if doing:
         parts.append(Text(doing, style="cyan", no_wrap=True, overflow="ellipsis"))

@@ -101,7 +101,10 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class SessionOver:
-    """The study ended or was interrupted; it comes last."""
+    """The session trains no more; but for the notes of what fails after it, this comes last."""
+
+    verdict_follows: bool = False
+    """Whether a verdict on the study is printed next: the best of it is then the verdict's to name."""
 
 
 Message: TypeAlias = (

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from lora_lab.analysis.wording import duration_text, plural
 from lora_lab.common.sizes import bytes_text
+from lora_lab.terminal.columns import Row, parts_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,26 +19,27 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 60
 """Of a table; `--json` has all."""
+MANY_ROWS = 16
+"""A longer table has the lowest and the highest rank of each kind: what others need lies between."""
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print a plan for people."""
     for label, text in _overview(plan):
-        console.print(f"[bold]{label:<14}[/bold]", end="")
-        console.print(text, markup=False, soft_wrap=True)
-    _show(console, "Trainable parameters", _adapter_table(plan), len(plan.adapters))
+        say(console, text, first=f"{label:<14}")
+    _show(console, "Trainable parameters", ("parameters", "of all"), _adapter_rows(plan))
     for line in _placements(plan):
-        console.print(line, markup=False, soft_wrap=True)
-    _show(console, "Memory of one trial, and how many fit at once", _memory_table(plan), len(plan.memory))
+        say(console, line)
+    _show(console, "Memory of one trial, and how many fit at once", _memory_heads(plan), _memory_rows(plan))
     for line in _memory_words(plan):
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)
     misfits = [row for row in plan.memory if row.fits is False]
     if misfits:
         _print_misfits(console, plan, misfits)
     if plan.notes:
         console.print("\n[bold]Read with care[/bold]")
         for note in plan.notes:
-            console.print(f"  - {note}", markup=False, soft_wrap=True)
+            say(console, note, first="  - ")
 
 
 def _overview(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -53,10 +53,10 @@ def _overview(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "epochs", plan.trajectory
     for index, (name, values) in enumerate(plan.space.items()):
         yield ("space" if index == 0 else ""), f"{name}: {values}"
+    kinds = sum(use.shapes for use in plan.engines)
     for use in plan.engines:
-        yield "engine", f"{use.name}: {use.reason} ({plural(use.shapes, 'shape')})"
-    packs = "found by measuring" if plan.packs is None else f"at least {plural(plan.packs, 'pack')}"
-    yield "pack size", f"{plan.pack_size} ({packs})"
+        yield "engine", f"{use.name}: {use.reason} ({_share_of_kinds(use.shapes, kinds)})"
+    yield "pack size", _pack_text(plan)
     yield "work", _work_text(plan)
     if plan.calibration is not None:
         yield "time", _time_text(plan.calibration, plan)
@@ -64,27 +64,38 @@ def _overview(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _trials_text(plan: Plan) -> str:
     if plan.is_exact:
-        text = (
-            f"{plural(plan.configurations, 'configuration')} of the grid: {plan.duplicates} the same as others, "
-            f"{plan.shared} read off longer runs, {plan.trained} trained"
-        )
+        told = {"the same as others": plan.duplicates, "read off longer runs": plan.shared}
+        less = [f"{count} {words}" for words, count in told.items() if count]
+        trained = ", ".join([*less, f"{plan.trained} trained"]) if less else "all trained"
+        text = f"{plural(plan.configurations, 'configuration')} of the grid: {trained}"
     else:
         text = f"{plural(plan.configurations, 'trial')} by {plan.sampler}; equal ones are trained once"
-    return text + (f"; {plan.retrainings} retrainings of the best" if plan.retrainings else "")
+    return text + (f"; {plural(plan.retrainings, 'retraining')} of the best" if plan.retrainings else "")
+
+
+def _share_of_kinds(count: int, all_kinds: int) -> str:
+    return "all trials" if count == all_kinds else f"{count} of {all_kinds} kinds of trials"
+
+
+def _pack_text(plan: Plan) -> str:
+    if plan.packs is None:
+        return f"{plan.pack_size}: how many trials train at once is found by measuring"
+    return f"{plan.pack_size}: so many trials train at once, in at least {plural(plan.packs, 'pack')}"
 
 
 def _work_text(plan: Plan) -> str:
     work = plan.work
     if work.flops_per_epoch is None or work.total_flops is None:
-        return "unknown: the training rows are not counted without reading them"
+        unknown = f"unknown: {work.uncounted}"
+        return unknown if plan.calibration else f"{unknown}; --calibrate reads the rows, and times some steps"
     low, high = work.flops_per_epoch
     per_epoch = f"{low:.2g}" if math.isclose(low, high, rel_tol=0.05) else f"{low:.2g} to {high:.2g}"
-    text = (
-        f"at most {work.total_flops:.2g} FLOPs in all, {per_epoch} per trial and epoch of {work.examples:,} full rows"
-    )
-    if work.seconds is None:
-        return f"{text}; no time without a trial of this study that tells the speed"
-    return f"{text}; about {duration_text(work.seconds)} at {work.tokens_per_second:,.0f} tokens/s"
+    rows = f"{work.examples:,} full {'row' if work.examples == 1 else 'rows'}"
+    text = f"at most {work.total_flops:.2g} FLOPs in all, {per_epoch} per trial and epoch of {rows}"
+    if work.seconds is not None:
+        speed = f"{work.tokens_per_second:,.0f} tokens/s of this study's trials"
+        return f"{text}; about {duration_text(work.seconds)} at the {speed}"
+    return text if plan.calibration else f"{text}; --calibrate times some steps and tells how long that takes"
 
 
 def _time_text(timed: Calibration, plan: Plan) -> str:
@@ -105,72 +116,93 @@ def _time_text(timed: Calibration, plan: Plan) -> str:
     )
 
 
-def _show(console: Console, title: str, table: Table, rows: int) -> None:
+def _show(console: Console, title: str, heads: Sequence[str], rows: Sequence[Row]) -> None:
     console.print(f"\n[bold]{title}[/bold]")
+    shown = _ends_of_ranks(rows) if len(rows) > MANY_ROWS else rows
+    table, shared = parts_table(heads, shown[:MOST_ROWS], "of trials with", console.width)
     console.print(table)
-    if rows > MOST_ROWS:
-        console.print(f"... and {rows - MOST_ROWS} more (--json has all)", markup=False)
+    if shared:
+        say(console, f"{'all of these' if len(rows) > 1 else 'of trials with'}: {shared}")
+    if len(shown) < len(rows):
+        say(console, "only the lowest and the highest rank of each kind are shown; --json has all")
+    if len(shown) > MOST_ROWS:
+        say(console, f"... and {len(shown) - MOST_ROWS} more (--json has all)")
 
 
-def _table(*columns: tuple[str, bool]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name, is_number in columns:
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
-    return table
+def _ends_of_ranks(rows: Sequence[Row]) -> list[Row]:
+    """Of rows that differ in nothing but their rank, and come by it, the first and the last; and what does not fit."""
+    kinds: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(tuple(text for name, text in row.parts.items() if name != "r"), []).append(row)
+    ends = {id(row) for kind in kinds.values() for row in (kind[0], kind[-1])}
+    return [row for row in rows if id(row) in ends or row.style is not None]
 
 
-def _adapter_table(plan: Plan) -> Table:
-    table = _table(("targets", False), ("layers", False), ("r", True), ("parameters", True), ("of all", True))
-    for row in plan.adapters[:MOST_ROWS]:
-        share = f"{row.trainable_percent:.3g}%"
-        table.add_row(row.target_modules, row.layers, str(row.r), f"{row.trainable_params:,}", share)
-    return table
+def _adapter_rows(plan: Plan) -> list[Row]:
+    return [
+        Row(
+            (f"{row.trainable_params:,}", f"{row.trainable_percent:.3g}%"),
+            {"r": f"r={row.r}", "targets": row.target_modules, "layers": f"{row.layers} layers"},
+        )
+        for row in plan.adapters
+    ]
 
 
 def _placements(plan: Plan) -> Iterator[str]:
     """What each choice of targets adapts and leaves out; layers and ranks change neither name."""
     first = {row.target_modules: row for row in reversed(plan.adapters) if row.layers == "all"}
     for row in first.values() or plan.adapters[:1]:
-        yield f"{row.target_modules} adapts {'; '.join(row.adapted)}"
-        if row.left_out:
-            yield f"    and leaves out {'; '.join(row.left_out)}"
+        rest = f"; it leaves out {'; '.join(row.left_out)}" if row.left_out else ""
+        yield f"{row.target_modules} adapts {'; '.join(row.adapted)}{rest}"
 
 
-def _memory_table(plan: Plan) -> Table:
-    """Columns that say nothing here are left out, so that it fits into a terminal."""
-    layers = any(row.layers != "all" for row in plan.memory)
-    remarks = any(_remark(row) for row in plan.memory)
+def _memory_heads(plan: Plan) -> list[str]:
     limited = plan.limit_bytes is not None
-    table = _table()
-    for name in ("base", "targets", *(["layers"] if layers else [])):
-        table.add_column(name, no_wrap=True, max_width=16)
-    for name in ("r", "tokens", "predicted", "base", "adapter*", "activations", *(["at once"] if limited else [])):
-        table.add_column(name, justify="right", no_wrap=True)
-    if remarks:
-        table.add_column("")
-    for row in sorted(plan.memory, key=_place)[:MOST_ROWS]:
-        place = [row.quantization, row.target_modules, *([row.layers] if layers else [])]
-        figures = [str(row.r), f"{row.rows}x{row.max_length}", *_bytes_of(row)]
-        at_once = [_at_once(row)] if limited else []
-        remark = [_remark(row)] if remarks else []
-        table.add_row(*place, *figures, *at_once, *remark, style="red" if row.fits is False else None)
-    return table
+    base = [] if _base_bytes(plan) else ["base"]
+    return ["predicted", *base, "adapter*", "activations*", *(["at once*"] if limited else [])]
+
+
+def _base_bytes(plan: Plan) -> int | None:
+    """What the base takes of the memory of every trial that is predicted; None where that differs."""
+    sizes = {row.terms["base"] + row.terms["quantization"] for row in plan.memory if row.terms is not None}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _memory_rows(plan: Plan) -> list[Row]:
+    limited, has_base = plan.limit_bytes is not None, _base_bytes(plan) is None
+    return [
+        Row(
+            (*_bytes_of(row, has_base=has_base), *([_at_once(row)] if limited else [])),
+            {
+                "r": f"r={row.r}",
+                "quantization": f"{'no' if row.quantization == 'none' else row.quantization} quantization",
+                "targets": row.target_modules,
+                "layers": f"{row.layers} layers",
+                "tokens": f"{row.rows} x {row.max_length} tokens",
+                **{other.partition("=")[0]: other for other in row.other.split(", ")},
+                "engine": "reference engine: not predicted" if row.engine == "reference" else "",
+            },
+            "red" if row.fits is False else None,
+        )
+        for row in sorted(plan.memory, key=_place)
+    ]
 
 
 def _place(row: Memory) -> tuple[str, str, str, str, int, int, int]:
     return row.quantization, row.target_modules, row.layers, row.other, row.rows, row.max_length, row.r
 
 
-def _bytes_of(row: Memory) -> tuple[str, ...]:
+def _bytes_of(row: Memory, *, has_base: bool) -> list[str]:
     if row.terms is None or row.predicted_bytes is None:
-        return ("?",) * 4
+        return ["?"] * (4 if has_base else 3)
     terms = row.terms
-    return (
-        bytes_text(row.predicted_bytes),
-        bytes_text(terms["base"] + terms["quantization"]),
-        bytes_text(terms["adapters"] + terms["gradients"] + terms["optimizer"]),
-        bytes_text(terms["activations"] + terms["logits"]),
-    )
+    sizes = {
+        "predicted": row.predicted_bytes,
+        "base": terms["base"] + terms["quantization"],
+        "adapter": terms["adapters"] + terms["gradients"] + terms["optimizer"],
+        "activations": terms["activations"] + terms["logits"],
+    }
+    return [bytes_text(size) for name, size in sizes.items() if has_base or name != "base"]
 
 
 def _at_once(row: Memory) -> str:
@@ -179,15 +211,15 @@ def _at_once(row: Memory) -> str:
     return "?" if row.at_once is None else str(row.at_once)
 
 
-def _remark(row: Memory) -> str:
-    engine = "reference engine: not predicted" if row.engine == "reference" else ""
-    return ", ".join(part for part in (engine, row.other) if part)
-
-
 def _memory_words(plan: Plan) -> Iterator[str]:
-    yield "adapter*: parameters, gradients and optimizer state; activations with logits; full rows."
+    base = _base_bytes(plan)
+    alone = "" if base is None else f"predicted: with the base, {bytes_text(base)} in all of these; "
+    yield (
+        f"{alone}adapter*: its parameters, gradients and optimizer state; activations*: with logits, all rows of full "
+        "length"
+    )
     if plan.limit_bytes is not None:
-        yield "at once: trials of that kind side by side; 0 does not fit even alone."
+        yield "at once*: how many such trials fit side by side; 0 does not fit even alone"
     if any(row.predicted_bytes is None and row.engine == "packed" for row in plan.memory):
         yield "?: this base's forward pass depends on its data, so its memory is only known by trying."
 

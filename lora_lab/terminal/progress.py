@@ -9,11 +9,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.verdict_words import STATE_WORDS
-from lora_lab.analysis.wording import duration_text, measure_text, nats, one_line, plural
+from lora_lab.analysis.wording import duration_text, measure_text, nats, one_line, plural, value_and_unit
 from lora_lab.study.events import Evaluated, Logged, TrialEvent
 from lora_lab.study.measures import EVAL_LOSS, MEASURES
 from lora_lab.study.results import FINISHED_WITH_VALUE
-from lora_lab.terminal.messages import Heartbeat, RetrainingsPlanned, StudyBegan, Tick, TrialBegan, TrialOver, Working
+from lora_lab.terminal.messages import (
+    Heartbeat,
+    RetrainingsPlanned,
+    SessionOver,
+    StudyBegan,
+    Tick,
+    TrialBegan,
+    TrialOver,
+    Working,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,7 +92,8 @@ class StudyProgress:
     measure: Measure = EVAL_LOSS
     """What the study judges."""
     best: tuple[float, int, str] | None = None
-    """Value, number and configuration."""
+    """Value, number and configuration of the best single run so far, of which the verdict may think otherwise."""
+    verdict_follows: bool = False
     rungs: dict[int, float] = field(default_factory=dict)
     """Best eval_loss by evaluation."""
     state: SessionState = "running"
@@ -118,6 +128,8 @@ class StudyProgress:
                 self.state = state
             case TrialOver():
                 self._take_ending(message)
+            case SessionOver(verdict_follows):
+                self.verdict_follows = verdict_follows
             case TrialEvent():
                 self._take_event(message)
 
@@ -186,24 +198,38 @@ class StudyProgress:
 
     @property
     def left_s(self) -> float | None:
-        """Estimated seconds to the end, from what this run trained; None before that is a twentieth of a trial."""
+        """Estimated seconds of training to the end, from what this run trained.
+
+        None before that is a twentieth of a trial, and where all is trained: evaluations and the report take time too.
+        """
         running = tuple(self.running.values())
         gained = self.states.total() + sum(trial.gained for trial in running)
         left = self.total - self.earlier - self.states.total() - sum(trial.share for trial in running)
-        return self.elapsed_s * max(0.0, left) / gained if gained >= LEAST_WORK else None
+        return self.elapsed_s * left / gained if gained >= LEAST_WORK and left > 0 else None
 
     def summary(self) -> str:
         """How the run ended, on one line."""
         counts = ", ".join(f"{count} {STATE_WORDS[state]}" for state, count in self.states.items())
         parts = [f"{self.study_name}: {self.done}/{self.total} trials" + (f" ({counts})" if counts else "")]
-        if self.best:
-            parts.append(f"best trial {self.best[1]}: {self.measure.label} {measure_text(self.measure, self.best[0])}")
+        if self.best and not self.verdict_follows:
+            value = f"{self.measure.label} {measure_text(self.measure, self.best[0])}"
+            parts.append(f"best single run so far trial {self.best[1]}: {value}")
         return "; ".join([*parts, duration_text(self.elapsed_s)])
 
 
 def _left(elapsed_s: float, done: int, left: int) -> float | None:
-    """Seconds that so many parts will take, if `done` ones took so long."""
-    return elapsed_s / done * left if done > 0 else None
+    """Seconds that so many parts will take, if `done` ones took so long; None where there is nothing to tell."""
+    return elapsed_s / done * left if done > 0 and left > 0 else None
+
+
+def base_text(values: Mapping[str, float]) -> str:
+    """What was measured of the bare base, on one line."""
+    known = {MEASURES[name]: value for name, value in values.items() if name in MEASURES}
+    said = [f"{measure.label} {value_and_unit(measure, value)}" for measure, value in known.items()]
+    general = values.get("forgetting_loss")
+    if general is not None:
+        said.append(f"{nats(general)} on the general text of data.forgetting")
+    return f"before training, the base has {', '.join(said)}"
 
 
 def retrainings_text(planned: RetrainingsPlanned, progress: StudyProgress) -> str:
@@ -222,6 +248,9 @@ def evaluation_text(event: Evaluated) -> str:
 
 def ending_text(over: TrialOver, measure: Measure) -> str:
     """How a trial ended, on one line."""
+    if over.state == "shared" and over.reason and over.value is not None:
+        measured = f"{measure.label} {measure_text(measure, over.value)}"
+        return f"trial {over.number} is {one_line(over.reason)}: {measured}"
     value = "" if over.value is None else f", {measure.label} {measure_text(measure, over.value)}"
     return f"trial {over.number} {STATE_WORDS[over.state]}{value}" + (
         f": {one_line(over.reason)}" if over.reason else ""

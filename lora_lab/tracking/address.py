@@ -53,12 +53,17 @@ def ui_environment(tracking_uri: str) -> dict[str, str]:
     return {"MLFLOW_BACKEND_STORE_URI": tracking_uri}
 
 
-def ui_words(tracking_uri: str) -> str:
-    """How to browse this store, as the end of a sweep says it."""
+def ui_words(tracking_uri: str, command: str, *, given: bool = False) -> str:
+    """How to browse this store, as the end of a sweep says it.
+
+    Args:
+        tracking_uri: The store.
+        command: The command line that serves the study from the store that its user's environment names.
+        given: Whether the store was named on the command line, so that it must be there too.
+    """
     if tracking_uri.startswith(("http://", "https://")):
         return shown_uri(tracking_uri)
-    where, then = f"--host {LOOPBACK} --port 5000", f"then open http://{LOOPBACK}:5000"
+    then = f"then open http://{LOOPBACK}:5000"
     if redact_address(tracking_uri) != tracking_uri:
-        shown = shown_uri(tracking_uri)
-        return f"{shown}: set MLFLOW_BACKEND_STORE_URI to the whole address, run mlflow ui {where}, {then}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)} {where}   {then}"
+        return f"{shown_uri(tracking_uri)}: set MLFLOW_TRACKING_URI to the whole address, run {command}, {then}"
+    return f"{command}{f' --tracking-uri {shlex.quote(tracking_uri)}' if given else ''}   {then}"

@@ -62,3 +62,46 @@ def test_nothing_gained_has_nothing_to_recommend() -> None:
 
 def test_without_general_text_there_is_no_trade() -> None:
     assert forgetting_trade([trial(0, 4.0)], base_loss=5.0, margin=0.02) is None
+
+
+def sentence(*forgotten: float, gain: float = 1.0) -> str:
+    """Of trials with less and less gain, that forget so much."""
+    trials = [
+        trial(number, 5.0 - gain + 0.01 * number, r=64 - number, metrics={"forgetting": value})
+        for number, value in enumerate(forgotten)
+    ]
+    found = forgetting_trade(trials, base_loss=5.0, margin=0.05)
+    assert found is not None
+    return found.sentence
+
+
+def test_general_text_that_improved_is_not_called_forgetting() -> None:
+    said = sentence(-0.07)
+    assert "no forgetting: its loss on general text is 0.0700 nats below the bare base" in said
+    assert "-0.0700" not in said
+    assert "nothing within the margin of that gain does better there" in said
+
+
+def test_a_trial_that_forgets_nothing_is_told_so_beside_one_that_does() -> None:
+    said = sentence(0.2, -0.05)
+    assert "0.2000 nats of forgetting" in said
+    assert "trial 1 (r=63 all-linear) forgets nothing (-0.0500)" in said
+
+
+def test_no_change_at_all_is_no_forgetting() -> None:
+    assert "is as on the bare base" in sentence(0.0)
+
+
+def test_where_nothing_is_gained_no_gain_is_told() -> None:
+    said = sentence(0.2, 0.1, gain=-0.5)
+    assert said.startswith("Nothing gained on the domain; its best trial (0) has 0.2000 nats of forgetting")
+
+
+def test_forgetting_within_its_noise_may_be_none() -> None:
+    trials = [
+        trial(seed, 4.0 + 0.01 * seed, r=8, seed=seed, metrics={"forgetting": value})
+        for seed, value in enumerate((0.02, -0.1, 0.12))
+    ]
+    found = forgetting_trade(trials, base_loss=5.0, margin=0.02)
+    assert found is not None
+    assert "which may be none" in found.sentence

@@ -88,7 +88,7 @@ def test_its_sentences_and_tables_are_in_points_and_the_right_way_round(accuracy
     table = verdict_table(findings)
     assert {"accuracy, points", "accuracy, 95%", "below best, points"} <= set(table.headers)
     assert f"{findings.best.value:.3f}" in {cell.text for cell in table.rows[0]}
-    assert end_table(trials, findings).columns[1].header == "accuracy"
+    assert end_table(trials, findings, 80)[0].columns[1].header == "accuracy"
     curves = rank_curves(trials, findings, {})
     assert all(f"points below it; margin {curve.margin:.3f})" in curve.sentence for curve in curves)
     panel = adequate_ranks(curves)

@@ -6,6 +6,7 @@ from analysis.simulated import trial
 from lora_lab.analysis.wording import (
     config_label,
     count_text,
+    distance_text,
     duration_text,
     number_text,
     one_line,
@@ -14,6 +15,7 @@ from lora_lab.analysis.wording import (
     trial_label,
     value_text,
 )
+from lora_lab.study.measures import MEASURES
 
 
 @pytest.mark.parametrize(
@@ -92,3 +94,18 @@ def test_the_seed_belongs_to_a_trial_and_not_to_its_configuration() -> None:
 
     assert config_label(first, ["seed"]) == config_label(second, ["seed"]) == trial_label(first, ["seed"])
     assert trial_label(second, ["seed"]) == f"{config_label(second, ['seed'])}, seed 2"
+
+
+@pytest.mark.parametrize(
+    ("measure", "distance", "text"),
+    [
+        ("eval_loss", 0.0, "0.0000 nats"),
+        ("eval_loss", 3e-5, "under 0.0001 nats"),
+        ("eval_loss", -3e-5, "under 0.0001 nats"),
+        ("eval_loss", 6e-5, "0.0001 nats"),
+        ("exact_match", 2e-4, "under 0.001 points"),
+        ("exact_match", 0.0123, "0.012 points"),
+    ],
+)
+def test_a_distance_that_is_not_0_is_not_called_0(measure: str, distance: float, text: str) -> None:
+    assert distance_text(MEASURES[measure], distance) == text

@@ -90,7 +90,7 @@ def test_the_plan_counts_patterns_and_compressed_files(datasets, tmp_path):
     (tmp_path / "z.jsonl.gz").write_bytes(gzip.compress(b'{"text": "z"}\n\n{"text": "y"}\n'))
     assert training_examples(DataSettings(train=f"{tmp_path}/[az].jsonl*", eval=0.25)) == 9
     (tmp_path / "a.csv").write_text("text\na\n")
-    assert training_examples(DataSettings(train=f"{tmp_path}/a.*", eval=0.25)) is None
+    assert training_examples(DataSettings(train=f"{tmp_path}/a.*", eval=0.25)) == 8
 
 
 @pytest.mark.parametrize(

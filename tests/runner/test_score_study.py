@@ -66,7 +66,7 @@ def test_the_best_is_the_highest_and_the_display_says_so(folder):
         progress.take(TrialOver(number, "complete", value))
 
     assert "complete, accuracy 0.850" in said
-    assert "best trial 1: accuracy 0.850" in progress.summary()
+    assert "best single run so far trial 1: accuracy 0.850" in progress.summary()
 
 
 def test_pruning_keeps_the_high_scores(folder):
@@ -114,7 +114,7 @@ def test_a_program_is_told_the_score(folder, capsys):
     finished(folder, sweep_study)
     results = read_results(sweep_study, store_of(folder, sweep_study), folder)
 
-    say_results(results, folder, "sqlite:///tracking.db", json=True, ran=True)
+    say_results(results, folder, "sqlite:///tracking.db", json=True, ran=True, next_steps={})
 
     said = capsys.readouterr().out
     assert '"metric": "accuracy", "base_value": 0.3' in said

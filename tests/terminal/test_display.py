@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from analysis.simulated import BASE_LOSS, results, trial
@@ -15,7 +17,10 @@ from lora_lab.terminal.display import Display, JsonView, PlainView, choose_displ
 from lora_lab.terminal.end_table import end_table
 from lora_lab.terminal.live import LiveView, live_view
 from lora_lab.terminal.messages import Note, RetrainingsPlanned, SessionOver, StudyBegan, Tick, TrialBegan, TrialOver
-from lora_lab.terminal.progress import RunningTrial, StudyProgress
+from lora_lab.terminal.progress import RunningTrial, StudyProgress, base_text
+
+if TYPE_CHECKING:
+    from lora_lab.study.results import TrialResult
 
 
 class Clock:
@@ -80,7 +85,7 @@ def test_plain_lines_have_no_noise_per_step() -> None:
         "[1/2] trial 0 complete, eval_loss 4.0500",
         "[2/2] trial 1 diverged: loss is nan at step 3 [31m",
         "write the report with: lora-lab report x.yaml",
-        "rank_alpha: 2/2 trials (1 complete, 1 diverged); best trial 0: eval_loss 4.0500; 0.0 s",
+        "rank_alpha: 2/2 trials (1 complete, 1 diverged); best single run so far trial 0: eval_loss 4.0500; 0.0 s",
     ]
 
 
@@ -104,10 +109,10 @@ def test_retrainings_are_counted_on_and_are_not_the_best_of_the_search() -> None
     said = plain.getvalue().splitlines()
     assert said[3] == "search done; 2 retrainings of trial 0 with fresh seeds"
     assert said[-2].startswith("[3/3] trial 2 complete")
-    assert said[-1] == "rank_alpha: 3/3 trials (3 complete); best trial 0: eval_loss 4.0500; 0.0 s"
+    assert said[-1].startswith("rank_alpha: 3/3 trials (3 complete); best single run so far trial 0: eval_loss 4.0500")
     told = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert {"event": "retraining", "numbers": [0], "count": 2} in told
-    assert told[-1]["best_trial"] == 0
+    assert told[-1]["best_single_run"] == 0
     assert said[3] in live.getvalue()
     assert "3/3 done" in live.getvalue()
 
@@ -134,7 +139,7 @@ def test_every_json_line_is_an_object_of_strict_json() -> None:
     (finished,) = [line for line in lines if line["event"] == "finished"]
     assert finished["metrics"] == {"eval_loss": 4.05}
     assert lines[-1]["states"] == {"complete": 1, "diverged": 1}
-    assert lines[-1]["best_trial"] == 0
+    assert lines[-1]["best_single_run"] == 0
 
 
 def test_a_loss_that_is_not_finite_is_null_in_json() -> None:
@@ -159,6 +164,12 @@ def test_characters_that_the_stream_lacks_are_replaced() -> None:
     Display(PlainView(stream)).tell(Note("5.0 ± 0.1"))
 
     assert raw.getvalue() == b"5.0 ? 0.1\n"
+
+
+def test_the_bare_base_is_told_with_the_units_of_all_that_was_measured() -> None:
+    assert base_text({"eval_loss": 3.25}) == "before training, the base has eval_loss 3.2500 nats per token"
+    said = base_text({"eval_loss": 3.25, "exact_match": 0.125, "forgetting_loss": 2.5})
+    assert said.endswith("exact match 0.125, 2.5000 on the general text of data.forgetting")
 
 
 def test_resuming_counts_what_was_done_before() -> None:
@@ -276,33 +287,117 @@ def test_events_of_trials_without_a_slot_are_ignored() -> None:
     assert progress.rungs == {}
 
 
+def test_a_verdict_names_the_best_alone() -> None:
+    plain, lines, live = io.StringIO(), io.StringIO(), Terminal()
+    views = (
+        PlainView(plain),
+        JsonView(lines),
+        LiveView(Console(file=live, force_terminal=True, width=80, height=30)),
+    )
+    display = Display(views[0], Clock(), *views[1:])
+    display.tell(StudyBegan("rank_alpha", 1, 2))
+    display.tell(TrialBegan(0, CONFIG, LABEL))
+    display.tell(TrialOver(0, "complete", 4.05))
+    display.tell(SessionOver(verdict_follows=True))
+
+    assert plain.getvalue().splitlines()[-1] == "rank_alpha: 1/1 trials (1 complete); 0.0 s"
+    assert "verdict_follows" not in json.loads(lines.getvalue().splitlines()[-1])
+    assert "best run" not in live.getvalue().rpartition("1/1 done")[2]
+
+
+def test_a_trial_that_is_another_one_is_told_as_that() -> None:
+    stream = io.StringIO()
+    display = Display(PlainView(stream), Clock())
+    display.tell(StudyBegan("rank_alpha", 2, 2))
+    display.tell(TrialOver(1, "shared", 4.05, "trial 0 after 1 epoch"))
+
+    assert stream.getvalue().splitlines()[-1] == "[1/2] trial 1 is trial 0 after 1 epoch: eval_loss 4.0500"
+
+
+def table_of(trials: list[TrialResult], width: int = 80, margin: float = 0.01) -> list[str]:
+    """The lines of the table at the end, and of what is said below it."""
+    table, words = end_table(trials, decide(trials, BASE_LOSS, margin=margin), width)
+    return [line.rstrip() for line in (*text_of(table, width).splitlines(), *words)]
+
+
 def test_the_end_table_ranks_and_marks() -> None:
     trials = [trial(0, 4.2, r=8), trial(1, 4.0, r=64), trial(2, 4.005, r=4), trial(3, state="pruned")]
-    text = text_of(end_table(trials, decide(trials, BASE_LOSS, margin=0.01)))
+    lines = table_of(trials)
 
-    assert [line.split()[0] for line in text.splitlines()[1:4]] == ["=1", "*2", "0"]
-    assert "the cheapest tie (recommended)" in " ".join(text.split())
+    assert [line.split()[0] for line in lines[1:4]] == ["=1", "*2", "0"]
+    assert lines[4:] == [
+        "loss: eval_loss, nats per token; one run each",
+        "* the cheapest tie (recommended);  = a tie",
+        "all of these: all-linear, 3 epochs, lr 2e-3",
+    ]
+
+
+def test_marks_that_no_row_has_are_not_explained() -> None:
+    assert "= a tie" not in "\n".join(table_of([trial(0, 4.2, r=8), trial(1, 4.0, r=4)]))
 
 
 def test_the_recommended_trial_is_shown_even_beyond_the_top() -> None:
-    trials = [trial(number, 4.0 + number / 10_000, r=64 - number) for number in range(12)]
-    lines = text_of(end_table(trials, decide(trials, BASE_LOSS, margin=0.01))).splitlines()
+    lines = table_of([trial(number, 4.0 + number / 10_000, r=64 - number) for number in range(12)])
 
     assert [line.split()[0] for line in lines[1:10]] == [*(f"={number}" for number in range(8)), "*11"]
+    assert lines[-1] == "9 of 12 configurations that finished; the report has all"
 
 
-def test_the_end_table_fits_80_columns() -> None:
-    trials = results()
-    table = end_table(trials, decide(trials, BASE_LOSS, margin=0.01))
+@pytest.mark.parametrize("width", [72, 80, 100])
+def test_the_end_table_fits_its_terminal_and_cuts_nothing(width: int) -> None:
+    trials = [
+        replace(one, metrics=one.metrics | {"peak_memory_bytes": 1.2e9, "train_seconds": 3599.0 + number})
+        for number, one in enumerate(results())
+    ]
+    lines = table_of(trials, width)
+    table = lines[: lines.index(next(line for line in lines if line.startswith("loss:")))]
 
-    assert max(map(len, text_of(table).splitlines())) <= 80
-    assert "4.0253" in text_of(table)
+    assert max(map(len, table)) <= width
+    assert "…" not in "".join(table)
+    assert any("all-linear" in line for line in table)
+
+
+def test_what_was_searched_tells_the_rows_apart_whatever_it_is() -> None:
+    trials = [
+        trial(0, 4.0, lora_dropout=0.1),
+        trial(1, 4.1, lora_dropout=0.0),
+        trial(2, 4.2, use_rslora=True),
+        trial(3, 4.3, weight_decay=0.2),
+    ]
+    lines = table_of(trials)
+
+    said = [line.split("  ")[-1].strip() for line in lines[1:5]]
+    assert said == ["dropout 0.1", "11 s", "rsLoRA", "weight_decay=0.2"]
+
+
+def test_replicates_are_one_row_with_the_mean_that_the_verdict_has() -> None:
+    trials = [trial(seed, 4.0 + 0.1 * seed, r=8, seed=seed) for seed in range(2)]
+    trials += [trial(2 + seed, 4.02 + 0.01 * seed, r=4, seed=seed) for seed in range(2)]
+    lines = table_of(trials)
+
+    best = decide(trials, BASE_LOSS, margin=0.01).best
+    assert best is not None
+    assert lines[1].split()[:2] == [f"*{best.number}", f"{best.value:.4f}"] == ["*2", "4.0250"]
+    assert lines[2].split()[:2] == ["0", "4.0500"]
+    assert "loss: eval_loss, nats per token; means over 2 seeds" in lines
+
+
+def test_a_lucky_single_run_does_not_stand_above_the_retrained_best() -> None:
+    trials = [trial(0, 4.00, r=8), trial(1, 3.99, r=4), trial(2, 4.5, r=2)]
+    trials += [trial(3 + n, 4.01, r=8, replicate=n, confirms=0) for n in (1, 2)]
+    lines = table_of(trials)
+
+    assert [line.split()[:3] for line in lines[:4]] == [
+        ["trial", "loss", "runs"],
+        ["*0", "4.0100", "2"],
+        ["1", "3.9900", "1"],
+        ["2", "4.5000", "1"],
+    ]
+    assert any("of retrained ones, over their fresh seeds alone" in line for line in lines)
 
 
 def test_without_a_finished_trial_the_table_says_what_became_of_them() -> None:
-    trials = [trial(0, state="diverged"), trial(1, state="out_of_memory")]
-
-    text = text_of(end_table(trials, decide(trials, BASE_LOSS, margin=0.01)), width=120)
+    text = "\n".join(table_of([trial(0, state="diverged"), trial(1, state="out_of_memory")], width=120))
 
     assert "diverged" in text
     assert "out of memory" in text

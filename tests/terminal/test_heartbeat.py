@@ -87,6 +87,28 @@ def test_other_work_is_told_with_its_parts(progress, clock):
     assert "trial 0 step 120/360" in heartbeat_line(progress)
 
 
+def test_no_time_is_left_to_tell_where_all_is_trained(progress, clock):
+    for number in range(21):
+        progress.take(TrialOver(number, "complete", 4.0))
+    clock.now_s += 30
+    progress.take(Working(Activity("writing the report")))
+    assert heartbeat_line(progress) == "after 2 min 30 s: writing the report; 24/24 trials done"
+
+
+@pytest.mark.parametrize("total", [10, None])
+def test_work_whose_parts_are_all_done_has_no_time_left(progress, clock, total):
+    progress.take(Working(Activity("evaluation of trials 0, 1", 5, total)))
+    clock.now_s += 20
+    progress.take(Working(Activity("evaluation of trials 0, 1", 10, total)))
+    assert "left" not in heartbeat_line(progress).partition(";")[0]
+
+
+def test_a_trial_at_its_last_step_has_no_time_left(progress):
+    progress.take(Tick(812.4, "ok", {0: (360, 360), 1: (360, 360)}))
+    assert "trial 0 step 360/360 loss 2.3100, trial 1 step 360/360;" in heartbeat_line(progress)
+    assert "0.0 s" not in heartbeat_line(progress)
+
+
 def test_of_a_large_pack_a_line_names_some_trials(progress):
     for number in range(2, 9):
         progress.take(TrialBegan(number, CONFIG, "r=16"))

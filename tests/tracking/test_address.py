@@ -5,6 +5,8 @@ import pytest
 from lora_lab.common.errors import InputError
 from lora_lab.tracking.address import resolve_tracking_uri, shown_uri, ui_command, ui_environment, ui_words
 
+COMMAND = "python -m lora_lab.ui study.yaml"
+
 
 def test_the_default_store_lies_in_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -32,16 +34,17 @@ def test_the_pages_are_served_on_this_machine_only_and_the_store_is_not_on_the_c
 
 
 def test_the_words_can_be_pasted_where_there_is_no_secret_in_them():
-    words = ui_words("sqlite:////srv/ml flow.db")
-    assert "--backend-store-uri 'sqlite:////srv/ml flow.db'" in words
-    assert "then open http://127.0.0.1:5000" in words
-    assert ui_words("https://me:canary@mlflow.example.org") == "https://***@mlflow.example.org"
+    address = "sqlite:////srv/ml flow.db"
+    assert ui_words(address, COMMAND) == f"{COMMAND}   then open http://127.0.0.1:5000"
+    assert ui_words(address, COMMAND, given=True).startswith(f"{COMMAND} --tracking-uri 'sqlite:////srv/ml flow.db'")
+    assert ui_words("https://me:canary@mlflow.example.org", COMMAND) == "https://***@mlflow.example.org"
 
 
+@pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("password", ["canary", "canary@x", "x/canary", "my canary", "?canary#"])
-def test_the_words_hold_no_password(password):
-    words = ui_words(f"postgresql://me:{password}@host/db?sslpassword=canary")
-    assert words.startswith("postgresql://***@host/db: set MLFLOW_BACKEND_STORE_URI")
+def test_the_words_hold_no_password(password, given):
+    words = ui_words(f"postgresql://me:{password}@host/db?sslpassword=canary", COMMAND, given=given)
+    assert words.startswith("postgresql://***@host/db: set MLFLOW_TRACKING_URI")
     assert "canary" not in words
 
 

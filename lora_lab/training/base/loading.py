@@ -98,7 +98,8 @@ def device_name() -> str:
     """The device that trials train on, in words."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def resolve_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
