@@ -62,7 +62,8 @@ def design_notes(spec: StudySpec) -> Iterator[AuditNote]:
     yield from _quantization_notes(spec)
     if not _has_replicates(spec):
         sentence = (
-            "Every configuration is trained with one seed, so no noise floor is measured and no difference is tested. "
+            "Every configuration is trained with one seed, so what the seed alone changes (the noise floor) is not "
+            "measured, and no difference is tested. "
             "`confirm: {top: 3, seeds: 3}` retrains the best; `seeds: 3` repeats every cell of a grid."
         )
         yield AuditNote(kind="one_seed", sentence=sentence)

@@ -190,13 +190,13 @@ def _hold_out(loaded: Sequence[LoadedExamples], share: float) -> tuple[list[Load
         _part(
             one,
             [example for index, example in enumerate(one.examples) if index not in rows],
-            f"{one.source} without {len(rows)} rows" if rows else one.source,
+            f"{one.source} (without {len(rows)} held out)" if rows else one.source,
         )
         for one, rows in zip(loaded, chosen, strict=True)
     ]
     evaluation = [one.examples[index] for one, rows in zip(loaded, chosen, strict=True) for index in sorted(rows)]
     whole = replace(loaded[0], notes=tuple(note for one in loaded for note in one.notes))
-    return train, _part(whole, evaluation, f"{count} rows of {source}")
+    return train, _part(whole, evaluation, f"{count} held out of {source}")
 
 
 def _mix(loaded: Sequence[LoadedExamples], weights: Sequence[float | None]) -> LoadedExamples:

@@ -30,7 +30,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     _show(console, "Trainable parameters", ("parameters", "of all"), _adapter_rows(plan))
     for line in _placements(plan):
         say(console, line)
-    _show(console, "Memory of one trial, and how many fit at once", _memory_heads(plan), _memory_rows(plan))
+    fit = "" if plan.limit_bytes is None else ", and how many fit at once"
+    _show(console, f"Memory of one trial{fit}", _memory_heads(plan), _memory_rows(plan))
     for line in _memory_words(plan):
         say(console, line)
     misfits = [row for row in plan.memory if row.fits is False]
@@ -80,7 +81,7 @@ def _share_of_kinds(count: int, all_kinds: int) -> str:
 def _pack_text(plan: Plan) -> str:
     if plan.packs is None:
         return f"{plan.pack_size}: how many trials train at once is found by measuring"
-    return f"{plan.pack_size}: so many trials train at once, in at least {plural(plan.packs, 'pack')}"
+    return f"{plan.pack_size} at once, so at least {plural(plan.packs, 'pack')} one after the other"
 
 
 def _work_text(plan: Plan) -> str:
@@ -151,7 +152,7 @@ def _adapter_rows(plan: Plan) -> list[Row]:
 def _placements(plan: Plan) -> Iterator[str]:
     """What each choice of targets adapts and leaves out; layers and ranks change neither name."""
     first = {row.target_modules: row for row in reversed(plan.adapters) if row.layers == "all"}
-    for row in first.values() or plan.adapters[:1]:
+    for row in sorted(first.values(), key=lambda row: row.target_modules) or plan.adapters[:1]:
         rest = f"; it leaves out {'; '.join(row.left_out)}" if row.left_out else ""
         yield f"{row.target_modules} adapts {'; '.join(row.adapted)}{rest}"
 

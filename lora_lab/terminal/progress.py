@@ -84,7 +84,10 @@ class StudyProgress:
     earlier: int = 0
     """Trials finished by an earlier run of the same study."""
     pack_size: int | None = None
+    opened: float = 0.0
+    """When this session began: to load, to look and to train."""
     began: float = 0.0
+    """When it began to train; estimates of what is left start here."""
     tokens_per_second: float = 0.0
     tracking: str = ""
     running: dict[int, RunningTrial] = field(default_factory=dict)
@@ -105,7 +108,7 @@ class StudyProgress:
     """When something was last done: a step, or a part of other work."""
 
     def __post_init__(self) -> None:
-        self.began = self.moved = self.clock()
+        self.opened = self.began = self.moved = self.clock()
 
     def take(self, message: Message) -> None:
         """Take in one message; what is shown only once changes nothing here."""
@@ -193,8 +196,8 @@ class StudyProgress:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since this run began."""
-        return self.clock() - self.began
+        """Seconds since this session began."""
+        return self.clock() - self.opened
 
     @property
     def left_s(self) -> float | None:
@@ -205,7 +208,7 @@ class StudyProgress:
         running = tuple(self.running.values())
         gained = self.states.total() + sum(trial.gained for trial in running)
         left = self.total - self.earlier - self.states.total() - sum(trial.share for trial in running)
-        return self.elapsed_s * left / gained if gained >= LEAST_WORK and left > 0 else None
+        return (self.clock() - self.began) * left / gained if gained >= LEAST_WORK and left > 0 else None
 
     def summary(self) -> str:
         """How the run ended, on one line."""

@@ -52,7 +52,7 @@ def test_weights_count_rows_of_an_epoch_after_those_held_out(datasets, tmp_path)
     assert Counter(text[0] for text in texts(splits.eval)) == {"a": 1, "b": 2}
     assert not set(texts(splits.train)) & set(texts(splits.eval))
     (note,) = splits.notes
-    assert f"18 rows an epoch of {datasets['a']} without 1 rows (9 rows, weight 2), 58%" in note
+    assert f"18 rows an epoch of {datasets['a']} (without 1 held out) (9 rows, weight 2), 58%" in note
     assert f"4 rows an epoch of {datasets['c']} (4 rows, weight 1), 13% of the training rows" in note
 
 

@@ -87,6 +87,17 @@ def test_other_work_is_told_with_its_parts(progress, clock):
     assert "trial 0 step 120/360" in heartbeat_line(progress)
 
 
+def test_time_never_goes_back_and_loading_counts_for_no_estimate(clock):
+    progress = StudyProgress(clock)
+    progress.take(Working(Activity("loading base")))
+    clock.now_s += 60
+    assert heartbeat_line(progress).startswith("after 1 min 0 s: loading base")
+    for message in training(clock):
+        progress.take(message)
+    assert heartbeat_line(progress).startswith("after 3 min 0 s: trial 0 step 120/360")
+    assert heartbeat_line(progress).endswith("about 1 h 0 min left")
+
+
 def test_no_time_is_left_to_tell_where_all_is_trained(progress, clock):
     for number in range(21):
         progress.take(TrialOver(number, "complete", 4.0))

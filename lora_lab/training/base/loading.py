@@ -98,8 +98,7 @@ def device_name() -> str:
     """The device that trials train on, in words."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    threads = torch.get_num_threads()
-    return f"{platform.machine()} CPU, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def resolve_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
