@@ -26,18 +26,35 @@ MOST_BYTES = 32 * 2**20
 LINES = (".jsonl", ".ndjson")
 
 
-class UncountedError(Exception):
+class _UncountedError(Exception):
     """Rows that cannot be counted here and now; the message says why, in words."""
 
 
-def training_examples(data: DataSettings) -> int:
-    """Rows that there are to train on, the held-out share taken off, before `max_train_examples`.
+def training_examples(data: DataSettings) -> int | None:
+    """Rows to train on, the held-out share taken off; None for data that is not here, or would take long to count.
 
     Raises:
-        UncountedError: the data is not on this machine, or would take long to count.
         InputError: a dataset that is here and cannot be used.
     """
-    return sum(_epoch_rows(ref, data.eval) for ref in data.train_refs)
+    try:
+        rows = sum(_epoch_rows(ref, data.eval) for ref in data.train_refs)
+    except _UncountedError:
+        return None
+    return min(rows, data.max_train_examples or rows)
+
+
+def why_uncounted(data: DataSettings) -> str:
+    """Why the rows are not counted, in words; empty where they are.
+
+    Raises:
+        InputError: a dataset that is here and cannot be used.
+    """
+    try:
+        for ref in data.train_refs:
+            _rows(ref)
+    except _UncountedError as error:
+        return str(error)
+    return ""
 
 
 def _epoch_rows(ref: DatasetRef, evaluation: float | DatasetRef) -> int:
@@ -55,7 +72,7 @@ def _rows(ref: DatasetRef) -> int:
         if ref.path.startswith("builtin/"):
             return _lines(write_dataset(ref.path, Path(folder))[ref.split or "train"])
         if not path.exists() and not named_files(path):
-            raise UncountedError(_why_not_here(ref.path))
+            raise _UncountedError(_why_not_here(ref.path))
         return _counted(find(ref, "train", Path(folder)), Path(folder))
 
 
@@ -70,7 +87,7 @@ def _counted(location: Location, cache_folder: Path) -> int:
     files = [*location.files, *(location.saved.glob("*.arrow") if location.saved else ())]
     parsed = sum(file.stat().st_size for file in files if kind_of(file) not in (*LINES, ".parquet"))
     if parsed > MOST_BYTES:
-        raise UncountedError(f"{location.source} has {bytes_text(parsed)}, which would all have to be read")
+        raise _UncountedError(f"{location.source} has {bytes_text(parsed)}, which would all have to be read")
     if location.saved is not None:
         return sum(1 for _ in location.rows(cache_folder))
     return sum(map(_rows_of_file, files))

@@ -11,7 +11,7 @@ from lora_lab.analysis.audit import audit
 from lora_lab.analysis.wording import setting_text, value_text
 from lora_lab.common.errors import StorageError
 from lora_lab.planning.devices import Device
-from lora_lab.planning.example_count import UncountedError, training_examples
+from lora_lab.planning.example_count import training_examples
 from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
 from lora_lab.planning.row_checks import base_notes
 from lora_lab.planning.trainings import MOST_VARIANTS, configurations, count_trainings
@@ -229,13 +229,13 @@ class _Planner:
 
     def _work(self, trainings: Trainings) -> Work:
         spec = self._spec
+        examples = training_examples(spec.data)
         names = (*settings_with(Trait.MEMORY), *settings_with(Trait.WORK))
         shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, names)))))
         speed = _measured_speed(spec, self._folder)
-        try:
-            available = training_examples(spec.data)
-        except UncountedError as error:
-            return Work(None, None, None, None, speed, str(error))
+        if examples is None:
+            return Work(None, None, None, None, speed)
+        available = training_examples(spec.data.model_copy(update={"max_train_examples": None})) or examples
 
         def used(config: TrialConfig) -> int:
             return min(available, config.data.max_train_examples or available)
@@ -245,7 +245,7 @@ class _Planner:
         mean = [statistics.fmean(column) for column in zip(*costs, strict=True)]
         tokens, flops = (value * trainings.all for value in mean)
         return Work(
-            examples=min(available, spec.data.max_train_examples or available),
+            examples=examples,
             flops_per_epoch=(min(per_epoch), max(per_epoch)),
             total_flops=flops,
             seconds=None if speed is None else tokens / speed,

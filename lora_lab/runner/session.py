@@ -254,7 +254,8 @@ def _check_base_loss(key: str, loss: float | None) -> None:
 def _attachments(results: Results, folder: RunFolder) -> Iterator[Attached]:
     yield Attached(number=None, path=folder.report)
     yield Attached(number=None, path=folder.summary)
-    yield Attached(number=None, path=folder.figures, artifact_path="figures")
+    if folder.figures.is_dir():  # where no trial finished there is nothing to draw
+        yield Attached(number=None, path=folder.figures, artifact_path="figures")
     chosen = {
         standing.number: place
         for standing, place in (

@@ -54,12 +54,15 @@ def _as_text(results: Results, folder: RunFolder, next_steps: Mapping[str, str],
     forgetting = results.forgetting()
     for sentence in (*sentences(results.findings), *([forgetting.sentence] if forgetting else [])):
         say(console, sentence, first="  - ")
-    if results.notes:
+    has_verdict = results.findings.best is not None
+    notes = [note for note in results.notes if has_verdict or note.kind == "unfinished"]
+    if notes:
         console.print("\nRead with care")
-        for note in results.notes:
+        for note in notes:
             say(console, note.sentence, first="  - ")
     console.print()
-    for label, place in (_places(results, folder) | dict(next_steps)).items():
+    places = _places(results, folder) | (dict(next_steps) if has_verdict else {})
+    for label, place in places.items():
         console.print(f"{label:<12} {place}", markup=False)
 
 

@@ -226,7 +226,7 @@ def test_a_config_value_of_the_wrong_type(folder):
 
 def test_a_model_that_is_no_language_model(folder):
     (folder / "config.json").write_text('{"model_type": "vit"}')
-    assert "AutoModelForCausalLM" in refusal(folder)
-    with pytest.raises(InputError, match="ViTConfig is not the config of a causal language model; give") as raised:
+    assert "ViTConfig is not the config of a causal language model" in refusal(folder)
+    with pytest.raises(InputError, match=r"ViTConfig is not the config of a causal language model .*; give") as raised:
         architecture(settings(folder))
     assert "\n" not in str(raised.value)

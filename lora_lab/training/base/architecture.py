@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 from transformers.pytorch_utils import Conv1D
 
 from lora_lab.common.errors import InputError
@@ -277,19 +282,52 @@ class ByContents:
 @lru_cache(maxsize=16)
 def _read_once(contents: ByContents, task: TaskType) -> LinearMap:
     """Once in a process: a command asks for its base's modules again and again."""
-    config = contents.config
-    auto, kind = (
-        (AutoModelForCausalLM, "a causal language model")
-        if task == "CAUSAL_LM"
-        else (AutoModelForSequenceClassification, "a model that has a head for classes in transformers")
-    )
+    return linear_map(meta_model(contents.config, task), task)
+
+
+def meta_model(config: PretrainedConfig, task: TaskType = "CAUSAL_LM", **options: Any) -> Any:
+    """The model of a config that does a task, without weights.
+
+    Args:
+        config: What `AutoConfig` reads.
+        task: What it is for.
+        options: More arguments of `from_config`, such as `dtype`.
+
+    Raises:
+        InputError: transformers has no such model for it, or lacks a package that it needs.
+    """
+    auto = AutoModelForCausalLM if task == "CAUSAL_LM" else AutoModelForSequenceClassification
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model = auto.from_config(config, trust_remote_code=False)
-        except ValueError as error:
-            reason = " ".join(str(error).split())[:200]  # transformers lists every model that it has
+            model = auto.from_config(config, trust_remote_code=False, **options)
+        except ImportError as error:
+            reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{type(config).__name__} is not the config of {kind}; give one that is ({reason})"
+                f"{type(config).__name__} needs a package that is not here; install it, or give a base of text alone "
+                f"({reason})"
             ) from error
-    return linear_map(model, task)
+        except ValueError as error:
+            if UNKNOWN_CONFIG in str(error):
+                raise InputError(no_model(type(config).__name__, task)) from error
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{type(config).__name__} is not a config that a model can be made of ({reason}); correct config.json"
+            ) from error
+    if task == "CAUSAL_LM" and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(no_model(type(config).__name__))  # mllama's: it is made, and could never be loaded again
+    return model
+
+
+UNKNOWN_CONFIG = "Unrecognized configuration class"
+"""How transformers begins to say that it has no causal language model for a config."""
+
+
+def no_model(name: str, task: TaskType = "CAUSAL_LM") -> str:
+    """What is said of a config, by the name of its class, for which transformers has no model that does a task."""
+    if task != "CAUSAL_LM":
+        return f"{name} is not the config of a model that has a head for classes in transformers; give one that is"
+    return (
+        f"{name} is not the config of a causal language model that transformers can load; give a decoder of text, and "
+        "of a model that reads images or sound beside text, its language model alone"
+    )

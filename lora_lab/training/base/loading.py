@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +26,14 @@ from lora_lab.builtin.catalog import model_folder
 from lora_lab.common.errors import InputError
 from lora_lab.study.targets import CLASSIFICATION_HEADS
 from lora_lab.training.base.abilities import require_causal
-from lora_lab.training.base.architecture import linear_map, linear_map_of_config, linear_modules, quantized
+from lora_lab.training.base.architecture import (
+    UNKNOWN_CONFIG,
+    linear_map,
+    linear_map_of_config,
+    linear_modules,
+    no_model,
+    quantized,
+)
 from lora_lab.training.base.classification import (
     classifier_config,
     draw,
@@ -41,6 +49,7 @@ from lora_lab.training.device import let_segments_expand, use_granted_cpus
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lora_lab.study.measures import TaskType
     from lora_lab.study.settings import ModelSettings
     from lora_lab.study.targets import LinearMap
 
@@ -98,7 +107,8 @@ def device_name() -> str:
     """The device that trials train on, in words."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def resolve_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
@@ -400,6 +410,11 @@ def _not_loadable(location: str, error: Exception) -> InputError:
             f"model.model_name_or_path: {location} brings code of its own, which is never run; "
             "use a model whose architecture transformers has itself"
         )
+    if UNKNOWN_CONFIG in str(error):
+        config = re.search(r"\.(\w+)'>", str(error))
+        task: TaskType = "CAUSAL_LM" if "AutoModelForCausalLM" in str(error) else "SEQ_CLS"
+        reason = no_model(config[1] if config else "this", task)
+        return InputError(f"model.model_name_or_path: {location}: {reason}")
     # transformers' advice on connections helps nobody whose path is wrong.
     reason = " ".join(str(error).split()).partition(" Check your internet connection")[0][:300]
     seen_from = "" if Path(location).is_dir() else f" (seen from {Path.cwd()})"

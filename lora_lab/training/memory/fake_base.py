@@ -7,7 +7,6 @@ a training step on it allocates what a real one does.
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +14,9 @@ from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM
 from transformers.quantizers import AutoHfQuantizer
 
-from lora_lab.common.errors import InputError
-from lora_lab.training.base.architecture import linear_map, quantized
+from lora_lab.training.base.architecture import linear_map, meta_model, quantized
 from lora_lab.training.base.loading import DTYPES, frozen_base, quantization_config
 from lora_lab.training.base.stored_quantization import skipped_modules
 
@@ -76,15 +73,7 @@ def _meta_model(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):  # a loaded base's config has it
         del config.quantization_config
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-        except ValueError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{type(config).__name__} is not the config of a causal language model; give one that is ({reason})"
-            ) from error
+    return meta_model(config, dtype=dtype)
 
 
 def _materialize(model: nn.Module, dtype: torch.dtype) -> None:
