@@ -119,7 +119,7 @@ def plain_line(message: Message, progress: StudyProgress) -> str | None:
         case RetrainingsPlanned():
             line = retrainings_text(message, progress)
         case Evaluated():
-            line = f"trial {message.number} epoch {message.epoch:.3g}: {evaluation_text(message)}"
+            line = f"trial {message.number} {_when(message)}: {evaluation_text(message)}"
         case TrialOver():
             line = f"[{progress.done}/{progress.total}] {ending_text(message, progress.measure)}"
         case Heartbeat():
@@ -129,6 +129,11 @@ def plain_line(message: Message, progress: StudyProgress) -> str | None:
         case SessionOver():
             line = progress.summary()
     return line
+
+
+def _when(event: Evaluated) -> str:
+    """How far a trial was: a whole number of epochs, or its step."""
+    return f"epoch {event.epoch:.0f}" if event.epoch == round(event.epoch) else f"step {event.step}"
 
 
 JSON_NAMES: dict[type[Message], str] = {

@@ -232,7 +232,7 @@ def base_text(values: Mapping[str, float]) -> str:
     general = values.get("forgetting_loss")
     if general is not None:
         said.append(f"{nats(general)} on the general text of data.forgetting")
-    return f"before training, the base has {', '.join(said)}"
+    return f"before training, the bare base has {', '.join(said)}"
 
 
 def retrainings_text(planned: RetrainingsPlanned, progress: StudyProgress) -> str:

@@ -140,7 +140,10 @@ class ReferenceEngine:
 
     def _count_step(self, trial: ReferenceTrial, rows: np.ndarray) -> TrialMemory:
         """The memory of a step of the trial on these rows."""
-        device, between = self._base.device, partial(self._beat, Activity(f"memory probe of trial {trial.number}"))
+        device, between = (
+            self._base.device,
+            partial(self._beat, Activity(f"measuring the memory of trial {trial.number}")),
+        )
         if device.type != "cuda":
             return TrialMemory(predicted=None, measured=trial.count_step(rows, between))
         torch.cuda.reset_peak_memory_stats(device)

@@ -167,9 +167,17 @@ def test_characters_that_the_stream_lacks_are_replaced() -> None:
 
 
 def test_the_bare_base_is_told_with_the_units_of_all_that_was_measured() -> None:
-    assert base_text({"eval_loss": 3.25}) == "before training, the base has eval_loss 3.2500 nats per token"
+    assert base_text({"eval_loss": 3.25}) == "before training, the bare base has eval_loss 3.2500 nats per token"
     said = base_text({"eval_loss": 3.25, "exact_match": 0.125, "forgetting_loss": 2.5})
     assert said.endswith("exact match 0.125, 2.5000 on the general text of data.forgetting")
+
+
+@pytest.mark.parametrize(("epoch", "when"), [(1.0, "epoch 1"), (2.0, "epoch 2"), (1 / 6, "step 64"), (2.5, "step 64")])
+def test_an_evaluation_between_epochs_is_told_by_its_step(epoch: float, when: str) -> None:
+    stream = io.StringIO()
+    Display(PlainView(stream), Clock()).tell(replace(evaluated(3, 4.05), epoch=epoch))
+
+    assert stream.getvalue() == f"trial 3 {when}: eval_loss 4.0500\n"
 
 
 def test_resuming_counts_what_was_done_before() -> None:

@@ -68,7 +68,7 @@ def test_where_an_evaluation_is_is_told_before_each_of_its_batches(make, bench):
     bare = "evaluation of the bare base"
     assert heard.activities == [Activity(bare, done, total) for total in (3, 2) for done in range(total)]
     engine.admit(7, config_of(bench))
-    assert {one.what for one in heard.activities[5:]} == {"memory probe of trial 7"}
+    assert {one.what for one in heard.activities[5:]} == {"measuring the memory of trial 7"}
     heard.activities.clear()
     drain(engine)
     assert heard.activities[:3] == [Activity("evaluation of trial 7", done, 3) for done in range(3)]

@@ -58,7 +58,7 @@ class MemoryProbe:
         Raises:
             RuntimeError: the device has no room for it (`memory.is_out_of_memory`).
         """
-        between = partial(self._beat, Activity(f"memory probe of trial {slot.number}"))
+        between = partial(self._beat, Activity(f"measuring the memory of trial {slot.number}"))
         between()
         predicted = self.predict(slot.config, batch)
         layout = self._model.layout(batch, [slot])
