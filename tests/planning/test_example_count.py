@@ -76,7 +76,7 @@ def test_what_would_take_long_to_parse_is_not_counted(tmp_path, monkeypatch):
     write_csv(tmp_path / "rows.csv")
     monkeypatch.setattr(example_count, "MOST_BYTES", 100)
     data = DataSettings(train=str(tmp_path / "rows.csv"))
-    assert "rows.csv has 1.42 KiB, which would all have to be read" in why_uncounted(data)
+    assert "rows.csv has 1.48 KiB, which would all have to be read" in why_uncounted(data)
     assert training_examples(data) is None
 
 
