@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 import lora_lab.export
+import lora_lab.init
 import lora_lab.plan
 import lora_lab.report
 import lora_lab.sweep
@@ -17,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("init")(lora_lab.init.init)
 app.command("sweep")(lora_lab.sweep.sweep)
 app.command("plan")(lora_lab.plan.plan)
 app.command("report")(lora_lab.report.report)

@@ -56,11 +56,12 @@ def _run(verb: str, words: list[str], folder: Path, environment: dict[str, str],
         os.dup2(descriptor, stream.fileno())
     sys.argv = [verb, *words]
     from lora_lab.command_line import run_command
+    from lora_lab.init import init
     from lora_lab.plan import plan
     from lora_lab.report import report
     from lora_lab.sweep import sweep
 
-    run_command({"sweep": sweep, "plan": plan, "report": report}[verb])
+    run_command({"init": init, "sweep": sweep, "plan": plan, "report": report}[verb])
 
 
 @dataclass(frozen=True)

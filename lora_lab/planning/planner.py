@@ -26,7 +26,7 @@ from lora_lab.study.trial_settings import settings_with, value_of
 from lora_lab.training.base.loading import default_device, device_name, model_config
 from lora_lab.training.device import device_bytes
 from lora_lab.training.memory.predictor import CONTEXT_BYTES, MemoryPredictor
-from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit, Need, pack_bytes
+from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -191,7 +191,9 @@ class _Planner:
             predicted_bytes=None if predicted is None else predicted.total,
             terms=None if predicted is None else asdict(predicted),
             fits=None if predicted is None or self._limit is None else predicted.allocated <= self._limit,
-            at_once=None if predicted is None or self._limit is None else _at_once(predicted, config, self._limit),
+            at_once=None
+            if predicted is None or self._limit is None
+            else at_once(predicted, config.data.max_length, self._limit),
             remedies=remedies,
         )
 
@@ -281,12 +283,6 @@ def _other(spec: StudySpec, config: TrialConfig) -> str:
     names = [name for name in settings_with(Trait.MEMORY) if name in spec.sweep.parameters]
     others = (name for name in names if name not in MEMORY_COLUMNS)
     return ", ".join(f"{name}={setting_text(name, value_of(config, name))}" for name in others)
-
-
-def _at_once(predicted: MemoryPrediction, config: TrialConfig, limit: int) -> int:
-    need = Need.of(predicted, config.data.max_length)
-    own = pack_bytes([need]) - need.shared
-    return max(0, (limit - need.shared) // own)
 
 
 def _space_text(spec: StudySpec, name: str) -> str:

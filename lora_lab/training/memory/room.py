@@ -69,9 +69,6 @@ class MemoryLimit:
 DEFAULT_LIMIT = MemoryLimit()
 
 
-DEFAULT_LIMIT = MemoryLimit()
-
-
 def machine_bytes() -> int:
     """The machine's main memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -108,6 +105,13 @@ def pack_bytes(needs: Iterable[Need]) -> int:
     longest = max(need.length for need in trials)
     own = sum(need.fixed + need.by_length * longest / need.length for need in trials)
     return max(need.shared for need in trials) + round(own)
+
+
+def at_once(predicted: MemoryPrediction, length: int, limit_bytes: int) -> int:
+    """How many trials like this one fit side by side, all of their rows of this length; 0 where not even one does."""
+    need = Need.of(predicted, length)
+    own = pack_bytes([need]) - need.shared
+    return max(0, (limit_bytes - need.shared) // own)
 
 
 class Room:
