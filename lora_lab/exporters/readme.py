@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.wording import config_label, nats
 from lora_lab.exporters.targets import TRAINERS, package
 from lora_lab.exporters.trial import BASE
+from lora_lab.study.measures import in_unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,7 @@ def _what(trial: ExportedTrial) -> str:
     label = config_label(trial.config, trial.result.params)
     loss = trial.result.eval_loss
     measured = "It has no result." if loss is None else f"eval_loss {nats(loss)} nats per token on held-out data."
-    return f"{label}, on {trial.model_words}. {measured}"
+    return f"{label}, on {trial.model_words}. {in_unit_of(trial.config.model.task_type, measured)}"
 
 
 def _how(command: str) -> str:

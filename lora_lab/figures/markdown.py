@@ -10,7 +10,7 @@ from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import config_label, one_line
 from lora_lab.figures.cells import Table, measure_cell, number_cell, text_cell
 from lora_lab.figures.verdict import facts_table, verdict_table
-from lora_lab.study.measures import TRAINABLE_PARAMS
+from lora_lab.study.measures import TRAINABLE_PARAMS, in_unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ def markdown_summary(evidence: Evidence, panels: Sequence[Panel]) -> str:
         if panel.key in KEY_TABLES and panel.table is not None:
             lines += ["", f"## {markdown_text(panel.title)}", "", markdown_text(panel.words, WORDS), ""]
             lines += markdown_table(panel.table)
-    return "\n".join(lines) + "\n"
+    return in_unit_of(spec.model.task_type, "\n".join(lines) + "\n")
 
 
 def markdown_table(table: Table) -> list[str]:

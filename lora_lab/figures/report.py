@@ -32,7 +32,7 @@ from lora_lab.figures.ranks import adequate_ranks, rules_of_thumb, scale_respons
 from lora_lab.figures.spectra import rank_used
 from lora_lab.figures.tables import ranks_table, trials_table, value_table
 from lora_lab.figures.verdict import facts_table, verdict_table
-from lora_lab.study.measures import MEASURES, PEAK_MEMORY, TRAINABLE_PARAMS
+from lora_lab.study.measures import MEASURES, PEAK_MEMORY, TRAINABLE_PARAMS, in_unit_of
 from lora_lab.study.trial_settings import told_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def write_report(path: Path, evidence: Evidence, panels: Sequence[Panel]) -> Non
         _trials(results, findings),
         _reproduce(spec, results, evidence.reproduction),
     ]
-    write_page(path, f"{spec.study_name}: report", "\n".join(parts))
+    write_page(path, f"{spec.study_name}: report", in_unit_of(spec.model.task_type, "\n".join(parts)))
 
 
 FIRST_SECTIONS = [("evidence", "What the verdict rests on"), ("care", "Read with care")]

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import config_label, measure_interval, measure_text, value_and_unit, value_name
 from lora_lab.data.locations import HUB_ID
-from lora_lab.study.measures import EVAL_LOSS, metrics
+from lora_lab.study.measures import EVAL_LOSS, in_unit_of, metrics
 from lora_lab.study.settings import DatasetRef
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def card(study: str, result: TrialResult, findings: Findings, adapter: str = "ad
         "## How it was trained",
         f"```yaml\n{_settings(result)}```",
     ]
-    return "\n\n".join(parts) + "\n"
+    return in_unit_of(result.config.model.task_type, "\n\n".join(parts) + "\n")
 
 
 def _dataset_words(ref: DatasetRef) -> str:

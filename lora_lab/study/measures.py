@@ -225,6 +225,11 @@ def metrics(task: TaskType | None = None) -> list[str]:
     return [measure.name for measure in asked if task is None or task in measure.tasks]
 
 
+def in_unit_of(task: TaskType, text: str) -> str:
+    """A text about losses, with their unit as it is in a task: the loss of a class is that of a row."""
+    return text if task == "CAUSAL_LM" else text.replace(EVAL_LOSS.unit, "nats per row")
+
+
 def costs() -> list[str]:
     """Names that may stand under `verdict.cost`."""
     return [measure.name for measure in MEASURES.values() if measure.kind == "cost"]

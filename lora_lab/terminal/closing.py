@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lora_lab.analysis.verdict_words import sentences
+from lora_lab.study.measures import in_unit_of
 from lora_lab.terminal.columns import say
 from lora_lab.terminal.end_table import end_table
 from lora_lab.tracking.address import shown_uri
@@ -52,7 +53,7 @@ def _as_text(results: Results, folder: RunFolder, next_steps: Mapping[str, str],
         say(console, line)
     console.print("\nVerdict")
     forgetting = results.forgetting()
-    for sentence in (*sentences(results.findings), *([forgetting.sentence] if forgetting else [])):
+    for sentence in (*_verdict(results), *([forgetting.sentence] if forgetting else [])):
         say(console, sentence, first="  - ")
     has_verdict = results.findings.best is not None
     notes = [note for note in results.notes if has_verdict or note.kind == "unfinished"]
@@ -64,6 +65,10 @@ def _as_text(results: Results, folder: RunFolder, next_steps: Mapping[str, str],
     places = _places(results, folder) | (dict(next_steps) if has_verdict else {})
     for label, place in places.items():
         console.print(f"{label:<12} {place}", markup=False)
+
+
+def _verdict(results: Results) -> list[str]:
+    return [in_unit_of(results.spec.model.task_type, sentence) for sentence in sentences(results.findings)]
 
 
 def _places(results: Results, folder: RunFolder) -> dict[str, str]:
@@ -90,7 +95,7 @@ def _as_json(results: Results, folder: RunFolder, tracking_uri: str) -> None:
         "recommended": cheapest.number if cheapest else None,
         "recommended_value": cheapest.value if cheapest else None,
         f"margin_{judged.distance_unit}": results.findings.margin,
-        "sentences": sentences(results.findings),
+        "sentences": _verdict(results),
         "report": str(folder.report),
         "run_folder": str(folder.root),
         "tracking_uri": shown_uri(tracking_uri),

@@ -52,7 +52,10 @@ def run(tmp_path_factory):
 def test_the_verdict_tests_accuracy_over_seeds_and_rows(run):
     summary = (run / "summary.md").read_text()
     assert "seeds and examples" in summary  # what the comparison of the two ranks rests on
-    assert "macro F1" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "macro F1" in report
+    assert "nats per row" in report
+    assert "nats per token" not in report + summary + (run / "best/adapter/README.md").read_text()
     command("lora_lab.report", "study.yaml", folder=run.parents[1])
     assert (run / "summary.md").read_text() == summary
 

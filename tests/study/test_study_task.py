@@ -53,7 +53,11 @@ def test_what_was_stored_before_there_were_tasks_keeps_its_identity() -> None:
             "[accuracy, f1]",
             "5: evaluation.metrics: f1 is no metric of model.task_type SEQ_CLS; that has ",
         ),
-        ("packing: false", "columns: {prompt: q}", "3: data.columns.prompt: is no column that model.task_type SEQ_CLS reads"),
+        (
+            "packing: false",
+            "columns: {prompt: q}",
+            "3: data.columns.prompt: is no column that model.task_type SEQ_CLS reads",
+        ),
         ("SEQ_CLS}", "SEQ_CLS, labels: [a]}", "2: model.labels: must be two classes or more that differ, but are a"),
         ("SEQ_CLS}", "SEQ_CLS, labels: [a, a]}", "2: model.labels: must be two classes or more that differ"),
         ("task_type: SEQ_CLS", "labels: [a, b]", "2: model.labels: needs task_type SEQ_CLS, but that is CAUSAL_LM"),
