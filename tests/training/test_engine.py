@@ -12,14 +12,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from samples import sample
 from transformers import AutoModelForCausalLM
-from workshop import CPU, VOCABULARY, drain, only
+from workshop import CPU, VOCABULARY, drain, only, own_base
 
 from lora_lab.common.errors import CheckpointError, InputError, StorageError
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, OutOfMemory
 from lora_lab.study.settings import ModelSettings
 from lora_lab.training import assessment
 from lora_lab.training.base.architecture import linear_map
-from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.packed_engine import PackedEngine
 
@@ -230,7 +229,7 @@ def test_bfloat16_stays_near_float32(bench):
 @pytest.fixture
 def base_with_a_dead_end(bench):
     """A base with a linear module that its forward pass never calls."""
-    base = load_base(ModelSettings(model_name_or_path=str(bench.base_folder), dtype="float64"), CPU)
+    base = own_base(ModelSettings(model_name_or_path=str(bench.base_folder), dtype="float64"), CPU)
     base.model.model.layers[0].add_module("spare", torch.nn.Linear(32, 32, dtype=torch.float64))
     base.model.requires_grad_(requires_grad=False)
     return replace(base, linears=linear_map(base.model))
@@ -377,7 +376,7 @@ def test_an_adapter_that_fits_nothing_is_refused_on_admission(bench):
 def test_two_engines_on_one_base_do_not_disturb_each_other(bench):
     config = bench.trial(num_train_epochs=2)
     expected = only(bench.run(config), Logged)
-    base = load_base(ModelSettings(model_name_or_path=str(bench.base_folder), dtype="float64"), CPU)
+    base = own_base(ModelSettings(model_name_or_path=str(bench.base_folder), dtype="float64"), CPU)
     data = DataCatalog(base.tokenizer, bench.scratch)
     first, second = (PackedEngine(base, data, bench.scratch / name) for name in ("first", "second"))
     first.admit(0, bench.trial(seed=4, learning_rate=1e-2))

@@ -6,30 +6,43 @@ import itertools
 
 import pytest
 import torch
+from samples import sample
 from transformers import GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
+from workshop import llama_config, write_base, write_texts
 
 from lora_lab.study.events import Finished
-from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.targets import trainable_parameters
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.memory.predictor import MemoryPredictor
 from lora_lab.training.packed_engine import PackedEngine
 
-CODE = "builtin/stdlib-code"
 TOLERANCE_PERCENT = 2.0
+LARGER = {"hidden_size": 96, "intermediate_size": 256, "max_position_embeddings": 128, "vocab_size": 512}
+"""Wide enough for 8-bit moments and for blocks of quantized weights."""
 
 
 def trial(quantization="none", *, double_quant=False, lora=None, data=None, **training) -> TrialConfig:
     settings = {"per_device_train_batch_size": 4, "max_steps": 1} | training
-    rows = {"train": DatasetRef(path=CODE, max_examples=40), "eval": DatasetRef(path=CODE, max_examples=2)}
+    rows = {"train": "train.jsonl", "eval": "eval.jsonl"}
     return TrialConfig(
-        model=ModelSettings(
-            model_name_or_path="builtin/tiny-llama", quantization=quantization, double_quant=double_quant
-        ),
+        model=ModelSettings(model_name_or_path="base", quantization=quantization, double_quant=double_quant),
         data=DataSettings(**(rows | {"max_length": 64} | (data or {}))),
         training=TrainingSettings(**settings),
         lora=LoraSettings(**({"r": 8} | (lora or {}))),
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_a_folder_with_base_and_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    write_base(folder / "base", llama_config(**LARGER))
+    write_texts(folder / "train.jsonl", 40)
+    write_texts(folder / "eval.jsonl", 2, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +82,7 @@ QUICK = [
     trial("nf4", lora={"r": 64, "target_modules": "attention"}),
     trial("int8"),
     trial(lora={"lora_dropout": 0.1}, gradient_checkpointing=True),
-    trial(optim="adamw_8bit", lora={"r": 16}),
+    trial(optim="adamw_8bit", lora={"r": 48}),
 ]
 
 
@@ -195,7 +208,7 @@ SMALL = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-DEEP = SMALL | {"num_hidden_layers": 9, "num_key_value_heads": 2}
+DEEP = SMALL | {"num_hidden_layers": 7, "num_key_value_heads": 2}
 
 
 def small(quantization="none", *, length=48, lora=None, **training) -> TrialConfig:
@@ -207,7 +220,7 @@ def small(quantization="none", *, length=48, lora=None, **training) -> TrialConf
     )
 
 
-@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+@pytest.mark.parametrize("device_type", sample(["cpu", "cuda"], ["cuda"]))
 @pytest.mark.parametrize(
     ("architecture", "config"),
     [
@@ -229,7 +242,7 @@ def small(quantization="none", *, length=48, lora=None, **training) -> TrialConf
                 ("biases", Qwen2Config(**DEEP), small("nf4")),
                 (
                     "gpt2",
-                    GPT2Config(n_layer=8, n_embd=64, n_head=4, vocab_size=500, bos_token_id=None, eos_token_id=None),
+                    GPT2Config(n_layer=7, n_embd=64, n_head=4, vocab_size=500, bos_token_id=None, eos_token_id=None),
                     small(),
                 ),
             )
@@ -246,17 +259,17 @@ def test_a_deep_base_is_predicted_from_two_of_few_layers(architecture, config, d
 
 
 def test_layers_that_differ_are_not_extrapolated():
-    kinds = ["full_attention"] * 4 + ["sliding_attention"] * 5
+    kinds = ["full_attention"] * 4 + ["sliding_attention"] * 3
     mixed = Qwen2Config(**DEEP, layer_types=kinds, use_sliding_window=True, sliding_window=16)
     assert not MemoryPredictor(mixed, small().model, "cpu")._shallow
     some = small(lora={"layers": "first_half"})
     predictor = MemoryPredictor(LlamaConfig(**DEEP), some.model, "cpu")
     assert not predictor._is_alike_in_all_layers(some)
-    assert predictor.predict(some).adapters < predictor.predict(small()).adapters
+    assert predictor.predict(some).adapters == 4 * trainable_parameters(predictor.linears, some.lora)
 
 
 def test_other_ranks_are_on_the_line_through_two():
-    architecture = LlamaConfig(**SMALL, num_hidden_layers=2)
+    architecture = LlamaConfig(**SMALL, num_hidden_layers=1)
     at_once = MemoryPredictor(architecture, small().model, "cpu")
     for r in (8, 64):
         at_once.predict(small(lora={"r": r}))
@@ -269,7 +282,7 @@ def test_other_ranks_are_on_the_line_through_two():
 
 def test_attention_on_cuda_takes_the_kernel_that_torch_takes_there():
     """Half precision: FlashAttention; float32 in groups of heads: none that does without all pairs of tokens."""
-    rows, heads, length, layers = 2, 4, 512, 2
+    rows, heads, length, layers = 2, 4, 512, 1
     pairs = rows * heads * length**2
     plain = LlamaConfig(**SMALL, num_hidden_layers=layers, num_key_value_heads=4)
     grouped = LlamaConfig(**SMALL, num_hidden_layers=layers, num_key_value_heads=2)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 from transformers import Gemma3TextConfig, Phi3Config
-from workshop import CPU, VOCABULARY, Bench, drain, llama_config, only, write_base
+from workshop import CPU, VOCABULARY, Bench, drain, llama_config, only, own_base, write_base
 
 from lora_lab.common.errors import InputError
 from lora_lab.planning.row_checks import check_rows
 from lora_lab.study.events import Evaluated, Logged
 from lora_lab.study.spec import StudySpec
 from lora_lab.training.base.architecture import linear_map_of_config
-from lora_lab.training.base.loading import load_base
 from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.reference_engine import ReferenceEngine
 
@@ -118,7 +117,7 @@ def test_no_row_is_padded_beyond_what_is_read_alike(tmp_path, tiny_data):
     """Rows of 29 tokens, where 32, the next multiple of 8, is read in another way; the reference engine pads none."""
     there = bench(tmp_path, tiny_data, phi3(30))
     config = there.trial(max_steps=4, learning_rate=1e-2)
-    base = load_base(config.model, CPU)
+    base = own_base(config.model, CPU)
     reference = ReferenceEngine(base, there.data, tmp_path / "reference")
     reference.admit(0, config)
     alone, packed = drain(reference), there.run(config)
@@ -128,8 +127,12 @@ def test_no_row_is_padded_beyond_what_is_read_alike(tmp_path, tiny_data):
 
 @pytest.mark.parametrize(
     "config",
-    [phi3(32), dynamic(32), llama_config(rope_parameters=YARN), llama_config(rope_parameters=longrope(32))],
-    ids=["phi-3", "dynamic", "yarn", "llama with longrope"],
+    [
+        pytest.param(phi3(32), id="phi-3"),
+        pytest.param(dynamic(32), id="dynamic"),
+        pytest.param(llama_config(rope_parameters=YARN), id="yarn", marks=pytest.mark.slow),
+        pytest.param(llama_config(rope_parameters=longrope(32)), id="llama with longrope", marks=pytest.mark.slow),
+    ],
 )
 def test_neighbors_with_longer_rows_change_nothing(tmp_path, tiny_data, config):
     there = bench(tmp_path, tiny_data, config)
