@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_lab.common.sizes import bytes_text
 from lora_lab.study.measures import EVAL_LOSS
-from lora_lab.study.trial_settings import changed_of
+from lora_lab.study.trial_settings import changed_of, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -172,7 +172,7 @@ def config_label(config: TrialConfig, searched: Collection[str]) -> str:
     return ", ".join([adapter, *(text for name, text in parts.items() if text and name not in _ADAPTER)])
 
 
-def config_parts(config: TrialConfig, searched: Collection[str]) -> dict[str, str]:
+def config_parts(config: TrialConfig, searched: Collection[str], *, defaults: bool = False) -> dict[str, str]:
     """What `config_label` says of a configuration, by the name of the setting that it is about.
 
     All configurations have the names that such a label always begins with; a text is empty where nothing is said.
@@ -180,11 +180,12 @@ def config_parts(config: TrialConfig, searched: Collection[str]) -> dict[str, st
     Args:
         config: What is trained.
         searched: The parameters that the study searched in it.
+        defaults: Whether what was searched is also told where it is at its default.
     """
     lora, training = config.lora, config.training
     steps = training.max_steps
     changed = changed_of(config)
-    return {
+    parts = {
         "r": f"r={lora.r}",
         "lora_alpha": f"alpha={number_text(lora.alpha)}",
         "target_modules": targets_text(lora),
@@ -198,6 +199,8 @@ def config_parts(config: TrialConfig, searched: Collection[str]) -> dict[str, st
             if name in searched and name not in _SAID
         },
     }
+    unsaid = (name for name in searched if not parts.get(name) and (name in parts or name not in _SAID))
+    return parts | {name: f"{name}={setting_text(name, value_of(config, name))}" for name in unsaid if defaults}
 
 
 def trial_label(config: TrialConfig, searched: Collection[str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lora_lab.common.files import replacing_folder
 from lora_lab.exporters.readme import readme
 from lora_lab.exporters.table import Remark, judge
-from lora_lab.exporters.targets import TARGETS
+from lora_lab.exporters.targets import STANDALONE, TARGETS
 from lora_lab.exporters.trial import BASE
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ def hand_over(trial: ExportedTrial, target: TargetName, parent: Path) -> Export:
         return Export(target, None, "", warnings, refusals)
     folder = parent / target
     with replacing_folder(folder) as partial:
-        _link_base(trial, partial)
+        _link_base(trial, target, partial)
         command = TARGETS[target].writer(trial, partial)
         (partial / "README.md").write_text(readme(trial, target, command, warnings), encoding="utf-8")
     return Export(target, folder, command, warnings, refusals)
 
 
-def _link_base(trial: ExportedTrial, folder: Path) -> None:
+def _link_base(trial: ExportedTrial, target: TargetName, folder: Path) -> None:
     """Make `base` lead to a base on this machine, so that files can name it without a path."""
-    if trial.local_base is not None:
+    if trial.local_base is not None and target not in STANDALONE:
         where = os.path.relpath(trial.local_base.resolve(), folder.resolve())
         (folder / BASE).symlink_to(where, target_is_directory=True)

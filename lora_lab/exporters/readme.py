@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.wording import config_label, nats
-from lora_lab.exporters.targets import TRAINERS, package
+from lora_lab.exporters.targets import STANDALONE, TRAINERS, package
 from lora_lab.exporters.trial import BASE
 from lora_lab.study.measures import in_unit_of
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def readme(trial: ExportedTrial, target: TargetName, command: str, warnings: Sequence[Remark]) -> str:
     """Markdown without any path of this machine."""
     parts = [f"# {trial.title[0].upper()}{trial.title[1:]}, for {package(target)}", _what(trial), _how(command)]
-    if trial.local_base is not None:
+    if target in STANDALONE:
+        parts.append("The base's weights are in it: it needs no base beside it.")
+    elif trial.local_base is not None:
         parts.append(
             f"`{BASE}` is a link to the folder of the base model, {trial.model_words}. On another machine, put the "
             "model, or a link to it, in its place."

@@ -21,6 +21,8 @@ TargetName = Trainer | Server
 
 TRAINERS: tuple[Trainer, ...] = get_args(Trainer)
 SERVERS: tuple[Server, ...] = get_args(Server)
+STANDALONE: frozenset[TargetName] = frozenset({"merged"})
+"""Targets whose files hold the base too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def _row(group: ReplicateGroup, mark: str, *, counted: bool) -> Row:
     spent = ("" if value is None else measure_text(MEASURES[cost], value) for cost, value in known)
     runs = [str(len(group.values))] if counted else []
     value = measure_text(group.measure, group.value)
-    parts = config_parts(group.config, group.searched)
+    parts = config_parts(group.config, group.searched, defaults=True)
     return Row((f"{mark}{group.number}", value, *runs, *spent), parts, "bold" if mark == "*" else None)
 
 
@@ -91,7 +91,7 @@ def _how_to_read(findings: Findings, groups: Sequence[ReplicateGroup], marks: se
 def _lost_trials(results: Sequence[TrialResult], width: int) -> tuple[Table, list[str]]:
     trials = search_trials(results)
     rows = [
-        Row((str(trial.number), STATE_WORDS[trial.state]), config_parts(trial.config, trial.params))
+        Row((str(trial.number), STATE_WORDS[trial.state]), config_parts(trial.config, trial.params, defaults=True))
         for trial in trials[:SHOWN]
     ]
     table, shared = parts_table(["trial", "state"], rows, "configuration", width)

@@ -145,6 +145,15 @@ def test_the_merged_model_is_the_same_function(data, bases, tmp_path, name, base
     assert tokenizer("a cat") == AutoTokenizer.from_pretrained(bases / base)("a cat")
 
 
+def test_only_what_is_merged_needs_no_base_beside_it(data, bases, tmp_path):
+    trial, _ = trained(data, bases / "tied")
+    for target, beside in (("merged", False), ("vllm", True)):
+        folder = hand_over(trial, target, tmp_path).folder
+        assert (folder / "base").exists() == beside
+        assert ("it needs no base beside it" in (folder / "README.md").read_text()) != beside
+        assert ("`base` is a link" in (folder / "README.md").read_text()) == beside
+
+
 @pytest.mark.parametrize("lora", [{}, {"bias": "all"}, {"bias": "lora_only"}, {"use_dora": True}])
 def test_merging_takes_transposed_weights_and_biases(data, bases, tmp_path, lora):
     trial, meant = trained(data, bases / "gpt2", **lora)

@@ -119,6 +119,10 @@ def keep_one_row(study: Study) -> None:
     study.write("one", {"text": "def first(): pass"})
 
 
+def one_row_is_left(study: Study) -> None:
+    study.write("left", {"text": "def first(): pass"}, {"text": ""}, {"other": "x"})
+
+
 def nothing(study: Study) -> None:
     pass
 
@@ -138,6 +142,16 @@ MISTAKES = {
     ),
     "one evaluation row": (keep_one_row, {"data": {"eval": "one.jsonl"}}, "at least 2 rows"),
     "one evaluation row of a share": (nothing, {"data": {"eval": 0.1}}, "at least 2 rows"),
+    "one evaluation row that is left": (
+        one_row_is_left,
+        {"data": {"eval": "left.jsonl", "skip_invalid": True}},
+        "at least 2 rows",
+    ),
+    "one evaluation row with retrainings": (
+        keep_one_row,
+        {"data": {"eval": "one.jsonl"}, "sweep": {"confirm": {"top": 1, "seeds": 2}}},
+        "at least 2 rows",
+    ),
     "one evaluation row of a file": (
         nothing,
         {"data": {"eval": {"path": "eval.jsonl", "max_examples": 1}}},

@@ -375,7 +375,17 @@ def test_what_was_searched_tells_the_rows_apart_whatever_it_is() -> None:
     lines = table_of(trials)
 
     said = [line.split("  ")[-1].strip() for line in lines[1:5]]
-    assert said == ["dropout 0.1", "11 s", "rsLoRA", "weight_decay=0.2"]
+    assert said == ["dropout 0.1", "lora_dropout=0", "rsLoRA", "weight_decay=0.2"]
+
+
+def test_what_is_at_its_default_is_told_where_it_was_searched() -> None:
+    searched = {"layers": "all", "use_rslora": False, "warmup_steps": 0}
+    trials = [trial(0, 4.0, **searched), trial(1, 4.1, **searched | {"layers": "last_half"}), trial(2, 4.2, r=4)]
+    first, rest = "\n".join(table_of(trials)).split("\n    1 ")
+
+    for text in ("layers=all", "use_rslora=false", "warmup_steps=0"):
+        assert text in first
+    assert "layers last_half" in rest
 
 
 def test_replicates_are_one_row_with_the_mean_that_the_verdict_has() -> None:
