@@ -120,7 +120,7 @@ def test_a_family_trains_packed_as_alone_and_its_adapter_loads_in_plain_peft(fam
 def test_experts_train_as_alone_and_their_adapter_loads_in_plain_peft(family, texts, tmp_path):
     write_family(tmp_path / "base", family)
     lab = Lab(tmp_path / "base", texts, tmp_path, "float64")
-    lora = {"r": 3, "target_modules": "attention", "target_parameters": "experts", "use_rslora": True}
+    lora = {"r": 3, "target_modules": "all-linear", "target_parameters": "experts", "use_rslora": True}
     config = lab.trial(lora, max_steps=STEPS, learning_rate=1e-2, seed=1)
     engine = ReferenceEngine(load_base(config.model, CPU), lab.bench.data, tmp_path / "trials")
     engine.admit(0, config)
@@ -141,7 +141,7 @@ def test_experts_train_as_alone_and_their_adapter_loads_in_plain_peft(family, te
     held_out = lab.bench.data.splits(config.data).eval
     assert plain_loss(loaded.eval(), held_out) == pytest.approx(final.metrics["eval_loss"], rel=tolerance)
     tensors = load_file(adapter / "adapter_model.safetensors")
-    of_experts = [tensor for name, tensor in tensors.items() if "experts" in name and ".lora_B." in name]
+    of_experts = [tensor for name, tensor in tensors.items() if ".experts." in name and ".lora_B." in name]
     assert len(of_experts) == len(linears(family).experts)
     assert all(tensor.any() for tensor in of_experts)
 

@@ -30,10 +30,10 @@ def check(base: Base, config: TrialConfig) -> None:
         require_recomputation(base.model)
     lora, quantization = config.lora, config.model.quantization
     misread = [name for name in resolve_targets(base.linears, lora) if name in base.linears.as_parameters]
-    if misread:
+    if misread and not lora.initialization.fits_parameters:
         raise InputError(
-            f"lora.target_modules: peft takes the name {misread[0]} for that of an expert and trains no such module; "
-            "adapt attention only, or leave out what needs the reference engine (bias, modules_to_save, ...)"
+            f"lora.init_lora_weights: {lora.init_lora_weights} is not computed for {misread[0]}, whose name peft takes "
+            "for that of an expert; use true, false or gaussian, or adapt attention only"
         )
     if lora.initialization.changes_base:
         _check_init(base, lora)
