@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.audit import audit
-from lora_lab.analysis.wording import setting_text, value_text
+from lora_lab.analysis.wording import setting_text, targets_text, value_text
 from lora_lab.common.errors import StorageError
 from lora_lab.planning.devices import Device
 from lora_lab.planning.example_count import training_examples
 from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
 from lora_lab.planning.row_checks import base_notes
+from lora_lab.planning.target_checks import expert_notes
 from lora_lab.planning.trainings import MOST_VARIANTS, configurations, count_trainings
 from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from lora_lab.training.memory.predictor import MemoryPrediction
 
 MEMORY_COLUMNS = (
-    *("quantization", "double_quant", "r", "target_modules", "layers"),
+    *("quantization", "double_quant", "r", "target_modules", "target_parameters", "layers"),
     *("per_device_train_batch_size", "max_length"),
 )
 """The settings that `Memory` has fields for."""
@@ -113,7 +114,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         spec, sweep = self._spec, self._spec.sweep
-        notes = base_notes(spec, self._linears)
+        notes = [*expert_notes(spec, self._linears), *base_notes(spec, self._linears)]
         shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, settings_with(Trait.MEMORY))))))
         trainings = count_trainings(spec, lambda _: self._linears)
         memory = self._memory(shapes)
@@ -182,7 +183,7 @@ class _Planner:
         return Memory(
             quantization=config.model.quantization + ("+double" if config.model.double_quant else ""),
             r=config.lora.r,
-            target_modules=value_text(config.lora.target_modules),
+            target_modules=targets_text(config.lora),
             layers=value_text(config.lora.layers),
             rows=config.training.per_device_train_batch_size,
             max_length=config.data.max_length,
@@ -307,7 +308,7 @@ def _adapters(shapes: Sequence[TrialConfig], linears: LinearMap) -> tuple[Adapte
     rows: dict[tuple[int, str, str], Adapter] = {}
     for config in shapes:
         lora = config.lora
-        key = (lora.r, value_text(lora.target_modules), value_text(lora.layers))
+        key = (lora.r, targets_text(lora), value_text(lora.layers))
         if key not in rows:
             count = trainable_parameters(linears, lora)
             share = 100.0 * count / (linears.total_parameters + count)

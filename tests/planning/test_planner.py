@@ -104,6 +104,29 @@ def test_parameters_are_counted_exactly(base, tmp_path):
     )
 
 
+def test_experts_are_counted_and_told_of(base, tmp_path):
+    (base / "config.json").write_text(json.dumps(SMALL | {"model_type": "mixtral", "num_local_experts": 4}))
+    parameters = {"target_modules": {"values": ["attention"]}, "target_parameters": {"values": ["none", "experts"]}}
+    made = plan(study(base, parameters=parameters), tmp_path)
+    counts = {row.target_modules: row.trainable_params for row in made.adapters}
+    of_experts = 2 * 4 * 16 * ((64 + 2 * 128) + (128 + 64))
+    assert counts == {"attention": 2 * 4 * 16 * 128, "attention+experts": 2 * 4 * 16 * 128 + of_experts}
+    assert {(use.name, use.shapes) for use in made.engines} == {("packed", 1), ("reference", 1)}
+    assert {row.target_modules: row.engine for row in made.memory} == {
+        "attention": "packed",
+        "attention+experts": "reference",
+    }
+    assert any("target_parameters trains experts" in note for note in made.notes)
+    console = Console(record=True, width=200)
+    print_plan(made, console)
+    said = console.export_text()
+    assert (
+        "attention+experts adapts attention: k_proj, o_proj, q_proj, v_proj; experts: down_proj, gate_up_proj" in said
+    )
+    alone = plan(study(base, parameters={"r": {"values": [4]}}), tmp_path)
+    assert any("stay frozen in all trials" in note for note in alone.notes)
+
+
 def test_what_does_not_fit_is_named_with_what_was_tried(base, tmp_path):
     spec = study(base, parameters={"r": {"values": [4, 64]}}, training={"per_device_train_batch_size": 4})
     free = plan(spec, tmp_path, device=CPU)
