@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from lora_lab.builtin.catalog import model_folder
 from lora_lab.builtin.datasets import write_dataset
 from lora_lab.search.store import open_store
 from lora_lab.study.file.loading import load_study
@@ -27,16 +28,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_lab.study.results import TrialResult
+    from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
 
 PRELOADED = [
     "lora_lab.runner.in_process",
     "lora_lab.runner.coordinator",
     "lora_lab.runner.session",
+    "lora_lab.figures.report",
+    "lora_lab.figures.stills",
+    "lora_lab.results.gather",
+    "lora_lab.results.writing",
     "lora_lab.terminal.closing",
     "lora_lab.tracking.store",
     "transformers.models.llama.modeling_llama",
     "datasets",
+    "matplotlib.backends.backend_agg",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "plotly.graph_objects",
     "scipy.special",
 ]
 
@@ -56,12 +65,11 @@ def _run(verb: str, words: list[str], folder: Path, environment: dict[str, str],
         os.dup2(descriptor, stream.fileno())
     sys.argv = [verb, *words]
     from lora_lab.command_line import run_command
-    from lora_lab.init import init
     from lora_lab.plan import plan
     from lora_lab.report import report
     from lora_lab.sweep import sweep
 
-    run_command({"init": init, "sweep": sweep, "plan": plan, "report": report}[verb])
+    run_command({"sweep": sweep, "plan": plan, "report": report}[verb])
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,8 @@ class Command:
 TRAIN = {"path": "data/train.jsonl", "max_examples": 16}
 EVAL = {"path": "data/validation.jsonl", "max_examples": 8}
 """As `builtin/stdlib-code`, without the second that it takes to write that."""
+BASE = "base"
+"""The first layer of the built-in base, in the lab's folder: what a sweep does for a layer it does four times there."""
 PARAMETERS = {
     "r": {"values": [2, 4, 8]},
     "alpha_ratio": {"values": [0.5, 1, 2]},
@@ -121,7 +131,7 @@ def study(name: str = "tiny", **sections) -> dict:
     """A study of a second or two; the keys of `sections` take the place of its own, section by section."""
     base = {
         "study_name": name,
-        "model": {"model_name_or_path": "builtin/tiny-llama"},
+        "model": {"model_name_or_path": BASE},
         "data": {"train": TRAIN, "eval": EVAL, "max_length": 48},
         "training": {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 5e-3},
         "lora": {"target_modules": "attention"},
@@ -151,6 +161,17 @@ class Lab:
     def report(self, *words: str) -> Ended:
         return self.start(*words, verb="report").end()
 
+    def found_from_here(self, config: TrialConfig) -> TrialConfig:
+        """A trial's configuration with the places of its base and data, which are relative to the lab's folder."""
+        model = config.model
+        if model.model_name_or_path == BASE:
+            model = model.model_copy(update={"model_name_or_path": str(self.folder / BASE)})
+        data = {
+            part: getattr(config.data, part).model_copy(update={"path": str(self.folder / file["path"])})
+            for part, file in (("train", TRAIN), ("eval", EVAL))
+        }
+        return config.model_copy(update={"model": model, "data": config.data.model_copy(update=data)})
+
     def run_folder(self, name: str = "tiny") -> Path:
         return self.folder / "runs" / name
 
@@ -178,13 +199,16 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def prepared_folder(tmp_path_factory):
-    """What takes seconds and is the same for all: an empty MLflow database, and a dataset."""
-    from mlflow import MlflowClient
+def prepared_folder(tmp_path_factory, migrated_database):
+    """What takes seconds and is the same for all: an empty MLflow database, a base, and a dataset."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("prepared")
-    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+    shutil.copy(migrated_database, folder / "mlflow.db")
     write_dataset("builtin/stdlib-code", folder / "data")
+    whole = model_folder("builtin/tiny-llama")
+    AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=1, dtype="auto").save_pretrained(folder / BASE)
+    AutoTokenizer.from_pretrained(whole).save_pretrained(folder / BASE)
     return folder
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
-from sweep_process import EVAL, TRAIN, study
+from sweep_process import study
 
 from lora_lab.results.folder import RunFolder
 from lora_lab.study.events import Finished, Logged
@@ -17,6 +17,8 @@ from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.packed_engine import PackedEngine
 
 STEPS_PER_EPOCH = 4
+MODEL = {"model_name_or_path": "builtin/tiny-llama", "dtype": "float64"}
+"""The whole of it, on which a lower loss can be learned of as few rows."""
 EPOCHS = {"num_train_epochs": {"values": [1, 2, 3]}}
 GRID = {
     "sampler": "grid",
@@ -42,11 +44,7 @@ def logged_steps(folder):
 
 def alone(lab, config, label):
     """The figures and the folder of a trial that has an engine for itself."""
-    data = {
-        part: getattr(config.data, part).model_copy(update={"path": str(lab.folder / path["path"])})
-        for part, path in (("train", TRAIN), ("eval", EVAL))
-    }
-    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    config = lab.found_from_here(config)
     base = load_base(config.model, torch.device("cpu"))
     engine = PackedEngine(base, DataCatalog(base.tokenizer, lab.folder / "cache"), lab.folder / "alone" / label)
     engine.admit(0, config)
@@ -70,7 +68,7 @@ def check_against_alone(lab, result, folder):
 
 @pytest.mark.parametrize("sweep", [pytest.param(GRID, id="grid"), pytest.param(TPE, id="tpe", marks=pytest.mark.slow)])
 def test_the_longest_are_trained_and_the_rest_equals_trials_trained_apart(lab, sweep):
-    lab.write(study(model={"dtype": "float64"}, sweep=sweep))
+    lab.write(study(model=MODEL, sweep=sweep))
     ended = lab.sweep()
     assert ended.code == 0, ended.err
     results = lab.results()
@@ -96,10 +94,11 @@ def test_the_longest_are_trained_and_the_rest_equals_trials_trained_apart(lab, s
     assert "read off another trial" in ended.out
 
 
+@pytest.mark.slow
 def test_the_best_may_be_a_run_that_was_read_off(lab):
     """Sixteen examples are learned by heart: after six epochs the loss is 0.2 nats above that after two."""
     sweep = GRID | {"parameters": {"num_train_epochs": {"values": [2, 6]}, "r": {"values": [16]}}}
-    lab.write(study(model={"dtype": "float64"}, training={"learning_rate": 0.01}, sweep=sweep))
+    lab.write(study(model=MODEL, training={"learning_rate": 0.01}, sweep=sweep))
     assert lab.sweep().code == 0
     results = lab.results()
     best = min((one for one in results.values() if one.has_value), key=lambda one: one.eval_loss)
@@ -111,7 +110,7 @@ def test_the_best_may_be_a_run_that_was_read_off(lab):
 @pytest.mark.slow
 def test_runs_under_a_decay_branch_off_where_it_begins(lab):
     training = {"lr_scheduler_type": "warmup_stable_decay", "decay_ratio": 0.5, "warmup_steps": 1}
-    lab.write(study(model={"dtype": "float64"}, training=training, sweep=GRID))
+    lab.write(study(model=MODEL, training=training, sweep=GRID))
     ended = lab.sweep()
     assert ended.code == 0, ended.err
     results = lab.results()

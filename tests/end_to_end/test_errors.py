@@ -91,23 +91,23 @@ def test_hub_model_that_cannot_be_reached(lab):
 
 @pytest.mark.parametrize("pickle", [None, "pytorch_model.bin"])
 def test_model_folder_without_safetensors(lab, pickle):
-    folder = lab.folder / "base"
+    folder = lab.folder / "other"
     shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     if pickle:
         (folder / pickle).write_bytes(b"\x80\x04.")
-    lab.write(study(model={"model_name_or_path": "./base"}))
+    lab.write(study(model={"model_name_or_path": "./other"}))
     refused(lab.sweep(), 2, "model.model_name_or_path", pickle or "no weights", "save_pretrained")
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_model_folder_with_damaged_safetensors(lab, damage):
-    folder = lab.folder / "base"
+    folder = lab.folder / "other"
     shutil.copytree(MODEL, folder)
     weights = next(folder.glob("*.safetensors"))
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2] if damage == "cut" else b"nonsense" * 100)
-    lab.write(study(model={"model_name_or_path": "./base"}))
-    refused(lab.sweep(), 2, "model.model_name_or_path", "base")
+    lab.write(study(model={"model_name_or_path": "./other"}))
+    refused(lab.sweep(), 2, "model.model_name_or_path", "other")
 
 
 def rows(lab, *lines: str) -> None:
@@ -213,7 +213,10 @@ def test_full_disk_at_the_start(lab, small_disk):
 
 @pytest.mark.parametrize(
     "free_kb",
-    [100, *(pytest.param(kb, marks=pytest.mark.faults) for kb in (66, 80, 120, 150, 180))],
+    [
+        pytest.param(100, marks=pytest.mark.slow),
+        *(pytest.param(kb, marks=pytest.mark.faults) for kb in (66, 80, 120, 150, 180)),
+    ],
 )
 def test_disk_that_is_full_soon(lab, small_disk, free_kb):
     """Whichever file meets the end of the disk: one line, and once there is space, the same command goes on."""

@@ -6,16 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from sweep_process import Lab, study
 
-import lora_lab.builtin
 from lora_lab.tracking.mirror import catch_up
 
-MODEL = Path(lora_lab.builtin.__file__).parent / "tiny-llama"
 BUILTIN = {
     "train": {"path": "builtin/stdlib-code", "max_examples": 16},
     "eval": {"path": "builtin/stdlib-code", "split": "validation", "max_examples": 8},
@@ -46,7 +43,8 @@ print(nll / count)
 def finished(prepared_folder, tmp_path_factory):
     """A study that was run to its end; only to be read."""
     lab = Lab(tmp_path_factory.mktemp("finished"))
-    shutil.copy(prepared_folder / "mlflow.db", lab.folder)
+    shutil.copytree(prepared_folder, lab.folder, dirs_exist_ok=True)
+    shutil.rmtree(lab.folder / "data")
     lab.write(study(data=BUILTIN))
     ended = lab.sweep()
     assert ended.code == 0, ended.err
@@ -66,8 +64,7 @@ def test_it_says_what_happened_and_where_everything_is(finished):
     assert "6/6 trials" in ended.out
     assert "Verdict" in ended.out
     assert "runs/tiny/report.html" in ended.out
-    assert "python -m lora_lab.ui study.yaml   then open" in ended.out
-    assert "python -m lora_lab.export study.yaml --to all" in ended.out
+    assert "mlflow ui --backend-store-uri" in ended.out
     assert (lab.run_folder() / "report.html").read_text().startswith("<!")
     assert (lab.run_folder() / "summary.md").read_text().strip()
 
@@ -85,7 +82,14 @@ def test_no_checkpoint_is_left_and_nothing_lies_outside_the_run_folder(finished)
     lab, _ = finished
     assert not list(lab.run_folder().rglob("*checkpoint*"))
     assert not list(lab.run_folder().rglob("*.partial"))
-    assert {path.name for path in lab.folder.iterdir()} == {"study.yaml", "runs", "logs", "mlflow.db", "mlartifacts"}
+    assert {path.name for path in lab.folder.iterdir()} == {
+        "base",
+        "study.yaml",
+        "runs",
+        "logs",
+        "mlflow.db",
+        "mlartifacts",
+    }
 
 
 def test_plain_transformers_and_peft_load_the_best_adapter_and_find_its_loss(finished, tmp_path):
@@ -94,7 +98,7 @@ def test_plain_transformers_and_peft_load_the_best_adapter_and_find_its_loss(fin
     script = tmp_path / "plain_loss.py"
     script.write_text(PLAIN_LOSS)
     rows = lab.run_folder() / "data/builtin/stdlib-code/validation.jsonl"
-    arguments = [MODEL, lab.run_folder() / "best/adapter", rows, 8, 48]
+    arguments = [lab.folder / "base", lab.run_folder() / "best/adapter", rows, 8, 48]
     plain = subprocess.run(
         [sys.executable, script, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -23,7 +23,6 @@ from lora_lab.training.packed_engine import PackedEngine
 
 TRAINING = {"num_train_epochs": 3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3}
 DATA = {"train": TRAIN | {"max_examples": 32}, "eval": EVAL}
-PATHS = (("train", TRAIN["path"]), ("eval", EVAL["path"]))
 GRID = {
     "sampler": "grid",
     "pruner": "none",
@@ -150,11 +149,8 @@ def test_runs_of_fewer_epochs_are_given_once_and_true(lab, kills, seed):
 
 def alone(lab, config, label):
     """eval_loss of a trial that has an engine for itself."""
+    config = lab.found_from_here(config)
     base = load_base(config.model, torch.device("cpu"))
-    data = {
-        part: getattr(config.data, part).model_copy(update={"path": str(lab.folder / path)}) for part, path in PATHS
-    }
-    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
     engine = PackedEngine(base, DataCatalog(base.tokenizer, lab.folder / "cache"), lab.folder / "alone" / label)
     engine.admit(0, config)
     while engine.active:
