@@ -46,7 +46,8 @@ class ClassScorer:
     @torch.no_grad()
     def _of_all_rows(self, number: int | None, dataset: TokenizedDataset, config: TrialConfig) -> np.ndarray:
         """[rows, classes], in the order of the dataset; rows come in order of length, so that little is padded."""
-        size, order = config.training.per_device_eval_batch_size, np.argsort([-len(ids) for ids in dataset.input_ids])
+        size = config.training.per_device_eval_batch_size
+        order = np.argsort([-len(ids) for ids in dataset.input_ids], kind="stable")
         starts = range(0, len(order), size)
         parts = []
         for done, start in enumerate(starts):

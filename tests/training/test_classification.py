@@ -106,6 +106,7 @@ def test_scores_are_kept_by_row_with_what_was_predicted(trial, tmp_path):
     kept = load_arrays(files.evaluation(6, "accuracy"))
     assert (-kept["nll"]).tolist() == [float(hit) for hit in hits]
     assert lines[0]["place"].endswith("eval.jsonl:1")
+    assert metrics["peak_memory_bytes"] > metrics["adapter_bytes"] + metrics["optimizer_bytes"]
     assert all(1 / 3 < line["probability"] <= 1 for line in lines)
     assert load_arrays(files.evaluation(6))["nll"].mean() == pytest.approx(metrics["eval_loss"])
 
@@ -203,6 +204,19 @@ def test_padding_changes_no_row(family, trial, tmp_path):
     for index in range(12):
         alone = class_logits(base, base.model, padded([splits.eval], [[index]]))
         assert torch.allclose(together[index], alone[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["BERT", "Llama"])
+def test_activations_that_are_computed_again_change_nothing(family, trial, tmp_path):
+    write_encoder(tmp_path / "base", family)
+    losses = []
+    for number, again in enumerate((False, True)):
+        config = trial(tmp_path / "base", gradient_checkpointing=again, max_steps=3)
+        engine, _ = classification_engine(config, tmp_path, tmp_path / str(number))
+        engine.admit(0, config)
+        losses.append([event.loss for event in only(drain(engine), Logged)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-12)
+    assert losses[0][0] != losses[0][-1]
 
 
 def test_a_quantized_base_keeps_its_head_in_full(trial, bert, tmp_path):
