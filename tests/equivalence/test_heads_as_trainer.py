@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from classifiers import LABELS, classification_engine, classification_trial, write_encoder, write_rows
+from classifiers import CONFIGS, LABELS, classification_engine, classification_trial, write_encoder, write_rows
 from oracle import largest_drift, read_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from samples import sample
@@ -92,8 +92,9 @@ def alone(config, base_folder, train, scratch, family):
     return losses, model
 
 
-@pytest.mark.parametrize("family", sample(["BERT", "RoBERTa", "ModernBERT", "DistilBERT", "Llama", "Qwen2"], ["BERT"]))
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(
+    ("family", "pairs"), sample([(family, pairs) for family in CONFIGS for pairs in (False, True)], [("BERT", True)])
+)
 def test_classes_are_learned_as_trainer_and_peft_learn_them(family, pairs, tmp_path):
     write_encoder(tmp_path / "base", family)
     write_rows(tmp_path / "train.jsonl", 24, pairs=pairs)
