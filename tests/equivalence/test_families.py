@@ -179,8 +179,10 @@ with `Trainer` + `peft`, and with the adapter in plain PEFT. Written by `tests/e
 Refused in one line: encoders (BERT, RoBERTa, ELECTRA, XLM, XLNet) that are to learn text, since their tokens see later
 ones; rows beyond a table of positions (GPT-2, OPT, MPT, ...) or, under dynamic RoPE, beyond the length from which it
 changes; checkpoints stored in gptq, awq, fp8, mxfp4 and others; models with code of their own; multimodal models that
-transformers does not offer as causal language models (LLaVA, Qwen2.5-VL). Under longrope (Phi-3 with 128k) trials with
-rows beyond its switch run on the reference engine.
+transformers does not offer as causal language models (LLaVA, PaliGemma, Mistral 3, Qwen2.5-VL, SmolVLM, InternVL,
+Qwen2-Audio, Llama 3.2 Vision). Of those that it does offer (Gemma 3 and 4, Llama 4, Qwen3.5, Fuyu, GOT-OCR2) every
+preset adapts the language model alone. Under longrope (Phi-3 with 128k) trials with rows beyond its switch run on the
+reference engine.
 
 ## Classification
 
