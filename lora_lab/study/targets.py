@@ -322,7 +322,7 @@ def _by_role(linears: LinearMap, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _endings(names: Sequence[str]) -> str:
-    return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
+    return ", ".join(sorted({name.removesuffix(".weight").rsplit(".", 1)[-1] for name in names}))
 
 
 def _depth(linears: LinearMap, names: Sequence[str]) -> str:

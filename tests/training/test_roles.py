@@ -6,13 +6,15 @@ from functools import cache
 
 import pytest
 from families import EQUAL_HEADS, FAMILIES, GPT, GROUPED, NO_DROPOUT, OPT
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, JetMoeConfig, LlamaConfig, OPTConfig
 
 from lora_lab.common.errors import InputError
 from lora_lab.planning.row_checks import dropout_notes
 from lora_lab.study.peft_targets import peft_targets
 from lora_lab.study.settings import LoraSettings
-from lora_lab.study.targets import placement, resolve_targets
+from lora_lab.study.targets import placement, resolve_targets, trainable_parameters
+from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.base.architecture import linear_map_of_config
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -123,6 +125,17 @@ def test_what_was_chosen_and_left_out_is_told_by_role():
 def test_experts_without_linear_modules_are_named_where_mlp_matches_nothing(family):
     with pytest.raises(InputError, match=r"matches no linear module.*\(its experts are no linear modules: see lora"):
         resolve_targets(linears(family), LoraSettings(target_modules="mlp"))
+
+
+def test_experts_are_told_by_the_class_of_their_modules_too():
+    """JetMoE's stand in modules of their own, also in attention, and are called `weight`."""
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    config = JetMoeConfig(**small, num_key_value_heads=2, kv_channels=8, num_local_experts=4)
+    there = linear_map_of_config(config)
+    lora = LoraSettings(r=2, target_modules="attention", target_parameters="experts")
+    assert "experts: input_linear, output_linear" in placement(there, lora).chosen[-1]
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), lora_config(lora, there))
+    assert model.get_nb_trainable_parameters()[0] == trainable_parameters(there, lora)
 
 
 OWN_DROPOUT = {
