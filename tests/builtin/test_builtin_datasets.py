@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from samples import sample
 from tokenizers import Tokenizer
 
 from lora_lab.builtin import datasets, standard_library
@@ -50,7 +51,7 @@ def test_row_counts_and_fields(written: dict[str, dict[str, Path]], name: str) -
     assert all(value.strip() for row in train + validation for value in row.values())
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", sample(ROWS, [name for name in ROWS if name != "builtin/stdlib-code"]))
 def test_writing_twice_gives_the_same_bytes(written: dict[str, dict[str, Path]], name: str, tmp_path: Path) -> None:
     again = write_dataset(name, tmp_path)
     for split, path in written[name].items():

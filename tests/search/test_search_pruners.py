@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 import pytest
+from samples import sample
 
 from lora_lab.search.pruners import BetterHalfPruner, build_pruner
 from lora_lab.search.store import StudyStore, open_store
@@ -39,7 +40,7 @@ def pack(store: StudyStore, size: int) -> list[int]:
     return [asked.number for asked in (store.ask() for _ in range(size)) if asked is not None]
 
 
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", sample(PRUNERS, ["asha", "hyperband", "median"]))
 def test_every_pruner_lets_the_best_trial_through(spec_of: Callable[..., StudySpec], url: str, pruner: str) -> None:
     """Packs of four, the best trial in the first and in the last of them."""
     spec = spec_of(pruner=pruner, n_trials=16)

@@ -196,7 +196,7 @@ def predictor_of(
     return _made_once(ByContents(config), settings, device_type, dtype, fused_attention)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)  # a study may search all kinds of quantization
 def _made_once(
     config: ByContents, settings: ModelSettings, device_type: DeviceType, dtype: torch.dtype, fused_attention: bool
 ) -> MemoryPredictor:
