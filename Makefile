@@ -40,7 +40,7 @@ QUICK := $(addprefix tests/,study analysis search figures tracking terminal comm
 test-quick: $(STAMP) ## the tests that need no torch, which would fail there: between two edits
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-torch -m "not slow and not faults and not gpu" $(QUICK)
 
-test-slow: $(STAMP) ## the tests of ten seconds and more: equivalence at length, benchmarks in miniature, ...
+test-slow: $(STAMP) ## the long tests, and all cases of those that `make test` runs a sample of
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "slow and $(OF_OTHERS)"
 
 test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moments, ...)
