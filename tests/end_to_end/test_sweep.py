@@ -64,7 +64,8 @@ def test_it_says_what_happened_and_where_everything_is(finished):
     assert "6/6 trials" in ended.out
     assert "Verdict" in ended.out
     assert "runs/tiny/report.html" in ended.out
-    assert "mlflow ui --backend-store-uri" in ended.out
+    assert "python -m lora_lab.ui study.yaml   then open" in ended.out
+    assert "python -m lora_lab.export study.yaml --to all" in ended.out
     assert (lab.run_folder() / "report.html").read_text().startswith("<!")
     assert (lab.run_folder() / "summary.md").read_text().strip()
 
