@@ -93,6 +93,7 @@ def test_no_checkpoint_is_left_and_nothing_lies_outside_the_run_folder(finished)
     }
 
 
+@pytest.mark.slow
 def test_plain_transformers_and_peft_load_the_best_adapter_and_find_its_loss(finished, tmp_path):
     lab, _ = finished
     best = min((one for one in lab.results().values() if one.has_value), key=lambda one: one.eval_loss)
