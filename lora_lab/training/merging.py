@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.logging import disable_progress_bar
 
 from lora_lab.common.errors import InputError
 from lora_lab.training.base.classification import classifier_config
@@ -136,6 +137,7 @@ def write_merged(location: str, revision: str | None, adapter_folder: Path, fold
 
 def _write_whole(base: Path, adapter_folder: Path, folder: Path, names: _Names) -> None:
     """Load the base whole, merge, and save it as its own files are; each product is computed in float32 too."""
+    disable_progress_bar()  # the export says what it writes
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
     if getattr(model.config, "quantization_config", None) is not None:
         raise InputError("--to merged: the files of the base are quantized; merge into the base that it was made from")
