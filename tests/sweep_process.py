@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,11 +66,8 @@ def _run(verb: str, words: list[str], folder: Path, environment: dict[str, str],
         os.dup2(descriptor, stream.fileno())
     sys.argv = [verb, *words]
     from lora_lab.command_line import run_command
-    from lora_lab.plan import plan
-    from lora_lab.report import report
-    from lora_lab.sweep import sweep
 
-    run_command({"sweep": sweep, "plan": plan, "report": report}[verb])
+    run_command(getattr(import_module(f"lora_lab.{verb}"), verb))
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,8 @@ def test_it_runs_as_it_was_written(lab, base, write):
     assert began.code == 0, began.err
     name = f"{data.stem}_study"
     assert f"wrote {name}.yaml; next:" in began.out
-    ended = Command(
-        "sweep", f"{name}.yaml", "--trials", "4", folder=lab.folder, environment={"OMP_NUM_THREADS": "1"}
-    ).end()
+    sweep = Command("sweep", f"{name}.yaml", "--trials", "4", folder=lab.folder, environment={"OMP_NUM_THREADS": "1"})
+    ended = sweep.end(timeout_s=280)
     assert ended.code == 0, ended.err
     assert (lab.folder / "runs" / name / "best" / "config.yaml").exists()
     assert (lab.folder / "runs" / name / "report.html").exists()

@@ -23,8 +23,6 @@ from lora_lab.training.reference.losses import label_losses
 from lora_lab.training.reference.model import peft_model, set_mode
 from lora_lab.training.reference_engine import ReferenceEngine
 
-pytestmark = pytest.mark.usefixtures("_little_to_collect")
-
 EXPERTS = {"target_modules": "attention", "target_parameters": "experts"}
 TIMES = {"train_seconds", "tokens_per_second"}
 
