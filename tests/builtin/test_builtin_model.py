@@ -68,6 +68,7 @@ def test_tokenizer_adds_nothing_and_loses_nothing(tokenizer: Any) -> None:
     assert len(tokenizer) == 1024
 
 
+@pytest.mark.slow
 def test_held_out_text_is_far_below_unigram(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     prose = cross_entropy(model, tokenizer, "builtin/stdlib-prose", tmp_path / "prose")
     code = cross_entropy(model, tokenizer, "builtin/stdlib-code", tmp_path / "code")

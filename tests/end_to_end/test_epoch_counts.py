@@ -66,7 +66,8 @@ def check_against_alone(lab, result, folder):
         assert torch.linalg.vector_norm(mine[name] - tensor) <= 1e-8 * torch.linalg.vector_norm(tensor), name
 
 
-@pytest.mark.parametrize("sweep", [pytest.param(GRID, id="grid"), pytest.param(TPE, id="tpe", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", [GRID, TPE], ids=["grid", "tpe"])
 def test_the_longest_are_trained_and_the_rest_equals_trials_trained_apart(lab, sweep):
     lab.write(study(model=MODEL, sweep=sweep))
     ended = lab.sweep()

@@ -62,6 +62,7 @@ def test_what_is_predicted_is_what_the_sweep_measures(lab):
     assert after["work"]["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_trial_above_the_memory_limit_ends_alone_and_says_so(lab):
     content = study(sweep={"sampler": "grid", "pruner": "none", "parameters": {"r": {"values": [2, 256]}}})
     content["sweep"].pop("n_trials")

@@ -161,6 +161,7 @@ def test_more_trials_go_on_and_keep_the_first_ones(copied):
     assert sorted(int(run.data.tags["lora_lab.trial"]) for run in copied.children()[1]) == list(range(8))
 
 
+@pytest.mark.slow
 def test_fresh_starts_over_under_a_new_name(copied):
     before = copied.results()
     ended = copied.sweep("--fresh", "--set", "sweep.n_trials=2")
@@ -254,6 +255,7 @@ def test_conditional_parameters_are_searched_only_where_they_hold(lab):
     assert sorted(trained) == [(2, 0.0), (8, 0.1), (8, 0.2)]
 
 
+@pytest.mark.slow
 def test_equivalent_configurations_are_trained_once(lab):
     """The preset `attention` and its explicit list are the same training."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from oracle import largest_drift
 
 from lora_lab.training.packed.blocks import SETTING
@@ -13,6 +14,7 @@ ONE_SHAPE = [
 ]
 
 
+@pytest.mark.slow
 def test_a_block_of_trials_equals_trainer(lab64, monkeypatch):
     """All but the shape differs in three of them, and a fourth leaves early."""
     monkeypatch.setenv(SETTING, "merged")

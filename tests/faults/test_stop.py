@@ -86,6 +86,7 @@ def stops(lab, count: int, seed: int) -> None:
         same_result(lab, f"round-{rounds}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "seed"), [(2, 1), pytest.param(30, 2, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])]
 )

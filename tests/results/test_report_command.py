@@ -89,6 +89,7 @@ def test_several_studies_are_compared_beside_their_own_reports():
     assert all(Path(path).is_file() for path in paths)
 
 
+@pytest.mark.slow
 def test_the_file_of_a_long_comparison_has_a_short_name():
     names = [f"{letter * 90}" for letter in "ab"]
     code, paths, _ = report(*(finished_study(name) for name in names))

@@ -60,6 +60,7 @@ def finished(tmp_path_factory):
         yield spec, store, optuna.load_study(study_name="importance", storage=url)
 
 
+@pytest.mark.slow
 def test_importances_are_those_that_optuna_computes_on_the_study_itself(finished):
     spec, store, study = finished
 

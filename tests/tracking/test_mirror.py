@@ -272,6 +272,7 @@ def test_a_server_that_comes_back_gets_everything_and_shows_it(folder, database_
         server.wait(120)
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_nothing_but_the_note(folder, tmp_path, dead_port):
     write_study(folder)
     program = (

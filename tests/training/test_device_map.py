@@ -24,11 +24,12 @@ ELSEWHERE = torch.device("cpu:0")
 """To torch another device than "cpu", so that copies are kept there as on a second GPU."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [
         pytest.param(("adamw_torch", "all-linear", "keep"), id="adamw"),
-        pytest.param(("sgd", "all-linear+head", "recompute"), id="sgd-head-recompute", marks=pytest.mark.slow),
+        pytest.param(("sgd", "all-linear+head", "recompute"), id="sgd-head-recompute"),
     ],
 )
 def test_a_step_runs_where_no_operation_may_mix_two_devices(step):
