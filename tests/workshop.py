@@ -69,7 +69,10 @@ def own_base(settings: ModelSettings, device: torch.device = CPU) -> Base:
     """A base that nobody else has adapters on: a copy of one that was read from disk, which takes longer."""
     if settings.quantization != "none":
         return load_base(settings, device)
-    return copy.deepcopy(_read_base(settings, device))
+    try:
+        return copy.deepcopy(_read_base(settings, device))
+    except RuntimeError:  # RecurrentGemma keeps what its last pass left, which torch cannot copy
+        return load_base(settings, device)
 
 
 @lru_cache(maxsize=8)
