@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, Qwen3Config
+import torch
+from peft import get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.settings import LoraSettings
 from lora_lab.study.targets import trainable_parameters
+from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.base.architecture import linear_map_of_config
 
 QV = ("q_proj", "v_proj")
@@ -49,6 +62,25 @@ CONFIGS = {
 }
 
 
+PUBLISHED = CONFIGS | {
+    "Mistral-7B-v0.3": MistralConfig(vocab_size=32768, num_key_value_heads=8),
+    "Gemma-2-9B": Gemma2Config(
+        hidden_size=3584, intermediate_size=14336, num_hidden_layers=42, num_attention_heads=16, num_key_value_heads=8
+    ),
+    "Phi-3-mini": Phi3Config(),
+    "Qwen2.5-7B": Qwen2Config(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+    ),
+    "GPT-NeoX-20B": GPTNeoXConfig(),
+}
+"""Of the sizes that their makers published; what is not said here is the config's default, which is theirs."""
+
+
 @pytest.fixture(scope="module")
 def maps():
     return {name: linear_map_of_config(config) for name, config in CONFIGS.items()}
@@ -88,6 +120,16 @@ def test_parameters_per_unit_of_rank(maps, model, attention, mlp, head):
     assert count["mlp"] == mlp
     assert count["all-linear"] == attention + mlp
     assert count["all-linear+head"] - count["all-linear"] == head
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", ["attention", "mlp", "all-linear"])
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_counts_of_published_sizes_are_those_of_peft(model, targets):
+    linears, lora = linear_map_of_config(PUBLISHED[model]), LoraSettings(r=16, target_modules=targets)
+    with torch.device("meta"):
+        adapted = get_peft_model(AutoModelForCausalLM.from_config(PUBLISHED[model]), lora_config(lora, linears))
+    assert trainable_parameters(linears, lora) == adapted.get_nb_trainable_parameters()[0]
 
 
 def test_total_parameters_count_tied_weights_once(maps):
