@@ -29,7 +29,7 @@ ui: $(STAMP) ## browse the finished study in MLflow
 # Tests with targets of their own.
 OF_OTHERS := not faults and not gpu and not exports and not servers and not fake_cuda
 
-test: $(STAMP) ## set up, then run the tests but the slow ones (about 13 minutes on 2 slow cores)
+test: $(STAMP) ## set up, then run the tests but the slow ones (about 9 minutes on 2 slow cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and $(OF_OTHERS)"
 
 # Everything that knows nothing of torch, and the runner on scripted trials.
