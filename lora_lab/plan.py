@@ -72,15 +72,12 @@ def _make(
     from rich.console import Console
 
     from lora_lab.planning.answer_checks import with_classes
-    from lora_lab.planning.example_count import why_uncounted
     from lora_lab.planning.planner import make_plan
 
     folder, status = RunFolder.of(spec.study_name), Console(stderr=True, quiet=quiet)
     with status.status("reading the model's config") as line:
         spec = with_classes(spec, folder.data_cache)
         made = make_plan(spec, folder, device=target, limit=limit, progress=line.update)
-        if made.work.examples is None:
-            made = replace(made, work=replace(made.work, uncounted=why_uncounted(spec.data)))
         if not calibrated:
             return made
         from lora_lab.runner.calibration import calibrate

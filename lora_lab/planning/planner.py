@@ -11,7 +11,7 @@ from lora_lab.analysis.audit import audit
 from lora_lab.analysis.wording import setting_text, targets_text, value_text
 from lora_lab.common.errors import StorageError
 from lora_lab.planning.devices import Device
-from lora_lab.planning.example_count import training_examples
+from lora_lab.planning.example_count import training_examples, why_uncounted
 from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
 from lora_lab.planning.row_checks import base_notes
 from lora_lab.planning.target_checks import expert_notes
@@ -237,7 +237,7 @@ class _Planner:
         shapes = list(_first(dict.fromkeys(configurations(spec, deciding(spec, names)))))
         speed = _measured_speed(spec, self._folder)
         if examples is None:
-            return Work(None, None, None, None, speed)
+            return Work(None, None, None, None, speed, why_uncounted(spec.data))
         available = training_examples(spec.data.model_copy(update={"max_train_examples": None})) or examples
 
         def used(config: TrialConfig) -> int:

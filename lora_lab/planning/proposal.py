@@ -174,8 +174,9 @@ def _look_at(data: DataSettings, model: ModelSettings, linears: LinearMap, cache
     splits = load_splits(data, cache_folder)
     if isinstance(data.eval, float):
         count = len(splits.train) + len(splits.eval)
-        data = data.model_copy(update={"eval": _share(count)})
-        splits = load_splits(data, cache_folder)
+        if data.eval != _share(count):
+            data = data.model_copy(update={"eval": _share(count)})
+            splits = load_splits(data, cache_folder)
     lengths = _lengths(splits, load_tokenizer(model))
     most, longest = round(float(np.quantile(lengths, 0.99))), int(lengths.max())
     max_length = _rounded(longest if longest <= 1.5 * most else most)
