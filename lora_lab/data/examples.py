@@ -30,6 +30,8 @@ class Completion:
     prompt: str
     completion: str
     place: str = field(compare=False)
+    choices: tuple[str, ...] = ()
+    """All that the completion is chosen from, itself included, where the row is multiple choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ def _content(example: Example) -> dict[str, Any]:
         case Text():
             return {"text": example.text}
         case Completion():
-            return {"prompt": example.prompt, "completion": example.completion}
+            choices = {"choices": example.choices} if example.choices else {}
+            return {"prompt": example.prompt, "completion": example.completion} | choices
         case Conversation():
             return example.content()
         case Labeled():

@@ -1,6 +1,6 @@
 """Raw rows -> validated examples, by the columns that they have.
 
-The formats are those of TRL, ShareGPT, and alpaca. All rows are checked before anything is trained; what is not
+The formats are those of TRL, ShareGPT, alpaca, and common datasets of multiple choice. All rows are checked before anything is trained; what is not
 read is named.
 """
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_lab.common.errors import InputError
 from lora_lab.data import alpaca
 from lora_lab.data.bad_rows import BadField, BadRows
+from lora_lab.data.choices import FORMATS as CHOICES
+from lora_lab.data.choices import ChoiceFormat
 from lora_lab.data.classes import text_columns, to_labeled
 from lora_lab.data.conversations import is_list_of_messages, to_conversation, to_prompted_conversation
 from lora_lab.data.examples import Completion, Example, Text
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from lora_lab.data.readers import RawRow
 
-Format = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "text", "labeled"]
+Format = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "text", "labeled"] | ChoiceFormat
 
 COLUMNS: dict[Format, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -30,6 +32,7 @@ COLUMNS: dict[Format, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
+    **{name: columns.names for name, columns in CHOICES.items()},
     "labeled": ("text", "label"),
 }
 """The columns that make a format; where several fit, the first one here is taken. `labeled` is that of classification,
@@ -40,7 +43,6 @@ OPTIONAL: dict[Format, tuple[str, ...]] = {
     "sharegpt": ("system", "tools"),
     "prompt_completion": ("tools",),
     "alpaca": ("input", "system", "history"),
-    "text": (),
     "labeled": ("text_pair",),
 }
 """Columns that are read beside these."""
@@ -50,7 +52,7 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 ACCEPTED = (
     "`messages`; `conversations`; `prompt` and `completion`; `instruction`, `output` and optionally `input`, `system` "
-    "and `history`; `text`"
+    "and `history`; `text`; `prompt` or `question`, `choices` and `answer`"
 )
 ACCEPTED_LABELED = "`text` or `sentence`, or a pair such as `sentence1` and `sentence2`; and `label`"
 
@@ -133,7 +135,7 @@ def _fitting_formats(rows: Sequence[RawRow], source: str, columns: Mapping[str, 
         one
         for one in COLUMNS
         if (one == "labeled") == labeled
-        and (not columns or not columns.keys().isdisjoint((*COLUMNS[one], *OPTIONAL[one])))
+        and (not columns or not columns.keys().isdisjoint((*COLUMNS[one], *OPTIONAL.get(one, ()))))
     ]
     # What half of the rows have is what is meant, so that a few bad rows do not turn alpaca into text.
     fitting = [row_format for row_format in possible if share(row_format) >= 0.5] or [max(possible, key=share)]
@@ -156,7 +158,7 @@ def _unread(
     rows: Sequence[RawRow], fitting: Sequence[Format], source: str, columns: Mapping[str, str]
 ) -> tuple[str, ...]:
     """A note on the columns that hold something and are not read, those of the other fitting formats apart."""
-    named = {name for row_format in fitting for name in COLUMNS[row_format]} | set(OPTIONAL[fitting[0]])
+    named = {name for row_format in fitting for name in COLUMNS[row_format]} | set(OPTIONAL.get(fitting[0], ()))
     read = named - columns.keys() | set(columns.values())
     filled = dict.fromkeys(
         str(name) for row in rows for name, value in row.fields.items() if value not in (None, "", [], {})
@@ -196,5 +198,6 @@ _CONVERTERS: dict[Format, Callable[[RawRow], Example]] = {
     "prompt_completion": _to_completion,
     "alpaca": alpaca.to_completion,
     "text": _to_text,
+    **{name: columns.to_completion for name, columns in CHOICES.items()},
     "labeled": to_labeled,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,16 @@ TokenArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """One of the completions that a prompt of multiple choice may have."""
+
+    text: str
+    """Without the white space between the prompt and it."""
+    tokens: TokenArray
+    """[n], as they follow the prompt, without what ends a text."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Question:
     """What a trained model is asked, and what it should answer: a completion, the assistant's last turn, or a class."""
 
@@ -42,6 +52,8 @@ class Question:
     reference: str
     end: int | None
     """The special token that ends the answer as it is learned: of a chat template, not always the tokenizer's own."""
+    choices: tuple[Choice, ...] = ()
+    """What the answer is one of, where the row is multiple choice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,9 +140,23 @@ def tokenize(
         cut = f"{truncated} of {len(lengths)} rows are longer than max_length={max_length} tokens and were cut"
         notes.append(f"{loaded.source}: {cut} ({100 * cut_tokens / sum(lengths):.1f}% of tokens)")
     asked = with_questions and not any(isinstance(row.example, Text) for row in encoded)
-    special = set(tokenizer.all_special_ids) if asked else set()
-    questions = tuple(_question(row, tokenizer, special) for row in encoded) if asked else ()
+    questions = tuple(_questions(encoded, tokenizer)) if asked else ()
     return TokenizedDataset(input_ids, labels, fingerprint(input_ids, labels), tuple(notes), questions=questions)
+
+
+def _questions(rows: Sequence[_Encoded], tokenizer: Any) -> Iterator[Question]:
+    """One for each row; the choices of all of them are tokenized in one call."""
+    special, strings = set(tokenizer.all_special_ids), StringEncoder(tokenizer)
+    texts = [text for row in rows if isinstance(row.example, Completion) for text in row.example.choices]
+    ids = iter(strings.encode(texts))
+    for row in rows:
+        question = _question(row, tokenizer, special)
+        if isinstance(row.example, Completion) and row.example.choices:
+            prompt = row.example.prompt
+            tokens = [(text, strings.continued(prompt, text, next(ids))) for text in row.example.choices]
+            choices = tuple(Choice(text.strip(), np.asarray(own, np.int64)) for text, own in tokens)
+            question = replace(question, choices=choices)
+        yield question
 
 
 def _question(row: _Encoded, tokenizer: Any, special: set[int]) -> Question:

@@ -1,18 +1,47 @@
-"""Whether rows have what a study needs beside text, found before a base is loaded: answers to compare with, classes."""
+"""Whether rows have what a study needs beside text, found before a base is loaded: answers, choices, classes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import InputError
-from lora_lab.data.examples import Text
+from lora_lab.data.examples import Completion, Text
 from lora_lab.data.sources import load_splits
-from lora_lab.study.measures import MEASURES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from lora_lab.data.examples import Example
+    from lora_lab.study.measures import Source
     from lora_lab.study.spec import StudySpec
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What rows must have for the metrics of one source."""
+
+    is_in: Callable[[Example], bool]
+    purpose: str
+    lack: str
+    rows: str
+
+
+WANTED: Mapping[Source, _Wanted] = {
+    "answers": _Wanted(
+        lambda example: not isinstance(example, Text),
+        "compares answers with references",
+        "is a text without an answer",
+        "rows of prompt and completion, of messages or of alpaca",
+    ),
+    "choices": _Wanted(
+        lambda example: isinstance(example, Completion) and bool(example.choices),
+        "finds the likeliest of several choices",
+        "has none",
+        "rows of prompt (or question), choices and answer",
+    ),
+}
 
 
 def with_classes(spec: StudySpec, cache_folder: Path) -> StudySpec:
@@ -31,7 +60,7 @@ def with_classes(spec: StudySpec, cache_folder: Path) -> StudySpec:
 
 
 def check_answers(spec: StudySpec, cache_folder: Path) -> None:
-    """See that every held-out row has an answer, where a metric compares with it.
+    """See that every held-out row has what the study's metrics compare with: an answer, or choices.
 
     Args:
         spec: The study.
@@ -40,12 +69,14 @@ def check_answers(spec: StudySpec, cache_folder: Path) -> None:
     Raises:
         InputError: a row has none, by file and line; or the data cannot be read (`load_splits`).
     """
-    if not spec.evaluation.asks or spec.model.classifies:
+    asked = {source: spec.evaluation.metrics_of(source, spec.model.task_type) for source in WANTED}
+    if not any(asked.values()):
         return
-    names = [name for name in spec.evaluation.metrics if MEASURES[name].source == "answers"]
     for example in load_splits(spec.data, cache_folder).eval.examples:
-        if isinstance(example, Text):
-            raise InputError(
-                f"evaluation.metrics: {', '.join(names)} compares answers with references, but {example.place} is a "
-                "text without an answer; give data.eval rows of prompt and completion, of messages or of alpaca"
-            )
+        for source, names in asked.items():
+            wanted = WANTED[source]
+            if names and not wanted.is_in(example):
+                raise InputError(
+                    f"evaluation.metrics: {', '.join(names)} {wanted.purpose}, but {example.place} {wanted.lack}; "
+                    f"give data.eval {wanted.rows}"
+                )

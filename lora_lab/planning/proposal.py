@@ -215,8 +215,8 @@ def _kind(splits: ExampleSplits) -> str:
     match splits.train.examples[0]:
         case Conversation():
             return "conversations"
-        case Completion():
-            return "prompts and completions"
+        case Completion(choices=choices):
+            return "questions of multiple choice" if choices else "prompts and completions"
     return "texts"
 
 

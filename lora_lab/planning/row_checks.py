@@ -44,7 +44,7 @@ def check_rows(spec: StudySpec, limits: InputLimits) -> list[str]:
         raise InputError(
             f"data.max_length: {longest} is more than the {limits.positions} positions that this base has; lower it"
         )
-    new = spec.evaluation.max_new_tokens if spec.evaluation.asks and not spec.model.classifies else 0
+    new = spec.evaluation.max_new_tokens if spec.evaluation.metrics_of("answers", spec.model.task_type) else 0
     if limits.positions is not None and new >= limits.positions:
         raise InputError(
             f"evaluation.max_new_tokens: {new} leaves a prompt none of the {limits.positions} positions that this base "

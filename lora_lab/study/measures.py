@@ -18,9 +18,9 @@ Goal = Literal["minimize", "maximize"]
 Kind = Literal["loss", "score", "cost", "detail"]
 """A loss and a score say how good a trial is, a cost what it takes; a detail can be neither searched for nor judged."""
 Style = Literal["nats", "score", "count", "bytes", "seconds", "percent", "number"]
-Source = Literal["always", "tokens", "answers", "classes"]
-"""What a measure is made of: what every trial has, how it predicts held-out tokens, what it answers to prompts, or the
-classes that it gives to held-out rows."""
+Source = Literal["always", "tokens", "answers", "choices", "classes"]
+"""What a measure is made of: what every trial has, how it predicts held-out tokens, what it answers to prompts, which
+of several choices it finds likeliest, or which classes it gives to held-out rows."""
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
 """What a base is trained to do, as `peft.TaskType` names it: predict the next token, or the class of a row."""
 
@@ -54,7 +54,7 @@ class Measure:
     curve: bool = False
     """Whether it is also known at every evaluation."""
     source: Source = "always"
-    """What it is made of; any but `always` is measured where `evaluation.metrics` asks for it."""
+    """What it is made of (`source_in`); any but `always` is measured where `evaluation.metrics` asks for it."""
     tasks: tuple[TaskType, ...] = ("CAUSAL_LM",)
     """The tasks in which `evaluation.metrics` may ask for it."""
     term: str | None = None
@@ -64,6 +64,10 @@ class Measure:
     def goal(self) -> Goal:
         """Whether the search minimizes or maximizes the measure."""
         return "maximize" if self.kind == "score" else "minimize"
+
+    def source_in(self, task: TaskType) -> Source:
+        """What it is made of in a task: where rows have classes, all that is asked for is made of these."""
+        return "classes" if task == "SEQ_CLS" and self.source != "always" else self.source
 
     def as_loss(self, value: float) -> float:
         """The value on an axis on which less is better; called on that, it gives the value back."""
@@ -116,6 +120,9 @@ FORGETTING = Measure(
 )
 
 
+BOTH_TASKS: tuple[TaskType, ...] = ("CAUSAL_LM", "SEQ_CLS")
+
+
 def _score(name: str, label: str, source: Source, tasks: tuple[TaskType, ...] = ("CAUSAL_LM",)) -> Measure:
     """A score between 0 and 1 of every held-out row, and their mean."""
     return Measure(
@@ -152,8 +159,9 @@ EXACT_MATCH = _score("exact_match", "exact match", "answers")
 F1 = _score("f1", "F1 of words", "answers")
 JSON_MATCH = _score("json_match", "JSON match", "answers")
 CLASSIFICATION_ACCURACY = _score("classification_accuracy", "classification accuracy", "answers")
-MACRO_F1 = _score("macro_f1", "macro F1", "answers", ("CAUSAL_LM", "SEQ_CLS"))
-ACCURACY = _score("accuracy", "accuracy", "classes", ("SEQ_CLS",))
+MACRO_F1 = _score("macro_f1", "macro F1", "answers", BOTH_TASKS)
+ACCURACY = _score("accuracy", "accuracy", "choices", BOTH_TASKS)
+ACCURACY_NORM = _score("accuracy_norm", "accuracy, by length", "choices")
 TRAINABLE_PARAMS = Measure(
     name="trainable_params", label="trained parameters", header="params", kind="cost", style="count", low=0, log=True
 )
@@ -182,6 +190,7 @@ MEASURES: dict[str, Measure] = {
         CLASSIFICATION_ACCURACY,
         MACRO_F1,
         ACCURACY,
+        ACCURACY_NORM,
         TRAINABLE_PARAMS,
         PEAK_MEMORY,
         _detail("predicted_memory_bytes", "predicted memory", "bytes", header="predicted"),

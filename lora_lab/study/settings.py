@@ -119,6 +119,8 @@ class ColumnNames(Settings):
     # Left out of dumps where they are not given, as above.
     text_pair: str | None = Field(default=None, exclude_if=_is_none)
     label: str | None = Field(default=None, exclude_if=_is_none)
+    choices: str | None = Field(default=None, exclude_if=_is_none)
+    answer: str | None = Field(default=None, exclude_if=_is_none)
 
     @model_validator(mode="after")
     def _different_columns(self) -> ColumnNames:
@@ -398,10 +400,9 @@ class EvaluationSettings(Settings):
             raise RuleError(("metrics",), f"metrics must differ, but got {list(self.metrics)}")
         return self
 
-    @property
-    def asks(self) -> bool:
-        """Whether trials have to answer prompts."""
-        return any(measures.MEASURES[name].source == "answers" for name in self.metrics)
+    def metrics_of(self, source: measures.Source, task: measures.TaskType) -> list[str]:
+        """The metrics that are made of this in a task."""
+        return [name for name in self.metrics if measures.MEASURES[name].source_in(task) == source]
 
 
 def is_default(settings: Settings) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from safetensors.numpy import save as save_arrays
@@ -12,6 +13,7 @@ from lora_lab.common.files import write_durably
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone, TrialEvent
 from lora_lab.study.measures import TOKEN_ACCURACY
 from lora_lab.study.trial_folder import TrialFolder
+from lora_lab.training.choice_scoring import ChoiceScorer
 from lora_lab.training.evaluation import evaluate
 from lora_lab.training.milestones import begin_folder
 from lora_lab.training.objective import LanguageModeling, objective_of
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from lora_lab.analysis.paired import ExampleLosses
     from lora_lab.common.activity import Beat
     from lora_lab.data.tokens import TokenizedDataset
+    from lora_lab.study.measures import Source
     from lora_lab.study.settings import DataSettings, EvaluationSettings, TrialConfig
     from lora_lab.training.batch import PackedBatch, Padding, TokenLosses
     from lora_lab.training.datasets import DataCatalog
@@ -72,6 +75,11 @@ class Assessor:
         self._data, self._trials_folder, self._base_parameters = data, trials_folder, base_parameters
         self._memory, self._token_losses, self._save_adapter = memory, token_losses, save_adapter
         self._padding, self._scorer, self._token_hits, self._beat = padding, scorer, token_hits, beat
+        self._choices = ChoiceScorer(
+            data.tokenizer,
+            lambda rows, numbers, config: self._measure(rows, LanguageModeling(), numbers, config),
+            padding.most,
+        )
         self._base_losses: dict[tuple[DataSettings, Objective], tuple[ExampleLosses, ExampleLosses | None]] = {}
 
     def base_losses(self, config: TrialConfig) -> tuple[float, float | None]:
@@ -149,12 +157,21 @@ class Assessor:
         hits = None
         if TOKEN_ACCURACY.name in names:
             hits = self._measure(dataset, LanguageModeling(), numbers, config, self._token_hits)
-        is_asked = config.evaluation.asks or config.model.classifies
-        answered = self._scorer.score(numbers, dataset, config) if is_asked else None
+        questioned = [scorer.score(numbers, dataset, config) for scorer in self._asked(config)]
         return [
-            merged(names, own, None if hits is None else hits[index], None if answered is None else answered[index])
+            merged(names, own, None if hits is None else hits[index], [scored[index] for scored in questioned])
             for index, own in enumerate(losses)
         ]
+
+    def _asked(self, config: TrialConfig) -> list[Scorer]:
+        """Who measures what `config.evaluation` asks for and a loss does not tell."""
+        scorers: dict[Source, Scorer] = {
+            "answers": self._scorer,
+            "classes": self._scorer,
+            "choices": self._choices,
+        }
+        task = config.model.task_type
+        return [scorer for source, scorer in scorers.items() if config.evaluation.metrics_of(source, task)]
 
     def _measure(
         self,
@@ -274,7 +291,8 @@ def _save_scores(files: TrialFolder, number: int, scored: Scored) -> None:
     for name, losses in scored.examples.items():
         _save_losses(files.evaluation(number, name), losses)
     if scored.predictions:
-        write_durably(files.predictions(number), scored.predictions)
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in scored.predictions)
+        write_durably(files.predictions(number), "".join(lines))
 
 
 def _words(numbers: Sequence[int | None]) -> str:

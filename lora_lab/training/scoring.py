@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,8 +38,8 @@ class Scored:
     """By metric, every held-out row's score as a loss, which is the score's negative, and its weight."""
     of_all: Mapping[str, float]
     """The scores that are no mean over rows."""
-    predictions: str
-    """A line of JSON for every row: where it stands, prompt, reference, prediction, and the scores."""
+    predictions: Sequence[Mapping[str, Any]]
+    """For every row where it stands, prompt, reference, what was made of it, and the scores; empty without questions."""
 
     @property
     def values(self) -> dict[str, float]:
@@ -49,23 +48,26 @@ class Scored:
         return {**means, **self.of_all}
 
 
-def merged(names: Sequence[str], losses: ExampleLosses, hits: ExampleLosses | None, answered: Scored | None) -> Scored:
+def merged(
+    names: Sequence[str], losses: ExampleLosses, hits: ExampleLosses | None, questioned: Sequence[Scored]
+) -> Scored:
     """All that a trial was measured by, in the order in which the study names it.
 
     Args:
         names: The metrics that the study asks for.
         losses: Of every held-out row.
         hits: Its token accuracy as a loss, where that was measured.
-        answered: What its answers came to, where it gave any.
+        questioned: What every scorer that was asked made of the same rows.
     """
     examples = {} if hits is None else {TOKEN_ACCURACY.name: hits}
     of_all = {PERPLEXITY.name: math.exp(min(token_mean(losses), MAX_EXPONENT))}
-    if answered is not None:
-        examples, of_all = examples | dict(answered.examples), of_all | dict(answered.of_all)
+    for one in questioned:
+        examples, of_all = examples | dict(one.examples), of_all | dict(one.of_all)
+    lines = zip(*(one.predictions for one in questioned), strict=True)
     return Scored(
         {name: examples[name] for name in names if name in examples},
         {name: of_all[name] for name in names if name in of_all},
-        "" if answered is None else answered.predictions,
+        [{key: value for part in line for key, value in part.items()} for line in lines],
     )
 
 
@@ -98,7 +100,7 @@ class AnswerScorer:
             InputError: the rows have no answers, or the base cannot give them.
         """
         settings = config.evaluation
-        require_answers(dataset, settings.metrics)
+        require_answers(dataset, settings.metrics_of("answers", config.model.task_type))
         learned = {question.end for question in dataset.questions if question.end is not None}
         greedy = Greedy(settings.max_new_tokens, end_tokens(self._base.tokenizer, self._base.model) | learned)
         self._require_room(dataset.questions, settings.max_new_tokens)
@@ -137,7 +139,7 @@ class AnswerScorer:
             for name, row in scores.items()
         }
         of_all = {name: OF_ALL[name](texts, meant) for name in metrics if name in OF_ALL}
-        return Scored(examples, of_all, "".join(lines))
+        return Scored(examples, of_all, lines)
 
 
 def require_answers(dataset: TokenizedDataset, metrics: Sequence[str]) -> None:
@@ -152,12 +154,11 @@ def require_answers(dataset: TokenizedDataset, metrics: Sequence[str]) -> None:
         raise InputError(f"{empty.place}: has no prompt to answer; write one, or drop evaluation.metrics")
 
 
-def _line(tokenizer: Any, question: Question, prediction: str, scores: Mapping[str, float]) -> str:
-    row = {
+def _line(tokenizer: Any, question: Question, prediction: str, scores: Mapping[str, float]) -> dict[str, Any]:
+    return {
         "place": question.place,
         "prompt": tokenizer.decode(question.prompt),
         "reference": question.reference,
         "prediction": prediction,
         **scores,
     }
-    return json.dumps(row, ensure_ascii=False) + "\n"

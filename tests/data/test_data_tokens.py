@@ -256,6 +256,24 @@ class TestQuestions:
         assert question.reference.strip() == "the end"
         assert question.end == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
+    @pytest.mark.parametrize("adds_bos", [False, True])
+    def test_choices_are_tokenized_as_the_right_one_is_learned(self, make_tokenizer, adds_bos):
+        tokenizer = make_tokenizer(adds_bos=adds_bos)
+        rows = [
+            Completion("the cat", " sat", "r:1", (" sat on the mat", " sat")),
+            Completion("Paris is in", " France", "r:2", (" France", " the mat", " Paris")),
+            Completion("the", " dog", "r:3"),
+        ]
+        learned = tokenize(dataset(*rows), tokenizer, 64)
+        asked = self.ask(tokenizer, *rows)
+        assert [[choice.text for choice in question.choices] for question in asked] == [
+            ["sat on the mat", "sat"], ["France", "the mat", "Paris"], []
+        ]  # fmt: skip
+        for index, right in ((0, 1), (1, 0)):
+            prompt, choice = asked[index].prompt, asked[index].choices[right]
+            assert [*prompt, *choice.tokens, tokenizer.eos_token_id] == learned.input_ids[index].tolist()
+        assert tokenizer.decode(asked[1].choices[1].tokens) == " the mat"
+
     def test_texts_and_what_nobody_asks_for_have_none(self, tokenizer):
         assert self.ask(tokenizer, Text("the cat", "r:1")) == ()
         assert tokenize(dataset(Completion("a", "b", "r:1")), tokenizer, 64).questions == ()

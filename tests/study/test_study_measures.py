@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from lora_lab.analysis.wording import WRITTEN, measure_text
 from lora_lab.figures.tables import trials_table
 from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS, costs, metrics, objectives, price
+from lora_lab.study.settings import EvaluationSettings
 from lora_lab.study.sweep import Metric, Verdict
 
 if TYPE_CHECKING:
@@ -28,14 +29,24 @@ def test_the_names_of_a_study_file_are_those_of_the_table() -> None:
         "classification_accuracy",
         "macro_f1",
         "accuracy",
+        "accuracy_norm",
     ]
     assert metrics("SEQ_CLS") == ["macro_f1", "accuracy"]
-    assert metrics("CAUSAL_LM") == [name for name in metrics() if name != "accuracy"]
+    assert metrics("CAUSAL_LM") == metrics()
     assert costs() == ["trainable_params", "peak_memory_bytes", "train_seconds"]
     scores = [name for name in metrics() if name != "perplexity"]
     assert all(Metric(name=name).goal == "minimize" for name in objectives() if name not in scores)
     assert all(Metric(name=name).goal == "maximize" for name in scores)
     assert all(Verdict(cost=name).cost == name for name in costs())
+
+
+def test_a_metric_of_both_tasks_is_made_of_classes_in_one_of_them() -> None:
+    settings = EvaluationSettings(metrics=("macro_f1", "accuracy", "perplexity"))
+    found = {source: settings.metrics_of(source, "CAUSAL_LM") for source in ("answers", "choices", "classes", "tokens")}
+    assert found == {"answers": ["macro_f1"], "choices": ["accuracy"], "classes": [], "tokens": ["perplexity"]}
+    assert settings.metrics_of("classes", "SEQ_CLS")[:2] == ["macro_f1", "accuracy"]
+    assert settings.metrics_of("choices", "SEQ_CLS") == []
+    assert EVAL_LOSS.source_in("SEQ_CLS") == "always"
 
 
 @pytest.mark.parametrize("name", ["auc", "tokens_per_second"])
