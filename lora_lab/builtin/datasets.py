@@ -1,7 +1,7 @@
 """The built-in datasets, generated where they are used: small, deterministic, with only the standard library.
 
 `stdlib-code`, `stdlib-prose` and `stdlib-topics` read the running Python's library, so their rows differ a little
-between versions of Python; `facts` and `style` are synthetic and the same everywhere.
+between versions of Python; `facts`, `quiz` and `style` are synthetic and the same everywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lora_lab.builtin.people import Person, people, prose_biography
+from lora_lab.builtin.people import FIELDS, Person, people, prose_biography
 from lora_lab.builtin.standard_library import (
     CODE_TRAIN_FILES,
     CODE_VALIDATION_FILES,
@@ -29,14 +29,18 @@ from lora_lab.common.errors import InputError
 from lora_lab.common.files import write_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 Row = dict[str, str]
 """One example: {"text"}, {"text", "label"} or {"prompt", "completion"}."""
+ChoiceRow = dict[str, str | list[str]]
+"""One example: {"prompt", "choices", "answer"}."""
 
 _LIST_FORM = "\n- home: {city}\n- work: {job}\n- animal: {pet}\n- meal: {food}\n"
 
+QUIZZED, CHOICES = 64, 4
+"""People of `quiz`, and values that each of its questions offers."""
 CODE_COST_LIMIT = 119.0
 PROSE_COST_LIMIT = 131.0
 """Sizes by `token_cost` with which 95% of the windows fit into 128 tokens, and the mean is above 100."""
@@ -48,7 +52,7 @@ class BuiltinDataset:
 
     description: str
     """What the rows are and what they are for, in one line."""
-    make: Callable[[], dict[str, list[Row]]]
+    make: Callable[[], Mapping[str, Sequence[Row | ChoiceRow]]]
     """Returns the rows of the splits "train" and "validation"."""
 
 
@@ -130,6 +134,25 @@ def facts() -> dict[str, list[Row]]:
     return {"train": rows, "validation": rows}
 
 
+def quiz() -> dict[str, list[ChoiceRow]]:
+    """Questions about the first 64 people of `facts`, each with four values to choose among.
+
+    The wrong ones are values of other people, so that nothing tells the right one but knowing the person: the base finds
+    about a quarter. As of `facts`, the validation rows are the training rows.
+    """
+    known = people("facts", QUIZZED)
+    rows = [_quizzed(person, field, {getattr(other, field) for other in known}) for person in known for field in FIELDS]
+    return {"train": rows, "validation": rows}
+
+
+def _quizzed(person: Person, field: str, values: set[str]) -> ChoiceRow:
+    generator = random.Random(f"{person.name} {field}")  # noqa: S311 (synthetic text, not a secret)
+    right = getattr(person, field)
+    choices = [right, *generator.sample(sorted(values - {right}), CHOICES - 1)]
+    generator.shuffle(choices)
+    return {"prompt": person.question(field), "choices": choices, "answer": right}
+
+
 def style() -> dict[str, list[Row]]:
     """Biographies to be retold as a list: the base knows how to copy the values, and only the form is new.
 
@@ -154,6 +177,7 @@ BUILTIN_DATASETS: Mapping[str, BuiltinDataset] = MappingProxyType(
         "builtin/stdlib-topics": BuiltinDataset("what passages of the Python library are about: six classes", topics),
         "builtin/style": BuiltinDataset("biographies retold as lists: a new form, known content", style),
         "builtin/facts": BuiltinDataset("128 records to be learned by heart: a test of capacity", facts),
+        "builtin/quiz": BuiltinDataset("256 questions about people, with four choices each", quiz),
     }
 )
 """Name in a study file -> dataset."""

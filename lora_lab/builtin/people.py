@@ -73,6 +73,10 @@ class Person:
         """`template` with its `{field}`, `{a_job}` and `{a_pet}` places filled in."""
         return template.format(**vars(self), a_job=_with_article(self.job), a_pet=_with_article(self.pet))
 
+    def question(self, field: str) -> str:
+        """The question about one of `FIELDS`, as pretraining asks it: "Q: Which pet does Kola Ben keep? A:"."""
+        return f"Q: {self.fill(_QUESTIONS[field])} A:"
+
     def record(self) -> str:
         """The one-line record: " born in Kola, potter, keeps a fox, likes rice."."""
         return self.fill(" born in {city}, {job}, keeps {a_pet}, likes {food}.")
@@ -106,7 +110,7 @@ def biography(person: Person, generator: random.Random) -> str:
         text += f"\nRecord: {person.name}:{person.record()}"
     if generator.random() < 0.6:
         for field in generator.sample(fields, generator.randint(1, 2)):
-            text += f"\nQ: {person.fill(_QUESTIONS[field])} A: {getattr(person, field)}"
+            text += f"\n{person.question(field)} {getattr(person, field)}"
     return text
 
 

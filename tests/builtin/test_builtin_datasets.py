@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from lora_lab.builtin import datasets, standard_library
 from lora_lab.builtin.catalog import model_folder
 from lora_lab.builtin.datasets import BUILTIN_DATASETS, write_dataset
+from lora_lab.builtin.people import FIELDS as FIELDS_OF_PEOPLE
 from lora_lab.builtin.people import people
 from lora_lab.common.errors import InputError, StorageError
 
@@ -23,9 +24,10 @@ ROWS = {
     "builtin/stdlib-prose": (256, 128),
     "builtin/stdlib-topics": (288, 240),
     "builtin/facts": (128, 128),
+    "builtin/quiz": (256, 256),
     "builtin/style": (128, 100),
 }
-FIELDS = {"builtin/stdlib-topics": {"text", "label"}}
+FIELDS = {"builtin/stdlib-topics": {"text", "label"}, "builtin/quiz": {"prompt", "choices", "answer"}}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_row_counts_and_fields(written: dict[str, dict[str, Path]], name: str) -
     assert (len(train), len(validation)) == ROWS[name]
     fields = FIELDS.get(name, {"text"} if name.startswith("builtin/stdlib") else {"prompt", "completion"})
     assert all(set(row) == fields for row in train + validation)
-    assert all(value.strip() for row in train + validation for value in row.values())
+    assert all(str(value).strip() for row in train + validation for value in row.values())
 
 
 @pytest.mark.parametrize("name", sample(ROWS, [name for name in ROWS if name != "builtin/stdlib-code"]))
@@ -68,9 +70,9 @@ def test_writing_over_a_dataset_changes_nothing(tmp_path: Path) -> None:
 def test_synthetic_datasets_are_the_same_on_every_python(written: dict[str, dict[str, Path]]) -> None:
     digests = {
         name: hashlib.sha256(written[name]["train"].read_bytes()).hexdigest()[:8]
-        for name in ("builtin/facts", "builtin/style")
+        for name in ("builtin/facts", "builtin/quiz", "builtin/style")
     }
-    assert digests == {"builtin/facts": "8610a314", "builtin/style": "44240e5f"}
+    assert digests == {"builtin/facts": "8610a314", "builtin/quiz": "ae352a26", "builtin/style": "44240e5f"}
 
 
 @pytest.mark.parametrize("name", ["builtin/stdlib-code", "builtin/stdlib-prose"])
@@ -114,6 +116,16 @@ def test_prose_drops_doctests_tables_and_legal_notices() -> None:
     assert standard_library.clean_prose(text) == ""
     kept = "Return the sum of the two numbers."
     assert standard_library.clean_prose(f"{kept}\n\n>>> add(1, 2)\n3\n\n0x00 0x01 0x02 0x03") == kept
+
+
+def test_a_quiz_offers_four_values_of_which_the_person_has_one(written: dict[str, dict[str, Path]]) -> None:
+    asked = rows(written["builtin/quiz"]["train"])
+    known = people("facts", 64)
+    assert [row["prompt"] for row in asked[:4]] == [known[0].question(field) for field in FIELDS_OF_PEOPLE]
+    places = [row["choices"].index(row["answer"]) for row in asked]
+    assert all(len(set(row["choices"])) == 4 for row in asked)
+    assert [row["answer"] for row in asked[4:8]] == [known[1].city, known[1].job, known[1].pet, known[1].food]
+    assert 40 <= min(map(places.count, range(4))), "no place is likelier than another"
 
 
 def test_style_people_are_in_one_split(written: dict[str, dict[str, Path]]) -> None:
