@@ -71,11 +71,12 @@ def _make(
 
     from rich.console import Console
 
-    from lora_lab.planning.answer_checks import with_classes
+    from lora_lab.planning.answer_checks import require_packages, with_classes
     from lora_lab.planning.planner import make_plan
 
     folder, status = RunFolder.of(spec.study_name), Console(stderr=True, quiet=quiet)
     with status.status("reading the model's config") as line:
+        require_packages(spec)
         spec = with_classes(spec, folder.data_cache)
         made = make_plan(spec, folder, device=target, limit=limit, progress=line.update)
         if not calibrated:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import InputError
 from lora_lab.data.examples import Completion, Text
 from lora_lab.data.sources import load_splits
+from lora_lab.study.measures import MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,16 +61,31 @@ def with_classes(spec: StudySpec, cache_folder: Path) -> StudySpec:
     return spec.with_labels(load_splits(spec.data, cache_folder, classes=spec.model.labels or ()).classes)
 
 
+def require_packages(spec: StudySpec) -> None:
+    """Raise InputError where a package that one of the study's metrics is computed by is not installed."""
+    for name in spec.evaluation.metrics:
+        package = MEASURES[name].package
+        try:
+            if package:
+                metadata.distribution(package)
+        except metadata.PackageNotFoundError:
+            raise InputError(
+                f"evaluation.metrics: {name} is computed by {package}, which is not installed; "
+                "pip install 'lora-lab[metrics]'"
+            ) from None
+
+
 def check_answers(spec: StudySpec, cache_folder: Path) -> None:
-    """See that every held-out row has what the study's metrics compare with: an answer, or choices.
+    """See that every held-out row has what the study's metrics compare with, an answer or choices, and what computes them.
 
     Args:
         spec: The study.
         cache_folder: For generated and converted datasets.
 
     Raises:
-        InputError: a row has none, by file and line; or the data cannot be read (`load_splits`).
+        InputError: a row has none, by file and line; a package is missing; or the data cannot be read (`load_splits`).
     """
+    require_packages(spec)
     asked = {source: spec.evaluation.metrics_of(source, spec.model.task_type) for source in WANTED}
     if not any(asked.values()):
         return

@@ -57,6 +57,8 @@ class Measure:
     """What it is made of (`source_in`); any but `always` is measured where `evaluation.metrics` asks for it."""
     tasks: tuple[TaskType, ...] = ("CAUSAL_LM",)
     """The tasks in which `evaluation.metrics` may ask for it."""
+    package: str = ""
+    """The package that computes it, where that is not installed with lora_lab by itself (`lora-lab[metrics]`)."""
     term: str | None = None
     """The part of a trial's peak memory that it is, as the engine counts it."""
 
@@ -123,7 +125,9 @@ FORGETTING = Measure(
 BOTH_TASKS: tuple[TaskType, ...] = ("CAUSAL_LM", "SEQ_CLS")
 
 
-def _score(name: str, label: str, source: Source, tasks: tuple[TaskType, ...] = ("CAUSAL_LM",)) -> Measure:
+def _score(
+    name: str, label: str, source: Source, tasks: tuple[TaskType, ...] = ("CAUSAL_LM",), package: str = ""
+) -> Measure:
     """A score between 0 and 1 of every held-out row, and their mean."""
     return Measure(
         name=name,
@@ -139,6 +143,7 @@ def _score(name: str, label: str, source: Source, tasks: tuple[TaskType, ...] = 
         curve=True,
         source=source,
         tasks=tasks,
+        package=package,
     )
 
 
@@ -157,6 +162,10 @@ PERPLEXITY = Measure(
 TOKEN_ACCURACY = _score("token_accuracy", "token accuracy", "tokens")
 EXACT_MATCH = _score("exact_match", "exact match", "answers")
 F1 = _score("f1", "F1 of words", "answers")
+ROUGE_1 = _score("rouge1", "ROUGE-1", "answers", package="rouge-score")
+ROUGE_L = _score("rougeL", "ROUGE-L", "answers", package="rouge-score")
+BLEU = _score("bleu", "BLEU", "answers", package="sacrebleu")
+CHRF = _score("chrf", "chrF", "answers", package="sacrebleu")
 JSON_MATCH = _score("json_match", "JSON match", "answers")
 CLASSIFICATION_ACCURACY = _score("classification_accuracy", "classification accuracy", "answers")
 MACRO_F1 = _score("macro_f1", "macro F1", "answers", BOTH_TASKS)
@@ -186,6 +195,10 @@ MEASURES: dict[str, Measure] = {
         TOKEN_ACCURACY,
         EXACT_MATCH,
         F1,
+        ROUGE_1,
+        ROUGE_L,
+        BLEU,
+        CHRF,
         JSON_MATCH,
         CLASSIFICATION_ACCURACY,
         MACRO_F1,

@@ -8,7 +8,17 @@ import string
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lora_lab.study.measures import CLASSIFICATION_ACCURACY, EXACT_MATCH, F1, JSON_MATCH, MACRO_F1
+from lora_lab.study.measures import (
+    BLEU,
+    CHRF,
+    CLASSIFICATION_ACCURACY,
+    EXACT_MATCH,
+    F1,
+    JSON_MATCH,
+    MACRO_F1,
+    ROUGE_1,
+    ROUGE_L,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +53,46 @@ def f1(answer: str, reference: str) -> float:
 def _words(text: str) -> list[str]:
     plain = "".join(character for character in text.lower() if character not in string.punctuation)
     return ARTICLES.sub(" ", plain).split()
+
+
+def rouge(kind: str) -> OfEach:
+    """ROUGE of rouge-score (Lin, 2004): the F1 of words or of the longest common subsequence, without stemming.
+
+    Only Latin letters and digits are words there.
+
+    Args:
+        kind: As rouge-score names it, `rouge1` or `rougeL`.
+    """
+
+    def of_each(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer([kind])
+        pairs = zip(answers, references, strict=True)
+        return [float(scorer.score(reference, answer)[kind].fmeasure) for answer, reference in pairs]
+
+    return of_each
+
+
+def bleu(answers: Sequence[str], references: Sequence[str]) -> float:
+    """BLEU of all answers together, as sacrebleu has it by default (tokenizer 13a), from 0 to 1."""
+    from sacrebleu.metrics import BLEU as Bleu
+
+    return _share(Bleu(force=True).corpus_score(answers, [references]).score)
+
+
+def chrf(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    """chrF2 of each answer, as sacrebleu has it by default (characters up to 6-grams), from 0 to 1."""
+    from sacrebleu.metrics import CHRF as Chrf
+
+    scorer = Chrf()
+    pairs = zip(answers, references, strict=True)
+    return [_share(scorer.sentence_score(answer, [reference]).score) for answer, reference in pairs]
+
+
+def _share(percent: float) -> float:
+    """From sacrebleu's percents, of which the largest may be above 100 by the last digit."""
+    return min(float(percent) / 100.0, 1.0)
 
 
 def json_match(answer: str, reference: str) -> float:
@@ -115,9 +165,12 @@ def _one_by_one(score: Callable[[str, str], float]) -> OfEach:
 OF_EACH: Mapping[str, OfEach] = {
     EXACT_MATCH.name: _one_by_one(exact_match),
     F1.name: _one_by_one(f1),
+    ROUGE_1.name: rouge("rouge1"),
+    ROUGE_L.name: rouge("rougeL"),
+    CHRF.name: chrf,
     JSON_MATCH.name: _one_by_one(json_match),
     CLASSIFICATION_ACCURACY.name: classification_accuracy,
 }
 """Metrics whose mean over the rows is the trial's score, by name."""
-OF_ALL: Mapping[str, OfAll] = {MACRO_F1.name: macro_f1}
+OF_ALL: Mapping[str, OfAll] = {MACRO_F1.name: macro_f1, BLEU.name: bleu}
 """Metrics that are no mean, by name: their verdict rests on seeds alone."""

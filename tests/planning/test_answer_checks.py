@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,6 +37,22 @@ def check(folder: Path, metrics: tuple[str, ...], *rows: dict[str, object]) -> N
         sweep=SweepSettings(sampler="grid", parameters={"r": Parameter(values=(1, 2))}),
     )
     check_answers(spec, folder / "cache")
+
+
+@pytest.mark.parametrize(("name", "package"), [("rougeL", "rouge-score"), ("bleu", "sacrebleu")])
+def test_a_missing_package_is_named_with_what_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    check(tmp_path, (name,), ANSWERED)
+
+    def gone(asked: str) -> None:
+        raise metadata.PackageNotFoundError(asked)
+
+    monkeypatch.setattr(metadata, "distribution", gone)
+    check(tmp_path, ("exact_match",), ANSWERED)
+    said = rf"{name} is computed by {package}, which is not installed; pip install 'lora-lab\[metrics\]'"
+    with pytest.raises(InputError, match=said):
+        check(tmp_path, (name,), ANSWERED)
 
 
 @pytest.mark.parametrize(

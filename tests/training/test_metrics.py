@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu, sentence_chrf
 
 from lora_lab.study.measures import MEASURES
 from lora_lab.training.metrics import OF_ALL, OF_EACH, classification_accuracy, exact_match, f1, json_match, macro_f1
@@ -50,6 +52,35 @@ def test_an_exact_match_differs_in_white_space_alone(answer: str, reference: str
 )
 def test_f1_is_that_of_squad(answer: str, reference: str, score: float) -> None:
     assert f1(answer, reference) == pytest.approx(score)
+
+
+ROWS = (
+    ("the cat sat on the mat", "the cat is on the mat"),
+    ("", "the dog"),
+    ("Paris is in France.", "Paris is in France."),
+    ("wholly other words", "nothing in common here"),
+)
+
+
+def test_rouge_and_chrf_of_each_row_are_those_of_the_libraries_as_shares() -> None:
+    scorer = RougeScorer(["rouge1", "rougeL"])
+    said, meant = zip(*ROWS, strict=True)
+    for kind in ("rouge1", "rougeL"):
+        told = [scorer.score(reference, answer)[kind].fmeasure for answer, reference in ROWS]
+        assert OF_EACH[kind](said, meant) == told
+        assert told[2] == 1.0
+        assert told[1] == told[3] == 0.0
+    assert OF_EACH["rouge1"](said, meant)[0] == pytest.approx(5 / 6)
+    told = [100 * score for score in OF_EACH["chrf"](said, meant)]
+    assert told == pytest.approx([sentence_chrf(answer, [reference]).score for answer, reference in ROWS])
+    assert told[2] == 100.0
+
+
+def test_bleu_is_that_of_the_corpus_and_no_mean_over_rows() -> None:
+    said, meant = zip(*ROWS, strict=True)
+    assert OF_ALL["bleu"](said, meant) * 100 == pytest.approx(corpus_bleu(said, [meant]).score)
+    assert 0 < OF_ALL["bleu"](said, meant) < 1
+    assert OF_ALL["bleu"](meant, meant) == 1.0, "not above 1 by the last digit"
 
 
 @pytest.mark.parametrize(
