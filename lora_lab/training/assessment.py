@@ -166,9 +166,9 @@ class Assessor:
     def _asked(self, config: TrialConfig) -> list[Scorer]:
         """Who measures what `config.evaluation` asks for and a loss does not tell."""
         scorers: dict[Source, Scorer] = {
+            "choices": self._choices,
             "answers": self._scorer,
             "classes": self._scorer,
-            "choices": self._choices,
         }
         task = config.model.task_type
         return [scorer for source, scorer in scorers.items() if config.evaluation.metrics_of(source, task)]

@@ -69,19 +69,24 @@ class ChoiceScorer:
         return Scored({name: ExampleLosses(-own, once) for name, own in hits.items()}, {}, lines)
 
     def _line(self, question: Question, likelihoods: np.ndarray, metrics: Sequence[str]) -> dict[str, Any]:
-        """What a trial makes of one question; where two choices are equally likely, the first one is taken."""
-        line = {
+        """What a trial makes of one question; its prediction is the choice by the first of the metrics."""
+        reference = question.reference.strip()
+        chosen = {name: likeliest(question.choices, likelihoods, name) for name in metrics}
+        return {
             "place": question.place,
             "prompt": self._tokenizer.decode(question.prompt),
-            "reference": question.reference.strip(),
+            "reference": reference,
+            "prediction": chosen[metrics[0]].text,
             "choices": [choice.text for choice in question.choices],
             "log_likelihoods": [round(float(one), 6) for one in likelihoods],
+            **{name: float(one.text == reference) for name, one in chosen.items()},
         }
-        for name in metrics:
-            lengths = np.array([LENGTH_OF[name](choice) for choice in question.choices])
-            chosen = question.choices[int(np.argmax(likelihoods / lengths))]
-            line[name] = float(chosen.text == line["reference"])
-        return line
+
+
+def likeliest(choices: Sequence[Choice], likelihoods: np.ndarray, metric: str) -> Choice:
+    """The choice that a metric takes, by the log-likelihood of each; of equal ones the first."""
+    lengths = np.array([LENGTH_OF[metric](choice) for choice in choices])
+    return choices[int(np.argmax(likelihoods / lengths))]
 
 
 def choice_rows(questions: Sequence[Question], longest: int | None = None) -> TokenizedDataset:

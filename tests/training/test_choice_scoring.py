@@ -86,6 +86,7 @@ def check(engine, number, bench, metrics):
         for name, lengths in zip(BOTH, ([1, 1, 1], [len(choice) for choice in line["choices"]]), strict=True):
             hits[name].append(float(line["choices"][np.argmax(told / lengths)] == line["reference"]))
             assert line[name] == hits[name][-1]
+        assert line["prediction"] == line["choices"][np.argmax(told)]
     for name, own in hits.items():
         assert metrics[name] == pytest.approx(np.mean(own))
         kept = load_file(TrialFolder(engine.trial_folder(number)).evaluation(3, name))
@@ -137,7 +138,7 @@ def test_the_same_rows_may_be_answered_too(bench, tmp_path, config):
     assert [line["exact_match"] for line in lines] == [
         float(line["prediction"].split() == line["reference"].split()) for line in lines
     ]
-    assert {"prediction", "choices", "log_likelihoods", "accuracy"} <= lines[0].keys()
+    assert {"choices", "log_likelihoods", "accuracy"} <= lines[0].keys()
 
 
 def test_rows_without_choices_are_refused(bench, tmp_path):
