@@ -137,8 +137,8 @@ def facts() -> dict[str, list[Row]]:
 def quiz() -> dict[str, list[ChoiceRow]]:
     """Questions about the first 64 people of `facts`, each with four values to choose among.
 
-    The wrong ones are values of other people, so that nothing tells the right one but knowing the person: the base finds
-    about a quarter. As of `facts`, the validation rows are the training rows.
+    The wrong ones are values of other people, so that nothing tells the right one but knowing the person: the base
+    finds about a quarter. As of `facts`, the validation rows are the training rows.
     """
     known = people("facts", QUIZZED)
     rows = [_quizzed(person, field, {getattr(other, field) for other in known}) for person in known for field in FIELDS]

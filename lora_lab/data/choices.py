@@ -71,7 +71,8 @@ FORMATS: Mapping[ChoiceFormat, ChoiceColumns] = {
 
 def _choices(fields: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]:
     """The texts, and what they are called where the row has names for them (`{text: [...], label: [...]}`)."""
-    value, labels = from_json(fields.get(name)), None
+    value: Any = from_json(fields.get(name))
+    labels: Any = None
     if isinstance(value, dict):
         value, labels = value.get("text"), value.get("label")
     if value is None:
@@ -112,5 +113,5 @@ def _meant(value: Any, texts: Sequence[str], labels: Sequence[str]) -> set[int]:
     if isinstance(value, int):
         return {value} & set(range(len(texts)))
     said = value.strip()
-    named = [text.index(said) for text in ([*texts], [*ascii_uppercase], [*map(str, range(len(texts)))]) if said in text]
-    return {index for index in named if index < len(texts)}
+    naming = (list(texts), list(ascii_uppercase[: len(texts)]), list(map(str, range(len(texts)))))
+    return {names.index(said) for names in naming if said in names}

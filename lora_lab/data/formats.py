@@ -1,7 +1,7 @@
 """Raw rows -> validated examples, by the columns that they have.
 
-The formats are those of TRL, ShareGPT, alpaca, and common datasets of multiple choice. All rows are checked before anything is trained; what is not
-read is named.
+The formats are those of TRL, ShareGPT, alpaca, and common datasets of multiple choice. All rows are checked before
+anything is trained; what is not read is named.
 """
 
 from __future__ import annotations

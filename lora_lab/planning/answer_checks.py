@@ -76,7 +76,7 @@ def require_packages(spec: StudySpec) -> None:
 
 
 def check_answers(spec: StudySpec, cache_folder: Path) -> None:
-    """See that every held-out row has what the study's metrics compare with, an answer or choices, and what computes them.
+    """See that held-out rows have what the study's metrics compare with, and that these can be computed here.
 
     Args:
         spec: The study.

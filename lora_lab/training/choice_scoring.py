@@ -1,8 +1,8 @@
 """Which of the choices of a multiple-choice row trials find the likeliest, and how often that is the right one.
 
-As lm-evaluation-harness has it: a choice's score is the log-likelihood of its tokens after the prompt, without what ends
-a text; `accuracy` takes the largest one (`acc`), `accuracy_norm` the largest one by the characters of the choice
-(`acc_norm`).
+As lm-evaluation-harness has it: a choice's score is the log-likelihood of its tokens after the prompt, without what
+ends a text; `accuracy` takes the largest one (`acc`), `accuracy_norm` the largest one by the characters of the choice
+(`acc_norm`: its documentation says bytes, it counts characters).
 """
 
 from __future__ import annotations

@@ -76,16 +76,16 @@ def rouge(kind: str) -> OfEach:
 
 def bleu(answers: Sequence[str], references: Sequence[str]) -> float:
     """BLEU of all answers together, as sacrebleu has it by default (tokenizer 13a), from 0 to 1."""
-    from sacrebleu.metrics import BLEU as Bleu
+    from sacrebleu import metrics
 
-    return _share(Bleu(force=True).corpus_score(answers, [references]).score)
+    return _share(metrics.BLEU(force=True).corpus_score(answers, [references]).score)
 
 
 def chrf(answers: Sequence[str], references: Sequence[str]) -> list[float]:
     """chrF2 of each answer, as sacrebleu has it by default (characters up to 6-grams), from 0 to 1."""
-    from sacrebleu.metrics import CHRF as Chrf
+    from sacrebleu import metrics
 
-    scorer = Chrf()
+    scorer = metrics.CHRF()
     pairs = zip(answers, references, strict=True)
     return [_share(scorer.sentence_score(answer, [reference]).score) for answer, reference in pairs]
 

@@ -39,7 +39,7 @@ class Scored:
     of_all: Mapping[str, float]
     """The scores that are no mean over rows."""
     predictions: Sequence[Mapping[str, Any]]
-    """For every row where it stands, prompt, reference, what was made of it, and the scores; empty without questions."""
+    """For every row: where it stands, prompt, reference, prediction, and the scores; empty where nothing was asked."""
 
     @property
     def values(self) -> dict[str, float]:

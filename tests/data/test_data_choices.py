@@ -106,7 +106,7 @@ class TestFormats:
         ({"answer": True}, "answer: True is none of the 2 choices"),
         ({"answer": ""}, "answer: is empty; take a split with answers"),
         ({"answer": None}, "answer: is empty"),
-        ({"choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answer": 1}, "answer: 1 is none of the 2 choices (A, B)"),
+        ({"choices": {"text": ["b", "c"], "label": ["X", "Y"]}, "answer": 1}, "1 is none of the 2 choices (X, Y)"),
         ({"choices": ["B", "A"], "answer": "A"}, "answer: 'A' may mean the choices 0 and 1 (from 0)"),
         ({"choices": ["0", "1", "5", "2"], "answer": "2"}, "answer: '2' may mean the choices 2 and 3 (from 0)"),
         ({"prompt": " "}, "prompt: must not be empty"),
@@ -119,9 +119,9 @@ def test_rows_that_cannot_be_right(change, problem):
 def test_they_are_found_by_file_and_line_under_the_names_of_the_file(write_jsonl):
     good = {"ctx": "a", "endings": ["b", "c"], "label": "0"}
     path = write_jsonl([good, good | {"label": "7"}, good | {"endings": ["b"]}])
+    bad = BadRows()
+    validate(list(read_rows(path)), str(path), bad)
     with pytest.raises(InputError) as caught:
-        bad = BadRows()
-        validate(list(read_rows(path)), str(path), bad)
         bad.settle()
     first, second = str(caught.value).splitlines()
     assert first.startswith(f"{path}:2: label: '7' is none of the 2 choices")

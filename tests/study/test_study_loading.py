@@ -137,7 +137,7 @@ SWEEP_MISTAKES = [
     ("when: {r: {min: 8}}", "when: {r: 0}", "9: parameters.weight_decay.when.r: must be at least 1, but is 0"),
     ("when: {r: {min: 8}}", "when: {r: {mim: 8}}", "9: parameters.weight_decay.when.r.mim: unknown key; did you mean min?"),
     ("when: {r: {min: 8}}", "when: {weight_decay: 0.1}", "9: parameters.weight_decay.when.weight_decay: weight_decay must stand above weight_decay among the parameters"),
-    ("name: eval_loss", "name: eval_los", "1: metric.name: must be one of eval_loss, forgetting, perplexity, token_accuracy, exact_match, f1, json_match, classification_accuracy, macro_f1, accuracy, trainable_params, peak_memory_bytes, train_seconds, but is 'eval_los'; did you mean eval_loss?"),
+    ("name: eval_loss", "name: eval_los", "1: metric.name: must be one of eval_loss, forgetting, perplexity, token_accuracy, exact_match, f1, rouge1, rougeL, bleu, chrf, json_match, classification_accuracy, macro_f1, accuracy, accuracy_norm, trainable_params, peak_memory_bytes, train_seconds, but is 'eval_los'; did you mean eval_loss?"),
     ("sampler: tpe", "sampler: grid", "8: parameters.learning_rate: sampler grid needs `values` or `step` for every parameter; this range has neither"),
     ("sampler: tpe", "sampler: bayes", "2: sampler: must be one of tpe, grid, random, qmc, gp, nsga2, but is 'bayes'"),
     ("n_trials: 32\n", "", "1: n_trials: is missing; sampler tpe needs it (only grid ends by itself)"),
