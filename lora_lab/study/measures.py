@@ -170,7 +170,7 @@ JSON_MATCH = _score("json_match", "JSON match", "answers")
 CLASSIFICATION_ACCURACY = _score("classification_accuracy", "classification accuracy", "answers")
 MACRO_F1 = _score("macro_f1", "macro F1", "answers", BOTH_TASKS)
 ACCURACY = _score("accuracy", "accuracy", "choices", BOTH_TASKS)
-ACCURACY_NORM = _score("accuracy_norm", "accuracy, by length", "choices")
+ACCURACY_NORM = _score("accuracy_norm", "accuracy by length", "choices")
 TRAINABLE_PARAMS = Measure(
     name="trainable_params", label="trained parameters", header="params", kind="cost", style="count", low=0, log=True
 )
