@@ -9,7 +9,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) +
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-quick test-slow test-faults test-exports test-servers test-servers-quick test-fake-cuda check format ui bench real-base server server-down clean help
+.PHONY: demo test test-quick test-slow test-faults test-exports test-servers test-servers-quick test-browser test-fake-cuda check format ui bench real-base server server-down clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,7 +27,7 @@ ui: $(STAMP) ## browse the finished study in MLflow
 	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
 
 # Tests with targets of their own.
-OF_OTHERS := not faults and not gpu and not exports and not servers and not fake_cuda
+OF_OTHERS := not faults and not gpu and not exports and not servers and not browser and not fake_cuda
 
 test: $(STAMP) ## set up, then run the tests but the slow ones (about 9 minutes on 2 slow cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and $(OF_OTHERS)"
@@ -54,6 +54,10 @@ test-servers: $(STAMP) ## studies in a real PostgreSQL server that the tests sta
 
 test-servers-quick: $(STAMP) ## the same without the long outages: under a minute; CI runs these
 	$(BIN)/python -m pytest -q -m "servers and not slow"
+
+test-browser: $(STAMP) ## MLflow's page of a study in headless Chromium (apt-get install chromium); PICTURES=docs/images keeps it
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	$(BIN)/python -m pytest -q -m "browser"
 
 # torch with CUDA and what it needs; everything else is that of the other environment.
 FAKE_CUDA := .fake-cuda

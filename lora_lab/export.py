@@ -103,14 +103,10 @@ def _read(study: Path, overrides: list[str], choice: int | Role, form: DataForm 
     # Below the loading, so that a mistake is told at once.
     from lora_lab.exporters.trial import read_trial
     from lora_lab.results.folder import RunFolder
-    from lora_lab.results.results import read_results
-    from lora_lab.results.storage import storage_url
-    from lora_lab.search.store import open_store
+    from lora_lab.results.results import stored_results
 
     folder = RunFolder.of(spec.study_name)
-    with open_store(spec, storage_url(spec, folder), create=False) as store:
-        results = read_results(spec, store, folder)
-    return read_trial(results, folder, choice, form)
+    return read_trial(stored_results(spec, folder), folder, choice, form)
 
 
 def _export(trial: ExportedTrial, targets: Sequence[TargetName], output: Path | None) -> list[Export]:

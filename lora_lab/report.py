@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,14 +25,24 @@ Studies = Annotated[
 ]
 
 
-def report(studies: Studies, overrides: Overrides = None) -> None:
+def report(
+    studies: Studies,
+    overrides: Overrides = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
     """Write runs/<study_name>/report.html and the chosen adapters anew, also while the study runs.
 
     Of several studies it also writes a page that compares them: runs/comparison-<study names>.html.
     """
     with errors_shown():
+        written = []
         for path in _write(studies, overrides or []):
-            typer.echo(str(path))
+            written.append(str(path))
+            if not as_json:
+                typer.echo(written[-1])
+        if as_json:
+            typer.echo(json.dumps({"written": written}, indent=2))
 
 
 def _write(studies: Sequence[Path], overrides: list[str]) -> Iterator[Path]:
@@ -51,20 +62,15 @@ def _write(studies: Sequence[Path], overrides: list[str]) -> Iterator[Path]:
 
 def _write_one(study: Path, overrides: list[str]) -> Evidence:
     from lora_lab.results.folder import RunFolder
-    from lora_lab.results.results import read_results
-    from lora_lab.results.storage import storage_url
+    from lora_lab.results.results import stored_results
     from lora_lab.results.writing import write_results
-    from lora_lab.search.store import open_store
     from lora_lab.study.file.loading import load_study
 
     spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)
     words = [str(study), *(word for override in overrides for word in ("--set", override))]
     command = command_text("sweep", words)
-    with open_store(spec, storage_url(spec, folder), create=False) as store:
-        stored = store.record.stored_spec() if spec.model.classifies else None
-        spec = spec if stored is None else spec.with_labels(stored.model.labels)
-        return write_results(read_results(spec, store, folder), folder, command)
+    return write_results(stored_results(spec, folder), folder, command)
 
 
 def _comparison_name(names: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ from lora_lab.analysis.forgetting import forgetting_trade
 from lora_lab.analysis.verdict import decide
 from lora_lab.common.errors import StorageError, TrainingError
 from lora_lab.results.example_losses import read_example_losses
+from lora_lab.results.storage import storage_url
+from lora_lab.search.store import open_store
 from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
@@ -79,6 +81,19 @@ def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder, *, compl
     if not (store.record.is_complete if complete is None else complete):
         notes = [unfinished(*store.budget()), *notes]
     return Results(spec, trials, findings, examples, notes, base)
+
+
+def stored_results(spec: StudySpec, folder: RunFolder) -> Results:
+    """Read what a study has by now, whoever works on it meanwhile; the classes of its rows are those it trained with.
+
+    Raises:
+        StorageError: the study has not begun, or cannot be read.
+        CheckpointError: a file of losses is damaged.
+    """
+    with open_store(spec, storage_url(spec, folder), create=False) as store:
+        stored = store.record.stored_spec() if spec.model.classifies else None
+        known = spec if stored is None else spec.with_labels(stored.model.labels)
+        return read_results(known, store, folder)
 
 
 def check_finished(results: Results, *, complete: bool = True) -> None:

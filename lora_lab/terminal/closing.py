@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lora_lab.analysis.verdict_words import sentences
-from lora_lab.study.measures import in_unit_of
+from lora_lab.results.values import verdict_sentences, verdict_values
 from lora_lab.terminal.columns import say
 from lora_lab.terminal.end_table import end_table
 from lora_lab.tracking.address import shown_uri
@@ -47,13 +46,18 @@ def _as_text(results: Results, folder: RunFolder, next_steps: Mapping[str, str],
             f"Study {results.spec.study_name} is complete already; more trials: --trials N, anew: --fresh.\n",
             markup=False,
         )
+    print_results(results, folder, next_steps, console)
+
+
+def print_results(results: Results, folder: RunFolder, next_steps: Mapping[str, str], console: Console) -> None:
+    """The best configurations, the verdict, what to read it with, and where everything is."""
     table, words = end_table(results.trials, results.findings, console.width)
     console.print(table)
     for line in words:
         say(console, line)
     console.print("\nVerdict")
     forgetting = results.forgetting()
-    for sentence in (*_verdict(results), *([forgetting.sentence] if forgetting else [])):
+    for sentence in (*verdict_sentences(results), *([forgetting.sentence] if forgetting else [])):
         say(console, sentence, first="  - ")
     has_verdict = results.findings.best is not None
     notes = [note for note in results.notes if has_verdict or note.kind == "unfinished"]
@@ -65,10 +69,6 @@ def _as_text(results: Results, folder: RunFolder, next_steps: Mapping[str, str],
     places = _places(results, folder) | (dict(next_steps) if has_verdict else {})
     for label, place in places.items():
         console.print(f"{label:<12} {place}", markup=False)
-
-
-def _verdict(results: Results) -> list[str]:
-    return [in_unit_of(results.spec.model.task_type, sentence) for sentence in sentences(results.findings)]
 
 
 def _places(results: Results, folder: RunFolder) -> dict[str, str]:
@@ -83,19 +83,10 @@ def _places(results: Results, folder: RunFolder) -> dict[str, str]:
 
 
 def _as_json(results: Results, folder: RunFolder, tracking_uri: str) -> None:
-    best, cheapest = results.findings.best, results.findings.cheapest
-    judged = results.findings.measure
     line = {
         "kind": "verdict",
         "study_name": results.spec.study_name,
-        "metric": judged.name,
-        "base_value": results.findings.base_value,
-        "best": best.number if best else None,
-        "best_value": best.value if best else None,
-        "recommended": cheapest.number if cheapest else None,
-        "recommended_value": cheapest.value if cheapest else None,
-        f"margin_{judged.distance_unit}": results.findings.margin,
-        "sentences": _verdict(results),
+        **verdict_values(results),
         "report": str(folder.report),
         "run_folder": str(folder.root),
         "tracking_uri": shown_uri(tracking_uri),

@@ -63,7 +63,7 @@ def ui_words(tracking_uri: str, command: str, *, given: bool = False) -> str:
     """
     if tracking_uri.startswith(("http://", "https://")):
         return shown_uri(tracking_uri)
-    then = f"then open http://{LOOPBACK}:5000"
+    then = "then open the pages that it names"
     if redact_address(tracking_uri) != tracking_uri:
         return f"{shown_uri(tracking_uri)}: set MLFLOW_TRACKING_URI to the whole address, run {command}, {then}"
     return f"{command}{f' --tracking-uri {shlex.quote(tracking_uri)}' if given else ''}   {then}"

@@ -104,4 +104,6 @@ def study_started(
         params=params | searched,
         tags=sweep | packages | dict(tags or {}),
         datasets=tuple(datasets),
+        judged=spec.sweep.judged.name,
+        searched=tuple(spec.sweep.parameters),
     )

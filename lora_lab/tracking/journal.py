@@ -89,6 +89,8 @@ def _decode(line: bytes, folder: Path) -> Entry | None:
         }
     if "datasets" in values:
         values["datasets"] = tuple(DatasetInput(**dataset) for dataset in values["datasets"])
+    if isinstance(values.get("searched"), list):
+        values["searched"] = tuple(values["searched"])
     return Entry(KINDS[kind](**values), at_ms)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from lora_lab.study.events import Diverged, Evaluated, Failed, Finished, Logged, OutOfMemory, TrialEvent
+from lora_lab.study.measures import EVAL_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,10 @@ class StudyStarted:
     """Facts that never change (MLflow keeps the first value); what a resume may widen belongs into `tags`."""
     tags: Mapping[str, str] = field(default_factory=dict)
     datasets: tuple[DatasetInput, ...] = ()
+    judged: str = EVAL_LOSS.name
+    """The measure that the study judges."""
+    searched: tuple[str, ...] = ()
+    """The settings that it searches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,11 +24,13 @@ from mlflow.entities import DatasetInput as MlflowDatasetInput
 from lora_lab.study.events import Evaluated, Logged
 from lora_lab.study.measures import MEASURES
 from lora_lab.tracking.address import sqlite_path
+from lora_lab.tracking.prepared_view import TAG, view_tag
 from lora_lab.tracking.records import Attached, StudyEnded, StudyStarted, TrialEnded, TrialStarted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from lora_lab.study.measures import Measure
     from lora_lab.study.results import TrialState
     from lora_lab.study.sweep import Value
     from lora_lab.tracking.journal import Entry
@@ -183,6 +185,7 @@ class MlflowStore:
         self._open(run_id, record.params, {"mlflow.note.content": record.question, **record.tags})
         if record.datasets:
             self._client.log_inputs(run_id, datasets=[_dataset(item) for item in record.datasets])
+        prepare_view(self._client, self._experiment_id, MEASURES[record.judged], record.searched, at_ms)
 
     def _start_trial(self, record: TrialStarted, at_ms: int) -> None:
         self._open(self._run_id(record.number, at_ms, record.name), record.params, record.tags)
@@ -247,6 +250,12 @@ class MlflowStore:
             self._client.log_artifact(run_id, str(record.path), record.artifact_path)
         else:
             _log.warning("not sent to MLflow, because it is gone: %s", record.path)
+
+
+def prepare_view(client: Any, experiment_id: str, judged: Measure, searched: Sequence[str], at_ms: int) -> None:
+    """Give MLflow's page of a study its view, unless it has one: somebody may have changed that."""
+    if TAG not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, TAG, view_tag(judged, searched, at_ms))
 
 
 def _key(name: str) -> str:

@@ -35,7 +35,7 @@ def test_the_pages_are_served_on_this_machine_only_and_the_store_is_not_on_the_c
 
 def test_the_words_can_be_pasted_where_there_is_no_secret_in_them():
     address = "sqlite:////srv/ml flow.db"
-    assert ui_words(address, COMMAND) == f"{COMMAND}   then open http://127.0.0.1:5000"
+    assert ui_words(address, COMMAND) == f"{COMMAND}   then open the pages that it names"
     assert ui_words(address, COMMAND, given=True).startswith(f"{COMMAND} --tracking-uri 'sqlite:////srv/ml flow.db'")
     assert ui_words("https://me:canary@mlflow.example.org", COMMAND) == "https://***@mlflow.example.org"
 
