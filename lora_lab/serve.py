@@ -31,8 +31,8 @@ def serve(
 ) -> None:
     """Load a study's base once with several of its adapters, and answer OpenAI's requests on 127.0.0.1 until Ctrl-C.
 
-    `model` is `base`, `trial-N`, `best` or `recommended`. The page at the address asks two of them side by side. For trying
-    adapters out: for production, export them to vLLM or SGLang.
+    `model` is `base`, `trial-N`, `best` or `recommended`. The page at the address asks two of them side by side.
+    It is for trying adapters out: for production, export them to vLLM or SGLang.
     """
     with errors_shown():
         served = _load(study, overrides or [], trials, top)

@@ -1,4 +1,4 @@
-"""This machine: Python and its packages, processors, memory, disk and clock."""
+"""The machine itself: Python and its packages, processors, memory, disk and clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import joblib
@@ -24,6 +23,7 @@ from lora_lab.search.file_system import check_is_local, file_system
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PACKAGE = "lora-lab"
 BUSY = 0.5
@@ -145,7 +145,7 @@ def clock(folder: Path) -> Finding:
         before = time.time()
         probe.write(b"x")
         probe.flush()
-        apart = os.stat(probe.name).st_mtime - before
+        apart = Path(probe.name).stat().st_mtime - before
     now = datetime.now(UTC)
     values = {"now": now.isoformat(timespec="seconds"), "file_system_apart_s": round(apart, 3)}
     if now < EARLIEST:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from huggingface_hub import constants, get_token
-from huggingface_hub.utils import get_session
+from huggingface_hub import constants, get_session, get_token
 
 from lora_lab.checkup.finding import Finding
 from lora_lab.common.errors import LoraLabError

@@ -34,7 +34,7 @@ class Status:
         if self.state == "ended":
             return False
         if self.host == socket.gethostname():
-            return psutil.pid_exists(self.pid)
+            return bool(psutil.pid_exists(self.pid))
         return (now or datetime.now(UTC)) - self.written_at < SILENCE
 
 

@@ -15,17 +15,19 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lora_lab.serving.desk import BusyError, Desk, Ended, Failed, Wish
-from lora_lab.serving.requests import Asked, ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from lora_lab.serving.desk import Answer, Piece
     from lora_lab.serving.members import Members
+    from lora_lab.serving.requests import Asked, ChatRequest, CompletionRequest
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 """Names under which the server answers: another one means that a page elsewhere tries to reach it."""
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
+)
 _numbers = count(1)
 
 
@@ -90,7 +92,9 @@ def make_app(members: Members, desk: Desk) -> FastAPI:
     return app
 
 
-def _answered(kind: Kind, members: Members, desk: Desk, request: Asked, prompt: Any) -> JSONResponse | StreamingResponse:
+def _answered(
+    kind: Kind, members: Members, desk: Desk, request: Asked, prompt: Any
+) -> JSONResponse | StreamingResponse:
     try:
         place, tokens = members.place(request.model), prompt()
         members.check_room(len(tokens), request.max_tokens)
@@ -98,9 +102,7 @@ def _answered(kind: Kind, members: Members, desk: Desk, request: Asked, prompt: 
         raise HTTPException(404, f"model: {error.args[0]}") from None
     except ValueError as error:
         raise HTTPException(400, str(error)) from None
-    wish = Wish(
-        tokens, place, request.max_tokens, request.stop, request.temperature, request.top_p, request.seed
-    )
+    wish = Wish(tokens, place, request.max_tokens, request.stop, request.temperature, request.top_p, request.seed)
     try:
         answer = desk.ask(wish)
     except BusyError:
@@ -115,7 +117,7 @@ def _answered(kind: Kind, members: Members, desk: Desk, request: Asked, prompt: 
 
 
 def _whole(answer: Answer) -> tuple[str, Ended]:
-    said = []
+    said: list[str] = []
     for piece in answer:
         if isinstance(piece, Failed):
             raise HTTPException(500, piece.text)
@@ -140,9 +142,7 @@ def _event(kind: Kind, head: Mapping[str, Any], piece: Piece) -> str:
     if isinstance(piece, Failed):
         return _data(_error(piece.text, 500))
     choice = (
-        kind.choice(None, piece.reason, part=True)
-        if isinstance(piece, Ended)
-        else kind.choice(piece, None, part=True)
+        kind.choice(None, piece.reason, part=True) if isinstance(piece, Ended) else kind.choice(piece, None, part=True)
     )
     return _data({**head, "object": kind.chunk, "choices": [choice]})
 

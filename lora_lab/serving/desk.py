@@ -1,7 +1,7 @@
 """The one thread that computes: it takes questions from a queue and writes all open answers, a token each in turn.
 
-Questions that wait at the same moment share their forward passes, whichever adapters they are for; those that come while
-answers are being written begin at once beside them.
+Questions that wait at the same moment share their forward passes, whichever adapters they are for; those that come
+while answers are being written begin at once beside them.
 """
 
 from __future__ import annotations
@@ -210,5 +210,3 @@ def _begun(author: Author, answers: Sequence[Answer]) -> list[_Group]:
         for answer in answers:
             answer.pieces.put(Failed(" ".join(f"{type(error).__name__}: {error}".split())[:300]))
         return []
-
-

@@ -57,7 +57,5 @@ class Said:
 
     def _beginning_of_stop(self, text: str) -> int:
         """Characters at the end that may become a text which ends the answer."""
-        lengths = (
-            length for stop in self._stop for length in range(1, len(stop)) if text.endswith(stop[:length])
-        )
+        lengths = (length for stop in self._stop for length in range(1, len(stop)) if text.endswith(stop[:length]))
         return max(lengths, default=0)

@@ -115,6 +115,6 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._desk = desk
 
-    def handle_exit(self, sig: int, frame: object) -> None:  # noqa: D102 -- uvicorn's
+    def handle_exit(self, sig: int, frame: object) -> None:
         self._desk.close()
         super().handle_exit(sig, frame)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """How MLflow's page of a study opens: trials in rows with the columns of the question, and charts of the trade-offs.
 
-MLflow keeps a saved view as a tag of the experiment, and offers it to everybody under "Views"; a link with the view's key
-opens it. Its form is that of MLflow 3.17's own pages.
+MLflow keeps a saved view as a tag of the experiment, and offers it to everybody under "Views"; a link with the view's
+key opens it. Its form is that of MLflow 3.17's own pages.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ def _columns(judged: Measure, searched: Sequence[str]) -> Iterator[str]:
 
 def _charts(judged: Measure, searched: Sequence[str]) -> Iterator[dict[str, Any]]:
     for cost in (TRAINABLE_PARAMS, PEAK_MEMORY, TRAIN_SECONDS):
-        yield _card(
-            "SCATTER", f"{judged.label} against {cost.label}", xaxis=_axis(cost), yaxis=_axis(judged)
-        )
+        yield _card("SCATTER", f"{judged.label} against {cost.label}", xaxis=_axis(cost), yaxis=_axis(judged))
     shown = [name for name in searched if name != "seed"] or ["r"]
     yield _card(
         "PARALLEL",

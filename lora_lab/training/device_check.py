@@ -13,7 +13,7 @@ from lora_lab.training.device import device_bytes
 SIDE = 128
 """Of the matrix that is quantized on trial."""
 MOST_OFF = 0.2
-"""Of a normal matrix's standard deviation: nf4 in blocks of 64 is off by 0.1 (arXiv:2305.14314), a broken kernel by 1."""
+"""Of a normal matrix's standard deviation: nf4 in blocks of 64 is off by 0.1, a broken kernel by 1."""
 
 
 def devices() -> list[dict[str, Any]]:

@@ -24,9 +24,18 @@ STUDY = {
     "study_name": "page",
     "question": "Which rank?",
     "model": {"model_name_or_path": "builtin/tiny-llama"},
-    "data": {"train": "builtin/stdlib-code", "max_train_examples": 48, "eval": {"path": "builtin/stdlib-code", "split": "validation", "max_examples": 16}, "max_length": 64},
+    "data": {
+        "train": "builtin/stdlib-code",
+        "max_train_examples": 48,
+        "eval": {"path": "builtin/stdlib-code", "split": "validation", "max_examples": 16},
+        "max_length": 64,
+    },
     "training": {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 2e-3},
-    "sweep": {"sampler": "grid", "pruner": "none", "parameters": {"r": {"values": [2, 8, 32]}, "target_modules": {"values": ["attention", "all-linear"]}}},
+    "sweep": {
+        "sampler": "grid",
+        "pruner": "none",
+        "parameters": {"r": {"values": [2, 8, 32]}, "target_modules": {"values": ["attention", "all-linear"]}},
+    },
 }
 WAIT_MS = 60_000
 
@@ -36,7 +45,9 @@ def folder(tmp_path_factory) -> Path:
     """Where the study ran; JSON is YAML too."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "study.yaml").write_text(json.dumps(STUDY))
-    subprocess.run([sys.executable, "-m", "lora_lab.sweep", "study.yaml", "--quiet"], cwd=folder, check=True, timeout=240)  # noqa: S603
+    subprocess.run(
+        [sys.executable, "-m", "lora_lab.sweep", "study.yaml", "--quiet"], cwd=folder, check=True, timeout=240
+    )
     return folder
 
 
@@ -47,7 +58,7 @@ def pages(folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "lora_lab.ui", "study.yaml", "--port", str(port)]
-    with (folder / "ui.txt").open("w") as log, subprocess.Popen(words, cwd=folder, stdout=log, stderr=log) as process:  # noqa: S603
+    with (folder / "ui.txt").open("w") as log, subprocess.Popen(words, cwd=folder, stdout=log, stderr=log) as process:
         try:
             yield _addresses(folder / "ui.txt", process)
         finally:
@@ -61,7 +72,7 @@ def _addresses(log: Path, process: subprocess.Popen) -> dict[str, str]:
         found = dict(re.findall(r"^(trials|charts)\s+(http\S+)$", log.read_text(), re.MULTILINE))
         if len(found) == 2:
             try:
-                with urllib.request.urlopen(found["trials"].partition("#")[0], timeout=2):  # noqa: S310
+                with urllib.request.urlopen(found["trials"].partition("#")[0], timeout=2):
                     return found
             except OSError:
                 pass
@@ -118,8 +129,8 @@ def test_the_table_of_trials(pages, page):
     keep_picture(page, "mlflow_trials")
     page.locator('[role="columnheader"]', has_text="eval_loss").first.click()
     page.wait_for_function(
-        "first => { const cell = document.querySelector('[role=\"row\"][row-index=\"0\"] [col-id=\"metrics.`eval_loss`\"]');"
-        " return cell && Number(cell.innerText) > first }",
+        "first => { const cell = document.querySelector("
+        '\'[role=row][row-index="0"] [col-id="metrics.`eval_loss`"]\'); return cell && Number(cell.innerText) > first }',
         arg=losses[0],
     )
     assert losses_on(page) == sorted(losses, reverse=True)
@@ -153,4 +164,4 @@ def test_a_trial_with_its_curve_and_the_winner_with_its_adapter(folder, pages, p
 
 def _show(folder: Path) -> str:
     words = [sys.executable, "-m", "lora_lab.show", "study.yaml", "--json"]
-    return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True, timeout=120).stdout  # noqa: S603
+    return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True, timeout=120).stdout

@@ -18,6 +18,7 @@ from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
 from lora_lab.study.file.loading import load_study
 
+
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

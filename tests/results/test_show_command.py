@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from finished_study import BASE_LOSS, finished_study
@@ -61,7 +62,7 @@ def test_nothing_here():
 def test_the_studies_here_and_how_far_they_are():
     for name in ("done", "stopped", "works"):
         begin(finished_study(name))
-    complete("done.yaml")
+    complete(Path("done.yaml"))
     set_status("works")
     studies = {one["study_name"]: one for one in as_json("list")["studies"]}
     assert {name: one["state"] for name, one in studies.items()} == {

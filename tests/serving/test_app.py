@@ -15,7 +15,10 @@ from lora_lab.serving.members import Member, Members
 from lora_lab.study.settings import ModelSettings
 from lora_lab.training.base.loading import load_tokenizer
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 POSITIONS = 64
 
 
@@ -80,7 +83,12 @@ def test_what_openai_clients_send_for_their_own_books_is_taken(client):
 @pytest.mark.parametrize(
     ("path", "asked", "status", "words"),
     [
-        ("chat/completions", chat(model="trial-9"), 404, "there is no 'trial-9'; there are base, trial-7, best, recommended"),
+        (
+            "chat/completions",
+            chat(model="trial-9"),
+            404,
+            "there is no 'trial-9'; there are base, trial-7, best, recommended",
+        ),
         ("chat/completions", chat(max_tokens=0), 400, "max_tokens: Input should be greater than or equal to 1"),
         ("chat/completions", chat(max_tokens=POSITIONS), 400, "more than the 64 positions of this base"),
         ("chat/completions", chat(temperature=3), 400, "temperature"),

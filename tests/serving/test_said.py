@@ -21,7 +21,10 @@ def pieces(text: str, stop=()) -> tuple[list[str], bool]:
     return [*given, said.rest()], said.stopped
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")), st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3))
+@given(
+    st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")),
+    st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3),
+)
 def test_the_pieces_are_the_text_before_the_first_stop(text, stop):
     given, stopped = pieces(text, stop)
     cut = min((text.find(one) for one in stop if one in text), default=None)

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lora_lab.results.folder import RunFolder
 
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 QUESTION = "def add(a, b):"
 NEW = 12
@@ -44,8 +45,9 @@ def finished(lab):  # noqa: F811
 
 def request(address: str, path: str, values: dict) -> dict:
     body = json.dumps(values).encode()
-    with urllib.request.urlopen(  # noqa: S310
-        urllib.request.Request(f"{address}/v1/{path}", body, {"Content-Type": "application/json"}), timeout=60  # noqa: S310
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{address}/v1/{path}", body, {"Content-Type": "application/json"}),
+        timeout=60,
     ) as answer:
         return json.load(answer)
 

@@ -41,7 +41,7 @@ def test_the_mirror_prepares_the_page_and_leaves_what_somebody_changed(tmp_path,
 
     folder = tmp_path / "study"
     folder.mkdir()
-    uri = f"sqlite:///{shutil.copy(migrated_database, tmp_path / "mlflow.db")}"
+    uri = f"sqlite:///{shutil.copy(migrated_database, tmp_path / 'mlflow.db')}"
     with Journal(folder) as journal:
         journal.append(StudyStarted(judged="exact_match", searched=("r",)), TrialStarted(number=0, name="trial-0000"))
     mirror = MlflowMirror(folder, uri)
@@ -66,7 +66,7 @@ def test_the_mirror_prepares_the_page_and_leaves_what_somebody_changed(tmp_path,
 def test_a_study_of_before_gets_its_view(tmp_path, migrated_database):
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{shutil.copy(migrated_database, tmp_path / "mlflow.db")}"
+    uri = f"sqlite:///{shutil.copy(migrated_database, tmp_path / 'mlflow.db')}"
     client = MlflowClient(uri)
     number = client.create_experiment("old")
     assert study_pages(uri, "old", MEASURES["eval_loss"], ["r"]) is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from lora_lab.training.packed.model import NOTHING_KEPT
@@ -17,10 +16,11 @@ from lora_lab.training.packed.model import NOTHING_KEPT
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from torch import Tensor
 
     from lora_lab.training.packed.linear import Adapter
-    from lora_lab.training.packed.model import Kept, PackedModel
+    from lora_lab.training.packed.model import PackedModel
 
 
 class Stream:
@@ -87,5 +87,5 @@ class Stream:
             self._kept,
             keep=self._keeps,
         )
-        self._kept: Kept = kept
+        self._kept = kept
         return logits

@@ -35,9 +35,7 @@ class ModelStream:
     def step(self, choose: Callable[[Tensor], int]) -> int:
         """One more token."""
         with autocast(self._base):
-            output = self._model(
-                input_ids=self._next.to(self._base.device), past_key_values=self._kept, use_cache=True
-            )
+            output = self._model(input_ids=self._next.to(self._base.device), past_key_values=self._kept, use_cache=True)
         self._kept = output.past_key_values
         token = choose(output.logits[0, -1])
         self._next = torch.tensor([[token]])
