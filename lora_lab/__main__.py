@@ -10,7 +10,6 @@ import lora_lab.init
 import lora_lab.list
 import lora_lab.plan
 import lora_lab.report
-import lora_lab.serve
 import lora_lab.show
 import lora_lab.sweep
 import lora_lab.ui
@@ -29,7 +28,6 @@ app.command("list")(lora_lab.list.list_studies)
 app.command("show")(lora_lab.show.show)
 app.command("report")(lora_lab.report.report)
 app.command("export")(lora_lab.export.export)
-app.command("serve")(lora_lab.serve.serve)
 app.command("ui")(lora_lab.ui.ui)
 
 

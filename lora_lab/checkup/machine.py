@@ -10,6 +10,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import joblib
@@ -23,7 +24,6 @@ from lora_lab.search.file_system import check_is_local, file_system
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PACKAGE = "lora-lab"
 BUSY = 0.5

@@ -128,11 +128,8 @@ def test_the_table_of_trials(pages, page):
     assert losses == sorted(losses)
     keep_picture(page, "mlflow_trials")
     page.locator('[role="columnheader"]', has_text="eval_loss").first.click()
-    page.wait_for_function(
-        "first => { const cell = document.querySelector("
-        '\'[role=row][row-index="0"] [col-id="metrics.`eval_loss`"]\'); return cell && Number(cell.innerText) > first }',
-        arg=losses[0],
-    )
+    first = 'document.querySelector(\'[role=row][row-index="0"] [col-id="metrics.`eval_loss`"]\')'
+    page.wait_for_function(f"least => {first} && Number({first}.innerText) > least", arg=losses[0])
     assert losses_on(page) == sorted(losses, reverse=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +23,23 @@ from lora_lab.study.file.loading import load_study
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with study `one`, made once."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        begin(finished_study("one"))
+    return folder
+
+
+@pytest.fixture
+def one(made, tmp_path):
+    """The file of study `one`, whose run folder lies here."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return Path("one.yaml")
 
 
 def call(*arguments: object) -> tuple[int, str, str]:
@@ -61,7 +79,7 @@ def test_nothing_here():
 
 def test_the_studies_here_and_how_far_they_are():
     for name in ("done", "stopped", "works"):
-        begin(finished_study(name))
+        begin(finished_study(name, seeds=1))
     complete(Path("done.yaml"))
     set_status("works")
     studies = {one["study_name"]: one for one in as_json("list")["studies"]}
@@ -70,13 +88,13 @@ def test_the_studies_here_and_how_far_they_are():
         "stopped": "interrupted",
         "works": "running",
     }
-    assert studies["done"]["done"] == studies["done"]["total_trials"] == 12
+    assert studies["done"]["done"] == studies["done"]["total_trials"] == 6
     shown = as_json("show", "done.yaml")["verdict"]
     assert studies["done"]["verdict"]["recommended"] == shown["recommended"] == shown["rows"][0]["trial"]
     code, text, _ = call("list")
     assert code == 0
     assert "running, 1 min 30 s left" in text
-    assert "12/12" in text
+    assert "6/6" in text
 
 
 @pytest.mark.parametrize(
@@ -88,15 +106,15 @@ def test_the_studies_here_and_how_far_they_are():
         ({"host": "elsewhere", "written_at": datetime.now(UTC) - timedelta(hours=1)}, "interrupted"),
     ],
 )
+@pytest.mark.usefixtures("one")
 def test_a_study_runs_where_its_coordinator_lives(status, state):
-    begin(finished_study("one"))
     set_status("one", **status)
     [study] = as_json("list")["studies"]
     assert study["state"] == state
 
 
+@pytest.mark.usefixtures("one")
 def test_a_study_that_cannot_be_read_says_why_and_hides_no_other():
-    begin(finished_study("good"))
     broken = RunFolder.of("broken")
     broken.make()
     broken.database.write_bytes(b"no database")
@@ -107,33 +125,37 @@ def test_a_study_that_cannot_be_read_says_why_and_hides_no_other():
     assert code == 0
     assert "file is not a database" in text
     assert "elsewhere: its trials are in a database elsewhere; show it by its study file" in text
-    assert {one["study_name"] for one in as_json("list")["studies"]} == {"good", "broken", "elsewhere"}
+    assert {one["study_name"] for one in as_json("list")["studies"]} == {"one", "broken", "elsewhere"}
 
 
-def test_a_study_by_its_file_and_by_its_name():
-    study = finished_study("one")
-    begin(study)
-    by_file, by_name = as_json("show", study), as_json("show", "one")
+def test_a_study_by_its_file_and_by_its_name(one):
+    by_file, by_name = as_json("show", one), as_json("show", "one")
     assert by_file == by_name
     assert by_file["base_values"] == {"eval_loss": BASE_LOSS}
     assert [trial["number"] for trial in by_file["trials"]] == list(range(12))
     best = by_file["verdict"]["best"]
-    assert by_file["trials"][best]["params"] == {"r": 16, "learning_rate": 1e-3}
+    assert by_file["trials"][best]["params"] == {"r": 16, "learning_rate": 1e-3, "seed": 0}
     code, text, _ = call("show", "one")
     assert code == 0
     for words in ("Verdict", "16 ", "python -m lora_lab.show one --trial N"):
         assert words in text
 
 
+@pytest.mark.usefixtures("one")
 def test_one_trial_with_its_settings():
-    begin(finished_study("one"))
     values = as_json("show", "one", "--trial", 3)
     assert values["state"] == "complete"
     assert values["config"]["lora"]["r"] == values["params"]["r"]
     assert values["eval_loss_by_evaluation"] == {"1": values["metrics"]["eval_loss"]}
     code, text, _ = call("show", "one", "--trial", 3)
     assert code == 0
-    for words in ("trial        3 of study one", "finished", "eval_loss by evaluation", "lora_alpha:", "no adapter"):
+    for words in (
+        "trial        3 of study one",
+        "state        complete",
+        "eval_loss by evaluation",
+        "lora_alpha:",
+        "no adapter",
+    ):
         assert words in text
 
 
@@ -146,8 +168,8 @@ def test_one_trial_with_its_settings():
         (("one", "--set", "lora.r=4"), "--set changes a study file; give that file instead of the study's name"),
     ],
 )
+@pytest.mark.usefixtures("one")
 def test_what_cannot_be_shown_is_said_in_one_line(words, message):
-    begin(finished_study("one"))
     code, _, error = call("show", *words)
     assert code == 2
     assert message in error
@@ -155,7 +177,7 @@ def test_what_cannot_be_shown_is_said_in_one_line(words, message):
 
 
 def test_a_study_that_never_began():
-    finished_study("one")
-    code, _, error = call("show", "one")
+    finished_study("new", seeds=1)
+    code, _, error = call("show", "new")
     assert code == 1
-    assert "study one has not begun" in error
+    assert "study new has not begun" in error
