@@ -75,7 +75,7 @@ def _spec(study: str, overrides: list[str]) -> StudySpec:
         return load_study(path, overrides)
     folder = RunFolder.of(study)
     if not folder.root.is_dir():
-        known = sorted(one.name for one in RUNS.iterdir() if one.is_dir()) if RUNS.is_dir() else []
+        known = sorted(path.parent.name for path in RUNS.glob("*/study.db"))
         there = f"there are {', '.join(known)}" if known else "there is none"
         raise InputError(f"STUDY: neither a file nor a study under {RUNS}/ is called {study}; {there}")
     if overrides:

@@ -88,4 +88,5 @@ def print_trial(results: Results, trial: TrialResult, folder: RunFolder, console
             text = value_text(value) if measure is None else measure_text(measure, value)
             console.print(f"  {measure.label if measure else name:<36} {text}", markup=False)
     console.print("\nsettings, as a study file has them")
-    console.print(configuration_yaml(trial), markup=False, soft_wrap=True, end="")
+    sections = [text for text in configuration_yaml(trial).splitlines() if not text.startswith("#")]
+    console.print("\n".join(sections), markup=False, soft_wrap=True)

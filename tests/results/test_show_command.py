@@ -79,7 +79,7 @@ def test_nothing_here():
 
 def test_the_studies_here_and_how_far_they_are():
     for name in ("done", "stopped", "works"):
-        begin(finished_study(name, seeds=1))
+        begin(finished_study(name))
     complete(Path("done.yaml"))
     set_status("works")
     studies = {one["study_name"]: one for one in as_json("list")["studies"]}
@@ -88,13 +88,13 @@ def test_the_studies_here_and_how_far_they_are():
         "stopped": "interrupted",
         "works": "running",
     }
-    assert studies["done"]["done"] == studies["done"]["total_trials"] == 6
+    assert studies["done"]["done"] == studies["done"]["total_trials"] == 12
     shown = as_json("show", "done.yaml")["verdict"]
     assert studies["done"]["verdict"]["recommended"] == shown["recommended"] == shown["rows"][0]["trial"]
     code, text, _ = call("list")
     assert code == 0
     assert "running, 1 min 30 s left" in text
-    assert "6/6" in text
+    assert "12/12" in text
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_cannot_be_shown_is_said_in_one_line(words, message):
 
 
 def test_a_study_that_never_began():
-    finished_study("new", seeds=1)
+    finished_study("new")
     code, _, error = call("show", "new")
     assert code == 1
     assert "study new has not begun" in error
