@@ -9,7 +9,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) +
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test test-quick test-slow test-faults test-exports test-servers test-servers-quick test-browser test-fake-cuda check format ui bench real-base server server-down clean help
+.PHONY: demo test test-quick test-slow test-faults test-exports test-lm-eval test-servers test-servers-quick test-browser test-fake-cuda check format ui bench real-base server server-down clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,7 +27,7 @@ ui: $(STAMP) ## browse the finished study in MLflow
 	$(BIN)/python -m lora_lab.ui studies/rank_alpha.yaml
 
 # Tests with targets of their own.
-OF_OTHERS := not faults and not gpu and not exports and not servers and not browser and not fake_cuda
+OF_OTHERS := not faults and not gpu and not exports and not lm_eval and not servers and not browser and not fake_cuda
 
 test: $(STAMP) ## set up, then run the tests but the slow ones (about 9 minutes on 2 slow cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and $(OF_OTHERS)"
@@ -48,6 +48,18 @@ test-faults: $(STAMP) ## the long fault-injection runs (kill -9 at random moment
 
 test-exports: $(STAMP) ## exports in Axolotl, LLaMA-Factory, Unsloth and ms-swift, each installed under .exports/ (long)
 	$(BIN)/python -m pytest -q -m "exports"
+
+# lm-evaluation-harness and what else it needs, beside everything of the other environment.
+LM_EVAL := .lm-eval
+
+$(LM_EVAL)/.installed: $(STAMP)
+	$(PYTHON) -m venv $(LM_EVAL)
+	echo "$(CURDIR)/$(VENV)/lib/$$(ls $(VENV)/lib)/site-packages" > $(LM_EVAL)/lib/$$(ls $(VENV)/lib)/site-packages/others.pth
+	$(LM_EVAL)/bin/python -m pip install --quiet --constraint constraints.txt ".[lm-eval]"
+	@touch $@
+
+test-lm-eval: $(LM_EVAL)/.installed ## evaluate against lm-evaluation-harness alone, installed under .lm-eval/ (2 minutes)
+	PYTHONPATH=$(CURDIR) $(LM_EVAL)/bin/python -m pytest -q -m lm_eval tests/harness
 
 test-servers: $(STAMP) ## studies in a real PostgreSQL server that the tests start, with outages of minutes
 	$(BIN)/python -m pytest -q -m "servers"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 import lora_lab.doctor
+import lora_lab.evaluate
 import lora_lab.export
 import lora_lab.init
 import lora_lab.list
@@ -27,6 +28,7 @@ app.command("plan")(lora_lab.plan.plan)
 app.command("list")(lora_lab.list.list_studies)
 app.command("show")(lora_lab.show.show)
 app.command("report")(lora_lab.report.report)
+app.command("evaluate")(lora_lab.evaluate.evaluate)
 app.command("export")(lora_lab.export.export)
 app.command("ui")(lora_lab.ui.ui)
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from lora_lab.exporters.handover import Export
     from lora_lab.exporters.targets import TargetName
-    from lora_lab.exporters.trial import DataForm, ExportedTrial, Role
+    from lora_lab.exporters.trial import DataForm, ExportedTrial
+    from lora_lab.results.choosing import Role
 
 TARGETS: tuple[TargetName, ...] = (*TRAINERS, *SERVERS)
 

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lora_lab.common.errors import InputError
 from lora_lab.data.examples import Completion, Conversation, Example, Labeled, Text
 from lora_lab.data.sources import load_splits
 from lora_lab.data.strings import StringEncoder
 from lora_lab.results.card import base_words
+from lora_lab.results.choosing import chosen_trial, roles_of
 from lora_lab.study.peft_targets import peft_targets
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training.base.architecture import linear_map_of_config
@@ -30,6 +30,7 @@ from lora_lab.training.schedule import BatchPlan, decay_steps, warmup_steps
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Findings
     from lora_lab.data.sources import ExampleSplits
+    from lora_lab.results.choosing import Role
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import Results
     from lora_lab.study.results import TrialResult
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from lora_lab.study.targets import LinearMap
     from lora_lab.training.datasets import TokenizedSplits
 
-Role = Literal["best", "recommended"]
 DataForm = Literal["tokens", "rows"]
 RowFormat = Literal["text", "prompt_completion", "messages", "labeled", "mixed"]
 FORMATS: dict[type[Example], RowFormat] = {
@@ -279,10 +279,9 @@ def read_trial(
     Raises:
         InputError: there is no such trial, or its base cannot be found.
     """
-    chosen = _chosen(results, choice)
-    number, settings = chosen.number, chosen.config.model
-    standings = {"best": results.findings.best, "recommended": results.findings.cheapest}
-    roles: tuple[Role, ...] = ("best", "recommended")
+    option = f"--trial {choice}" if isinstance(choice, int) else f"--{choice}"
+    chosen = chosen_trial(results, choice, option)
+    settings = chosen.config.model
     config = model_config(settings)
     linears = linear_map_of_config(config, classes_of(settings))
     adapter = folder.adapter_of(chosen)
@@ -290,7 +289,7 @@ def read_trial(
         spec=results.spec,
         result=chosen,
         findings=results.findings,
-        roles=tuple(role for role in roles if (standing := standings[role]) and standing.number == number),
+        roles=roles_of(results, chosen.number),
         linears=linears,
         model_config=config,
         location=locate(settings),
@@ -299,24 +298,6 @@ def read_trial(
         data_cache=folder.data_cache,
         data_form=data_form,
     )
-
-
-def _chosen(results: Results, choice: int | Role) -> TrialResult:
-    if isinstance(choice, int):
-        found = next((trial for trial in results.trials if trial.number == choice), None)
-        if found is None:
-            raise InputError(
-                f"--trial {choice}: study {results.spec.study_name} has no such trial; it has "
-                f"{len(results.trials)}, numbered from 0"
-            )
-        return found
-    standing = results.findings.best if choice == "best" else results.findings.cheapest
-    if standing is None:
-        raise InputError(
-            f"--{choice}: no trial of study {results.spec.study_name} reached its end; --trial N exports the "
-            "settings of one that did not"
-        )
-    return next(trial for trial in results.trials if trial.number == standing.number)
 
 
 def _dtype(result: TrialResult, linears: LinearMap) -> Dtype:

@@ -67,6 +67,11 @@ class RunFolder:
         return self.root / "exports"
 
     @property
+    def evaluate(self) -> Path:
+        """What lm-evaluation-harness measured: `<task>.json`."""
+        return self.root / "evaluate"
+
+    @property
     def status(self) -> Path:
         """What the coordinator is doing, for watchers."""
         return self.root / "status.json"

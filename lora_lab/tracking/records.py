@@ -86,13 +86,21 @@ class Attached:
     """Folder to put it in among the run's artifacts, by default their root."""
 
 
-Record = TrialEvent | StudyStarted | StudyEnded | TrialStarted | TrialEnded | Attached
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was measured of a trial after its training, or of the bare base where `number` is None."""
+
+    number: int | None
+    metrics: Mapping[str, float]
+
+
+Record = TrialEvent | StudyStarted | StudyEnded | TrialStarted | TrialEnded | Attached | Measured
 
 KINDS: Mapping[str, type[Record]] = {
     kind.__name__: kind
     for kind in (
         *(Logged, Evaluated, Finished, Diverged, OutOfMemory, Failed),
-        *(StudyStarted, StudyEnded, TrialStarted, TrialEnded, Attached),
+        *(StudyStarted, StudyEnded, TrialStarted, TrialEnded, Attached, Measured),
     )
 }
 """Name of a record in the journal -> its class."""

@@ -25,7 +25,7 @@ from lora_lab.study.events import Evaluated, Logged
 from lora_lab.study.measures import MEASURES
 from lora_lab.tracking.address import sqlite_path
 from lora_lab.tracking.prepared_view import TAG, view_tag
-from lora_lab.tracking.records import Attached, StudyEnded, StudyStarted, TrialEnded, TrialStarted
+from lora_lab.tracking.records import Attached, Measured, StudyEnded, StudyStarted, TrialEnded, TrialStarted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -121,6 +121,8 @@ class MlflowStore:
                     self._end_study(record, at_ms)
                 case Attached():
                     self._attach(record, at_ms)
+                case Measured():
+                    self._log_final(self._run_id(record.number, at_ms), record.metrics, 0, at_ms)
                 case _:
                     pass  # how a trial ended is told by its TrialEnded
         for number, metrics in points.items():

@@ -65,7 +65,7 @@ class PackedBatch:
     input_ids: Tensor
     """[R, S] int64."""
     labels: Tensor
-    """[R, S] int64, `IGNORED` where no loss is taken."""
+    """[R, S] int64, `IGNORED` where no loss is taken; [R, S + 1] where what follows the last token is judged too."""
     rows: tuple[int, ...]
     """Rows of each trial; they add up to R."""
     position_ids: Tensor | None = None
@@ -97,6 +97,18 @@ class TokenLosses:
 
     nll: Tensor
     """[n], float32 (float64 for a float64 base), on the device, trial after trial and row after row."""
+    row_counts: np.ndarray
+    """[R] int64: label tokens of every row; they add up to n."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScores:
+    """What is known of the label tokens of a batch: how likely they are, and whether they are the likeliest."""
+
+    nll: Tensor
+    """[n] on the device, in nats, trial after trial and row after row."""
+    hit: Tensor
+    """[n] bool: whether no other token is likelier at its place."""
     row_counts: np.ndarray
     """[R] int64: label tokens of every row; they add up to n."""
 

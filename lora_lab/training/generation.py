@@ -20,12 +20,34 @@ Answers = list[list[np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
+class Until:
+    """Texts that end an answer as soon as they are in it, wherever tokens begin and end."""
+
+    tokenizer: Any
+    texts: tuple[str, ...]
+
+    def ends(self, tokens: Sequence[int]) -> bool:
+        """Whether one of the texts is in what these new tokens say."""
+        said = answer_text(self.tokenizer, tokens)
+        return any(text in said for text in self.texts)
+
+    def cut(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """What these new tokens say before the first of the texts."""
+        said = answer_text(self.tokenizer, tokens)
+        for text in self.texts:
+            said = said.partition(text)[0]
+        return said
+
+
+@dataclass(frozen=True, slots=True)
 class Greedy:
     """The most likely token at every place, with nothing that shifts it (no penalty, no temperature)."""
 
     max_new_tokens: int
     stop: frozenset[int]
     """Tokens that end an answer; one of them is its last token, unless `max_new_tokens` came before."""
+    until: Until | None = None
+    """Texts that end one too."""
 
 
 def end_tokens(tokenizer: Any, model: Any) -> frozenset[int]:

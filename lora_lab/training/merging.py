@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, inject_adapter_in_model, set_peft_model_
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lora_lab.common.errors import InputError
 from lora_lab.training.base.classification import classifier_config
+from lora_lab.training.base.stored_adapter import PREFIX, StoredAdapter
 from lora_lab.training.reference.loftq import loftq
 
 if TYPE_CHECKING:
@@ -34,37 +35,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-PREFIX = "base_model.model."
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".md")
-
-
-@dataclass(frozen=True, slots=True)
-class _Adapter:
-    """A PEFT adapter folder."""
-
-    config: LoraConfig
-    low_rank: Mapping[str, Mapping[str, Tensor]]
-    """By module: its tensors by the end of their names (`lora_A.weight`, ...)."""
-    whole: Mapping[str, Tensor]
-    """Biases and modules that were trained in full, by their names in the base."""
-
-    @property
-    def has_experts(self) -> bool:
-        """Whether it has the stacked adapters of many experts."""
-        return any(pair["lora_A.weight"].shape[0] > self.config.r for pair in self.low_rank.values())
-
-    @classmethod
-    def read(cls, folder: Path) -> _Adapter:
-        low_rank: dict[str, dict[str, Tensor]] = {}
-        whole = {}
-        for key, tensor in load_file(folder / "adapter_model.safetensors").items():
-            name = key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-            module, found, end = name.partition(".lora_")
-            if found:
-                low_rank.setdefault(module, {})[f"lora_{end}"] = tensor
-            else:
-                whole[name] = tensor
-        return cls(LoraConfig.from_pretrained(str(folder)), low_rank, whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +80,7 @@ def write_merged(location: str, revision: str | None, adapter_folder: Path, fold
         base = Path(
             snapshot_download(location, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.model"])
         )
-    adapter, names = _Adapter.read(adapter_folder), _Names.of(base)
+    adapter, names = StoredAdapter.read(adapter_folder), _Names.of(base)
     if adapter.has_experts:
         _write_whole(base, adapter_folder, folder, names)
         return
@@ -193,7 +164,7 @@ class _Merging:
         untied: The names of head and embeddings, where the head gets weights of its own.
     """
 
-    def __init__(self, adapter: _Adapter, untied: _Names | None) -> None:
+    def __init__(self, adapter: StoredAdapter, untied: _Names | None) -> None:
         self._adapter, self._untied = adapter, untied
         self.done: set[str] = set()
 

@@ -28,7 +28,7 @@ from lora_lab.tracking import mirror
 from lora_lab.tracking.address import ui_command, ui_environment
 from lora_lab.tracking.journal import Journal
 from lora_lab.tracking.mirror import MlflowMirror, catch_up
-from lora_lab.tracking.records import Attached, StudyEnded, TrialEnded
+from lora_lab.tracking.records import Attached, Measured, StudyEnded, TrialEnded
 
 
 @pytest.fixture
@@ -306,3 +306,20 @@ def test_a_process_may_end_while_mlflow_is_still_starting(folder, tmp_path):
     )
     assert "MLflow is starting" in done.stdout
     assert done.stderr == ""
+
+
+def test_what_is_measured_after_training_comes_to_the_trial_and_of_the_base_to_the_study(folder, database_uri, client):
+    write_study(folder)
+    with Journal(folder) as journal:
+        journal.append(
+            Measured(number=0, metrics={"mmlu/acc": 0.5, "mmlu/acc_stderr": 0.01}),
+            Measured(number=None, metrics={"base/mmlu/acc": 0.25}),
+        )
+    assert catch_up(folder, database_uri) is None
+    parent, children = runs_in_mlflow(client, "rank_alpha")
+    assert {key: children[0].data.metrics[key] for key in ("mmlu/acc", "mmlu/acc_stderr")} == {
+        "mmlu/acc": 0.5,
+        "mmlu/acc_stderr": 0.01,
+    }
+    assert parent.data.metrics["base/mmlu/acc"] == 0.25
+    assert children[0].info.status == "FINISHED"

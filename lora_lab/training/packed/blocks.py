@@ -24,6 +24,7 @@ from lora_lab.training.packed.linear import AdapterView, Span
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+    from lora_lab.training.packed.linear import Adapter
     from lora_lab.training.packed.slot import Slot
 
 SETTING = "LORA_LAB_BLOCKS"
@@ -118,7 +119,7 @@ class Blocks:
 
     def __init__(self) -> None:
         self._blocks: dict[Hashable, Block] = {}
-        self._places: dict[Slot, tuple[Block, int]] = {}
+        self._places: dict[Adapter, tuple[Block, int]] = {}
         self._arranged: tuple[tuple[Slot, ...], str | None] | None = None
         """The pack that was arranged last, and what the setting said."""
         self._order: list[Slot] = []
@@ -184,7 +185,7 @@ class Blocks:
             self._places.pop(slot)[0].leave(slot)
         self._arranged, self._order = None, []
 
-    def spans(self, slots: Sequence[Slot | None], sizes: Sequence[int]) -> tuple[Span, ...]:
+    def spans(self, slots: Sequence[Adapter | None], sizes: Sequence[int]) -> tuple[Span, ...]:
         """The rows of each slot in a batch; slots of a block that follow each other, equally many rows each, as one.
 
         Args:
@@ -201,7 +202,7 @@ class Blocks:
             start, index = stop, index + count
         return tuple(spans)
 
-    def _run(self, slots: Sequence[Slot | None], sizes: Sequence[int], first: int) -> int:
+    def _run(self, slots: Sequence[Adapter | None], sizes: Sequence[int], first: int) -> int:
         """How many slots from `first` on stand in following rows of one block."""
         slot = slots[first]
         if slot is None or slot not in self._places:
@@ -214,7 +215,7 @@ class Blocks:
             count += 1
         return count
 
-    def _adapters(self, slot: Slot, count: int) -> Mapping[str, AdapterView]:
+    def _adapters(self, slot: Adapter, count: int) -> Mapping[str, AdapterView]:
         if count == 1:
             return slot.adapters
         block, row = self._places[slot]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from lora_lab.common.activity import Beat
     from lora_lab.training.generation import Answers, Greedy
+    from lora_lab.training.packed.linear import Adapter
     from lora_lab.training.packed.model import PackedModel
-    from lora_lab.training.packed.slot import Slot
 
 PROBE = 6
 """Tokens of the rows with which it is tried whether a base goes on from what it has kept."""
@@ -57,7 +57,7 @@ class Decoder:
 
     @torch.no_grad()
     def answers(
-        self, slots: Sequence[Slot | None], prompts: Sequence[np.ndarray], greedy: Greedy, rows_per_slot: int
+        self, slots: Sequence[Adapter | None], prompts: Sequence[np.ndarray], greedy: Greedy, rows_per_slot: int
     ) -> Answers:
         """What each slot answers to each prompt; a slot of None is the bare base.
 
@@ -84,7 +84,9 @@ class Decoder:
                     own[index] = next(found)
         return answers
 
-    def _batch(self, slots: Sequence[Slot | None], prompts: Sequence[np.ndarray], greedy: Greedy) -> list[np.ndarray]:
+    def _batch(
+        self, slots: Sequence[Adapter | None], prompts: Sequence[np.ndarray], greedy: Greedy
+    ) -> list[np.ndarray]:
         """The answers of the first slot to all prompts, of the second, and so on."""
         rows = _Rows([*prompts] * len(slots), greedy, self._device)
         owner = np.repeat(np.arange(len(slots)), len(prompts))
@@ -176,12 +178,22 @@ class _Rows:
         self._seen += 1
         stopped = torch.isin(token, self._stop).cpu().numpy()
         spent = self._seen - self._prompt_lengths[self.open] >= self._greedy.max_new_tokens
-        finished = generates & (stopped | spent)
+        finished = generates & (stopped | spent | self._said(generates))
         if not finished.any():
             return None
         self._ends[self.open[finished]] = self._seen
         self.open = self.open[~finished]
         return self._index(np.flatnonzero(~finished))
+
+    def _said(self, generates: np.ndarray) -> np.ndarray:
+        """Which of the open rows have written a text that ends an answer."""
+        said = np.zeros(len(self.open), dtype=bool)
+        if self._greedy.until is None:
+            return said
+        for place in np.flatnonzero(generates):
+            row = self.open[place]
+            said[place] = self._greedy.until.ends(self._tokens[row, self._prompt_lengths[row] : self._seen].tolist())
+        return said
 
     def answers(self) -> list[np.ndarray]:
         """The new tokens of every row."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,26 @@ class AdapterView:
     def scaled(self, *, masked: bool) -> float | Tensor:
         """The scaling of the output and of its gradients, with the gain of dropout where there is a mask."""
         return self.masked_scaling if masked else self.scaling
+
+
+class Adapter(Protocol):
+    """An adapter that acts on rows of a batch: that of a trial in training (`Slot`), or a trained one."""
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterView]:
+        """The parts of the adapter by full module name."""
+
+    @property
+    def parameters(self) -> Tensor:
+        """The flat parameters that `adapters` are views of."""
+
+    @property
+    def denominator(self) -> int:
+        """What the losses of its rows are divided by where gradients are taken."""
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again in the backward pass instead of kept."""
 
 
 @dataclass(slots=True)

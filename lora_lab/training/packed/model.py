@@ -18,7 +18,7 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 from lora_lab.data.tokens import IGNORED
 from lora_lab.training.base.abilities import require_recomputation, require_separate_examples
 from lora_lab.training.base.architecture import linear_modules
-from lora_lab.training.batch import TokenLosses
+from lora_lab.training.batch import LabelScores, TokenLosses
 from lora_lab.training.packed.blocks import Blocks
 from lora_lab.training.packed.frozen import simplify
 from lora_lab.training.packed.frozen_head import head_loss
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import PackedBatch
+    from lora_lab.training.packed.linear import Adapter
     from lora_lab.training.packed.slot import Slot
 
 Kept = Mapping[str, Any]
@@ -147,14 +148,13 @@ class PackedModel:
         """Raise InputError unless the base has layers that can be computed again."""
         require_recomputation(self._model)
 
-    def layout(self, batch: PackedBatch, slots: Sequence[Slot | None]) -> Layout:
+    def layout(self, batch: PackedBatch, slots: Sequence[Adapter | None]) -> Layout:
         """Take a batch to the device; a slot of None is the bare base."""
         length = batch.input_ids.shape[1]
         row, column = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         counts = torch.bincount(row, minlength=len(batch.labels)).numpy()
         row_counts = tuple(np.split(counts, np.cumsum(batch.rows)[:-1]))
         labels = [int(counts.sum()) for counts in row_counts]
-        steps = [None if slot is None else slot.pending for slot in slots]
         return Layout(
             input_ids=batch.input_ids.to(self._device),
             position_ids=None if batch.position_ids is None else batch.position_ids.to(self._device),
@@ -162,11 +162,11 @@ class PackedModel:
             targets=batch.labels[row, column + 1].to(self._device),
             row_counts=row_counts,
             denominators=tuple(
-                (n, 1 if step is None else step.denominator) for n, step in zip(labels, steps, strict=True)
+                (n, 1 if slot is None else slot.denominator) for n, slot in zip(labels, slots, strict=True)
             ),
             body=self.blocks.spans(slots, [rows * length for rows in batch.rows]),
             head=_spans(slots, labels),
-            recompute=any(slot.config.training.gradient_checkpointing for slot in slots if slot is not None),
+            recompute=any(slot.recomputes for slot in slots if slot is not None),
         )
 
     @contextmanager
@@ -195,7 +195,7 @@ class PackedModel:
             return TokenLosses(self.nll(layout), np.concatenate(layout.row_counts))
 
     def next_logits(
-        self, ids: Tensor, slots: Sequence[Slot | None], rows: Sequence[int], kept: Kept, *, keep: bool
+        self, ids: Tensor, slots: Sequence[Adapter | None], rows: Sequence[int], kept: Kept, *, keep: bool
     ) -> tuple[Tensor, Kept]:
         """Logits of the token that follows each row, for generation, which takes place outside of any graph.
 
@@ -242,12 +242,23 @@ class PackedModel:
         with self.routed(layout):
             return TokenLosses(self._of_labels(layout, self._hits), np.concatenate(layout.row_counts))
 
+    @torch.no_grad()
+    def label_scores(self, batch: PackedBatch, adapters: Sequence[Adapter | None]) -> LabelScores:
+        """Losses and hits of all label tokens in one pass, outside of any graph; None is the bare base."""
+        layout = self.layout(batch, adapters)
+        with self.routed(layout):
+            nll, hit = self._of_labels(layout, self._both).unbind(dim=1)
+        return LabelScores(nll, hit > 0, np.concatenate(layout.row_counts))
+
+    def _both(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack([self._cross_entropy(logits, targets), -self._hits(logits, targets)], dim=1)
+
     def nll(self, layout: Layout) -> Tensor:
         """[n]: the loss of every label; to be called while the layout is `routed`."""
         return self._of_labels(layout, self._cross_entropy)
 
     def _of_labels(self, layout: Layout, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """[n]: what `compare` makes of the logits [n, vocabulary] before every label and of the labels [n]."""
+        """[n, ...]: what `compare` makes of the logits [n, vocabulary] before every label and of the labels [n]."""
         inputs = {"input_ids": layout.input_ids, "use_cache": False}
         if layout.position_ids is not None:
             inputs["position_ids"] = layout.position_ids
@@ -318,7 +329,7 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and storages[0] == storages[1]
 
 
-def _spans(slots: Sequence[Slot | None], sizes: Sequence[int]) -> tuple[Span, ...]:
+def _spans(slots: Sequence[Adapter | None], sizes: Sequence[int]) -> tuple[Span, ...]:
     """Each slot's own, as they may be cut at any row."""
     spans, start = [], 0
     for slot, size in zip(slots, sizes, strict=True):

@@ -201,6 +201,16 @@ class Slot:
         """Trained parameters."""
         return self.parameters.numel()
 
+    @property
+    def denominator(self) -> int:
+        """What the losses of the optimizer step in work are divided by, 1 without one."""
+        return 1 if self.pending is None else self.pending.denominator
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again in the backward pass instead of kept."""
+        return self.config.training.gradient_checkpointing
+
     def next_micro_batch(self) -> np.ndarray:
         """Indices of the training examples that go through the model next."""
         if self.pending is None:

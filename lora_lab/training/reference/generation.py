@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from lora_lab.common.activity import unwatched
 from lora_lab.training.generation import side_by_side
@@ -15,9 +15,11 @@ from lora_lab.training.reference.losses import autocast
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from lora_lab.common.activity import Beat
     from lora_lab.training.base.loading import Base
-    from lora_lab.training.generation import Greedy
+    from lora_lab.training.generation import Greedy, Until
 
 PLAIN = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
 """What some bases' own generation config would change about the most likely token."""
@@ -51,10 +53,31 @@ def generated(
     for chosen in side_by_side([len(prompt) for prompt in prompts], rows, 0, beat):
         ids = torch.from_numpy(np.stack([prompts[index] for index in chosen])).to(base.device)
         with autocast(base):
-            whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            whole = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=config,
+                stopping_criteria=None if greedy.until is None else _said(greedy.until, ids.shape[1]),
+            )
         for index, row in zip(chosen, whole[:, ids.shape[1] :].cpu().numpy(), strict=True):
             answers[index] = _cut(row, greedy.stop)
     return answers
+
+
+class _Said(StoppingCriteria):  # type: ignore[misc]
+    """Ends the rows that have written a text which ends an answer."""
+
+    def __init__(self, until: Until, prompt_length: int) -> None:
+        self._until, self._prompt_length = until, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        del scores, kwargs
+        said = [self._until.ends(row) for row in input_ids[:, self._prompt_length :].tolist()]
+        return torch.tensor(said, device=input_ids.device)
+
+
+def _said(until: Until, prompt_length: int) -> StoppingCriteriaList:
+    return StoppingCriteriaList([_Said(until, prompt_length)])
 
 
 def _cut(row: np.ndarray, stop: frozenset[int]) -> np.ndarray:

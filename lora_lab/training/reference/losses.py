@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from lora_lab.data.tokens import IGNORED
-from lora_lab.training.batch import TokenLosses
+from lora_lab.training.batch import LabelScores, TokenLosses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,15 @@ def label_hits(base: Base, model: Any, batch: PackedBatch) -> TokenLosses:
     return TokenLosses(-(logits.argmax(dim=-1) == labels).float(), counts)
 
 
+@torch.no_grad()
+def label_scores(base: Base, model: Any, batch: PackedBatch) -> LabelScores:
+    """Losses and hits of the label tokens in one pass, row after row."""
+    logits, labels, counts = _label_logits(base, model, batch)
+    exact = base.dtype == torch.float64
+    nll = functional.cross_entropy(logits if exact else logits.float(), labels, reduction="none")
+    return LabelScores(nll, logits.argmax(dim=-1) == labels, counts)
+
+
 def _label_logits(base: Base, model: Any, batch: PackedBatch) -> tuple[Tensor, Tensor, np.ndarray]:
     """The logits [n, vocabulary] before every label, the labels [n], and how many of them each row has."""
     # Rows are padded on the right and attention is causal, so no real token sees a pad; where a row holds several
@@ -66,7 +75,7 @@ def _label_logits(base: Base, model: Any, batch: PackedBatch) -> tuple[Tensor, T
     learned = labels != IGNORED
     with autocast(base):
         logits = model(**inputs, use_cache=False).logits
-    return logits[:, :-1][learned], labels[learned], np.array(learned.sum(dim=1).tolist())
+    return logits[:, : labels.shape[1]][learned], labels[learned], np.array(learned.sum(dim=1).tolist())
 
 
 def autocast(base: Base) -> Any:

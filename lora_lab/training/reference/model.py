@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import bitsandbytes
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_lab.study.targets import is_bias, resolve_targets
 from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.base.architecture import linear_modules
 from lora_lab.training.base.classification import draw
+from lora_lab.training.dropout import Dropout
 from lora_lab.training.reference.checks import check
 from lora_lab.training.reference.loftq import loftq
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from lora_lab.study.settings import LoftQSettings, LoraSettings, TrialConfig
     from lora_lab.training.base.loading import Base
-    from lora_lab.training.dropout import Dropout
 
 
 def sharing_copy(model: nn.Module) -> Any:
@@ -83,6 +85,27 @@ def peft_model(base: Base, config: TrialConfig, dropout: Dropout) -> Any:
         if dropout.active:
             layer.lora_dropout["default"] = _Masked(dropout, index)
     return adapted
+
+
+def trained_model(base: Base, config: TrialConfig, adapter: Path) -> Any:
+    """The model that a trial left, in evaluation mode: its adapter folder over the base that all trials share.
+
+    Args:
+        base: Nothing of it is changed.
+        config: The trial's.
+        adapter: What `write_adapter` wrote.
+    """
+    if config.lora.loftq is not None:  # peft would quantize the base anew, which it can on a GPU only
+        model = peft_model(base, config, Dropout(0.0, config.training.seed))
+        set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+    else:
+        model = sharing_copy(base.model)
+        _take_apart(model, base, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a name that will change
+            model = PeftModel.from_pretrained(model, str(adapter))
+    set_mode(model, training=False)
+    return model
 
 
 def _take_apart(model: nn.Module, base: Base, config: TrialConfig) -> None:
