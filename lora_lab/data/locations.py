@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_SPLITS: dict[Purpose, tuple[str, ...]] = {
     "train": ("train",),
     "eval": ("validation", "test"),
+    "test": ("test", "validation"),
     "forgetting": ("validation", "test", "train"),
 }
 """Which split is taken where none is named: the first that the dataset has."""

@@ -16,10 +16,17 @@ from lora_lab.data.mixing import held_out, mixed
 from lora_lab.study.settings import DatasetRef
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lora_lab.study.settings import DataSettings, Purpose
+
+
+OVERLAPS: Mapping[Purpose, tuple[str, str]] = {
+    "eval": ("must not be the training rows", "give a share such as 0.1, another file, or another split"),
+    "test": ("must be rows that neither train nor choose", "give another file, or another split"),
+}
+"""Datasets that have no row in common with those before them: the rule, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,8 @@ class ExampleSplits:
     """The content hash of each source as it was read, before rows were held out or left off: `data.train: x.jsonl`."""
     classes: tuple[str, ...] = ()
     """The classes of the rows, in their order, where they have classes."""
+    test: LoadedExamples | None = None
+    """Rows that choose nothing, where the study has them (`data.test`)."""
 
 
 def load_examples(ref: DatasetRef, purpose: Purpose, cache_folder: Path) -> LoadedExamples:
@@ -94,39 +103,46 @@ def _load_splits(data: DataSettings, cache_folder: Path, bad: BadRows, classes: 
     places = [find(ref, "train", cache_folder) for ref in data.train_refs]
     _refuse_twice(places)
     trained = [load(place, ref) for place, ref in zip(places, data.train_refs, strict=True)]
-    evaluation = forgetting = None
-    if isinstance(data.eval, DatasetRef):
-        place = find(data.eval, "eval", cache_folder)
-        for trained_place in places:
-            if trained_place.overlaps(place):
-                raise InputError(
-                    f"data.eval: must not be the training rows, but {place.source} has rows of {trained_place.source}; "
-                    "give a share such as 0.1, another file, or another split"
-                )
-        evaluation = load(place, data.eval, must_have=False)
-    if data.forgetting:
-        place = find(data.forgetting, "forgetting", cache_folder)
-        forgetting = load(place, data.forgetting, must_have=False)
+    others = {purpose: load(place, ref, must_have=False) for purpose, place, ref in _others(data, places, cache_folder)}
+    evaluation, test = others.get("eval"), others.get("test")
     contents = {f"data.train: {one.source}": one.content_hash for one in trained}
-    contents |= {
-        f"data.{purpose}: {one.source}": one.content_hash
-        for purpose, one in (("eval", evaluation), ("forgetting", forgetting))
-        if one is not None
-    }
+    contents |= {f"data.{purpose}: {one.source}": one.content_hash for purpose, one in others.items()}
     names: tuple[str, ...] = ()
     if classes is not None:
         names = tuple(classes) or _class_names(trained, bad)
         trained = [_of_known_classes(one, names, bad) for one in trained]
         evaluation = None if evaluation is None else _of_known_classes(evaluation, names, bad)
+        test = None if test is None else _of_known_classes(test, names, bad)
     if evaluation is None:
         assert isinstance(data.eval, float)
         trained, evaluation = _hold_out(trained, data.eval)
     train = _mix(trained, [ref.weight for ref in data.train_refs])
     if data.max_train_examples is not None:
         train = _first(train, data.max_train_examples)
-    parts = [part for part in (train, evaluation, forgetting) if part is not None]
-    notes = [*(note for part in parts for note in part.notes), *_repeated(train, evaluation)]
-    return ExampleSplits(train, evaluation, forgetting, tuple(dict.fromkeys(notes)), contents, names)
+    forgetting = others.get("forgetting")
+    parts = [part for part in (train, evaluation, test, forgetting) if part is not None]
+    notes = [*(note for part in parts for note in part.notes), *_repeated(train, evaluation, test)]
+    return ExampleSplits(train, evaluation, forgetting, tuple(dict.fromkeys(notes)), contents, names, test)
+
+
+def _others(
+    data: DataSettings, trained: Sequence[Location], cache_folder: Path
+) -> Iterator[tuple[Purpose, Location, DatasetRef]]:
+    """The datasets that are measured on, by what they are for."""
+    used = list(trained)
+    purposes: tuple[Purpose, ...] = ("eval", "test", "forgetting")
+    for purpose in purposes:
+        ref = getattr(data, purpose)
+        if isinstance(ref, DatasetRef):
+            place = find(ref, purpose, cache_folder)
+            for other in used if purpose in OVERLAPS else ():
+                if other.overlaps(place):
+                    rule, way_out = OVERLAPS[purpose]
+                    raise InputError(
+                        f"data.{purpose}: {rule}, but {place.source} has rows of {other.source}; {way_out}"
+                    )
+            used.append(place)
+            yield purpose, place, ref
 
 
 def _class_names(trained: Sequence[LoadedExamples], bad: BadRows) -> tuple[str, ...]:
@@ -235,10 +251,18 @@ def _part(loaded: LoadedExamples, examples: Sequence[Example], source: str) -> L
     return LoadedExamples(tuple(examples), source, content_hash(examples), loaded.notes)
 
 
-def _repeated(train: LoadedExamples, evaluation: LoadedExamples) -> list[str]:
-    known = set(train.examples)
-    repeated = sum(example in known for example in evaluation.examples)
-    if not repeated:
-        return []
-    count = f"{repeated} of {len(evaluation)} evaluation rows"
-    return [f"{evaluation.source}: {count} also stand in the training rows: there, eval_loss measures recall"]
+def _repeated(train: LoadedExamples, evaluation: LoadedExamples, test: LoadedExamples | None) -> list[str]:
+    notes = []
+    if repeated := _shared(train, evaluation):
+        count = f"{repeated} of {len(evaluation)} evaluation rows"
+        notes.append(f"{evaluation.source}: {count} also stand in the training rows: there, eval_loss measures recall")
+    for other, does in ((train, "train"), (evaluation, "choose")):
+        if test is not None and (repeated := _shared(other, test)):
+            notes.append(f"{test.source}: {repeated} of {len(test)} test rows also stand in the rows that {does}")
+    return notes
+
+
+def _shared(others: LoadedExamples, measured: LoadedExamples) -> int:
+    """How many of the rows that are measured also stand in others."""
+    known = set(others.examples)
+    return sum(example in known for example in measured.examples)

@@ -136,6 +136,12 @@ DATA: tuple[Row, ...] = (
         warned("has no counterpart: the loss on general text is not measured", *TRAINERS),
     ),
     Row(
+        "data.test",
+        lambda trial: trial.config.data.test.path if trial.config.data.test else None,
+        lambda trial: trial.config.data.test is not None,
+        warned("has no counterpart: test rows are not measured", *TRAINERS),
+    ),
+    Row(
         "data.packing",
         lambda _: True,
         lambda trial: trial.config.data.packing,

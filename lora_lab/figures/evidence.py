@@ -66,6 +66,8 @@ class Evidence:
     """One for each cost that was measured."""
     epochs: Sequence[EpochCurve] = ()
     forgetting: ForgettingTrade | None = None
+    on_test: str | None = None
+    """What the verdict's choices are worth on rows that chose nothing."""
     importance: Importance | None = None
     spectra: Sequence[AdapterSpectrum] = ()
     reproduction: Reproduction

@@ -54,7 +54,8 @@ def markdown_summary(evidence: Evidence, panels: Sequence[Panel]) -> str:
     """
     spec, findings = evidence.spec, evidence.findings
     lines = [f"# {markdown_text(spec.question or spec.study_name)}", ""]
-    lines += [f"- {markdown_text(sentence, WORDS)}" for sentence in sentences(findings)]
+    said = [*sentences(findings), *([evidence.on_test] if evidence.on_test else [])]
+    lines += [f"- {markdown_text(sentence, WORDS)}" for sentence in said]
     if findings.rows:
         lines += ["", "## What the verdict rests on", "", *markdown_table(verdict_table(findings))]
         lines += ["", *markdown_table(facts_table(findings))]

@@ -63,7 +63,7 @@ def write_report(path: Path, evidence: Evidence, panels: Sequence[Panel]) -> Non
     spec, results, findings = evidence.spec, evidence.results, evidence.findings
     drawn = [panel for panel in panels if panel.figure is not None]
     parts = [
-        _head(spec, findings),
+        _head(spec, findings, evidence.on_test),
         contents(FIRST_SECTIONS + [(f"about-{panel.key}", panel.title) for panel in drawn] + OTHER_SECTIONS),
         _evidence_for(findings),
         _notes(evidence.notes),
@@ -104,8 +104,8 @@ def panels_of(evidence: Evidence) -> list[Panel]:
     ]
 
 
-def _head(spec: StudySpec, findings: Findings) -> str:
-    first, *others = sentences(findings)
+def _head(spec: StudySpec, findings: Findings, on_test: str | None) -> str:
+    first, *others = [*sentences(findings), *([on_test] if on_test else [])]
     choice = findings.cheapest if findings.helped else None
     return (
         f'<header><p class="dim">lora_lab report: {escape(spec.study_name)}</p>\n'

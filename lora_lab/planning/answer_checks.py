@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import product
 from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import InputError
@@ -89,11 +90,13 @@ def check_answers(spec: StudySpec, cache_folder: Path) -> None:
     asked = {source: spec.evaluation.metrics_of(source, spec.model.task_type) for source in WANTED}
     if not any(asked.values()):
         return
-    for example in load_splits(spec.data, cache_folder).eval.examples:
-        for source, names in asked.items():
-            wanted = WANTED[source]
-            if names and not wanted.is_in(example):
-                raise InputError(
-                    f"evaluation.metrics: {', '.join(names)} {wanted.purpose}, but {example.place} {wanted.lack}; "
-                    f"give data.eval {wanted.rows}"
-                )
+    splits = load_splits(spec.data, cache_folder)
+    measured = [("eval", one) for one in splits.eval.examples]
+    measured += [("test", one) for one in splits.test.examples] if splits.test else []
+    for (key, example), (source, names) in product(measured, asked.items()):
+        wanted = WANTED[source]
+        if names and not wanted.is_in(example):
+            raise InputError(
+                f"evaluation.metrics: {', '.join(names)} {wanted.purpose}, but {example.place} {wanted.lack}; "
+                f"give data.{key} {wanted.rows}"
+            )

@@ -63,6 +63,7 @@ def gather(results: Results, folder: RunFolder, command: str, device: str | None
         fronts=[one for one in fronts if one is not None],
         epochs=epoch_curves(trials),
         forgetting=results.forgetting(),
+        on_test=results.on_test(),
         importance=importances(spec, trials),
         spectra=adapter_spectra(results, folder),
         reproduction=Reproduction(command=command, study_hash=spec.digest, versions=packages),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.audit import AuditNote, audit, changed_on_the_way, unfinished
 from lora_lab.analysis.forgetting import forgetting_trade
+from lora_lab.analysis.on_test_rows import on_test_rows
 from lora_lab.analysis.verdict import decide
 from lora_lab.common.errors import StorageError, TrainingError
 from lora_lab.results.example_losses import read_example_losses
@@ -37,13 +38,18 @@ class Results:
     """By trial number, what is judged on every evaluation example, as a loss; of those that comparisons rest on."""
     notes: Sequence[AuditNote]
     base_values: Mapping[str, float]
-    """What was measured of the bare base: eval_loss, forgetting_loss where there is such text, and its scores."""
+    """What was measured of the bare base: eval_loss, forgetting_loss where there is such text, its scores, and what it
+    has on test rows."""
 
     def forgetting(self) -> ForgettingTrade | None:
         """What the gains cost on general text; None where forgetting was not measured."""
         verdict = self.spec.sweep.verdict
         in_nats = verdict.absolute_margin if self.findings.measure is EVAL_LOSS else None
         return forgetting_trade(self.trials, self.base_values[EVAL_LOSS.name], verdict.margin, in_nats)
+
+    def on_test(self) -> str | None:
+        """The verdict's choices on `data.test`, in a sentence; None where there are no such rows."""
+        return on_test_rows(self.trials, self.findings, self.base_values)
 
 
 def read_results(spec: StudySpec, store: StudyStore, folder: RunFolder, *, complete: bool | None = None) -> Results:

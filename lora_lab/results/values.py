@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def verdict_sentences(results: Results) -> list[str]:
     """The verdict in words."""
-    return [in_unit_of(results.spec.model.task_type, sentence) for sentence in sentences(results.findings)]
+    on_test = results.on_test()
+    said = [*sentences(results.findings), *([on_test] if on_test else [])]
+    return [in_unit_of(results.spec.model.task_type, sentence) for sentence in said]
 
 
 def verdict_values(results: Results) -> dict[str, Any]:

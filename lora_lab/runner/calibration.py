@@ -148,8 +148,9 @@ class _Timing:
         calls = share * sum(self._steps_of(config) for config in examples) / pack_size
         evaluation = [evaluated.times(share * sum(self._evaluated_tokens(config) for config in examples))]
         base = bare.times(self._padded(chosen[0], self._splits(chosen[0]).eval))
-        if (general := self._splits(chosen[0]).forgetting) is not None:
-            tokens = self._padded(chosen[0], general)
+        splits = self._splits(chosen[0])
+        for at_the_end in (splits.test, splits.forgetting):
+            tokens = 0.0 if at_the_end is None else self._padded(chosen[0], at_the_end)
             evaluation.append(bare.times(tokens * trainings))
             base += bare.times(tokens)
         admissions = Seconds.of(self._admissions).times(trainings)

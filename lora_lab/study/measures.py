@@ -8,7 +8,7 @@ verdict, Pareto fronts, report, display and MLflow take all of that from the ent
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Measure:
     """What it is made of (`source_in`); any but `always` is measured where `evaluation.metrics` asks for it."""
     tasks: tuple[TaskType, ...] = ("CAUSAL_LM",)
     """The tasks in which `evaluation.metrics` may ask for it."""
+    on_test: bool = False
+    """Whether it is of `data.test`, rows that choose nothing: it is neither searched for nor judged."""
     package: str = ""
     """The package that computes it, where that is not installed with lora_lab by itself (`lora-lab[metrics]`)."""
     term: str | None = None
@@ -66,6 +68,19 @@ class Measure:
     def goal(self) -> Goal:
         """Whether the search minimizes or maximizes the measure."""
         return "maximize" if self.kind == "score" else "minimize"
+
+    def of_test(self) -> Measure:
+        """What the measure is called where it is measured on `data.test`, at the end of trials alone."""
+        return replace(
+            self,
+            name=on_test(self.name),
+            label=f"{self.label} on test rows",
+            header=f"test: {self.header or self.label}",
+            gain=False,
+            curve=False,
+            source="always",
+            on_test=True,
+        )
 
     def source_in(self, task: TaskType) -> Source:
         """What it is made of in a task: where rows have classes, all that is asked for is made of these."""
@@ -97,6 +112,11 @@ class Measure:
     def can_be(self, value: float) -> bool:
         """Whether a value is finite and within the bounds."""
         return math.isfinite(value) and self.low <= value <= self.high
+
+
+def on_test(name: str) -> str:
+    """The name of the measure of test rows that goes with one of evaluation rows."""
+    return f"test_{name}"
 
 
 EVAL_LOSS = Measure(
@@ -186,7 +206,7 @@ def _detail(name: str, label: str, style: Style, header: str = "", term: str | N
     return Measure(name=name, label=label, header=header, kind="detail", style=style, term=term)
 
 
-MEASURES: dict[str, Measure] = {
+_MEASURED: dict[str, Measure] = {
     measure.name: measure
     for measure in (
         EVAL_LOSS,
@@ -227,14 +247,17 @@ MEASURES: dict[str, Measure] = {
         _detail("epochs", "epochs", "number"),
     )
 }
-"""Every measure by its name, in the order of the tables."""
+MEASURES: dict[str, Measure] = _MEASURED | {
+    test.name: test for test in (measure.of_test() for measure in _MEASURED.values() if measure.gain)
+}
+"""Every measure by its name, in the order of the tables; what a verdict can be about has one of test rows too."""
 TIE_BREAKERS = (TRAINABLE_PARAMS.name, TRAIN_SECONDS.name)
 """Costs that decide between configurations of equal cost."""
 
 
 def objectives() -> list[str]:
     """Names that may stand under `sweep.metric`."""
-    return [measure.name for measure in MEASURES.values() if measure.kind != "detail"]
+    return [measure.name for measure in MEASURES.values() if measure.kind != "detail" and not measure.on_test]
 
 
 def metrics(task: TaskType | None = None) -> list[str]:

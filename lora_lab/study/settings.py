@@ -159,12 +159,12 @@ def _string_to_ref(value: Any) -> Any:
 DatasetField = Annotated[DatasetRef, BeforeValidator(_string_to_ref)]
 DatasetList = Annotated[tuple[DatasetField, ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 EvalShare = Annotated[float, Field(gt=0, lt=1)]
-Purpose = Literal["train", "eval", "forgetting"]
+Purpose = Literal["train", "eval", "test", "forgetting"]
 """What text is for: the key of `data` in the study file that names it."""
 
 
 class DataSettings(Settings):
-    """Training, evaluation and forgetting text, and how it is cut into examples."""
+    """Training, evaluation, test and forgetting text, and how it is cut into examples."""
 
     train: DatasetField | DatasetList
     """A dataset, or a list of them, whose rows are mixed by their weights."""
@@ -183,10 +183,12 @@ class DataSettings(Settings):
     """Names of columns, `{ours: theirs}`, in the training data and in other datasets that have them."""
     skip_invalid: bool = Field(default=False, exclude_if=operator.not_)
     """Leave bad rows out, and say how many and which, instead of refusing the dataset."""
+    test: DatasetField | None = Field(default=None, exclude_if=_is_none)
+    """Rows that choose nothing: trials are measured on them at their end, and the verdict is reported there too."""
 
     @model_validator(mode="after")
     def _weights_in_a_list_only(self) -> DataSettings:
-        for name in ("train", "eval", "forgetting"):
+        for name in ("train", "eval", "test", "forgetting"):
             ref = getattr(self, name)
             if isinstance(ref, DatasetRef) and ref.weight is not None:
                 raise RuleError((name, "weight"), "is of the datasets in a list under data.train; remove it")

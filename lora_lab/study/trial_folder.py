@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_lab.study.measures import EVAL_LOSS
+from lora_lab.study.measures import EVAL_LOSS, on_test
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -38,9 +38,14 @@ class TrialFolder:
         name = "eval" if measure == EVAL_LOSS.name else measure
         return self.path / "evaluations" / f"{name}-{number:04d}.safetensors"
 
-    def predictions(self, number: int) -> Path:
-        """The file with what was answered to every held-out prompt at evaluation `number`, a JSON object each."""
-        return self.path / "evaluations" / f"predictions-{number:04d}.jsonl"
+    def predictions(self, number: int, *, test: bool = False) -> Path:
+        """The file with what was made of every held-out prompt at evaluation `number`, a JSON object each.
+
+        Args:
+            number: From 1.
+            test: Of the test rows instead.
+        """
+        return self.path / "evaluations" / f"{on_test('predictions') if test else 'predictions'}-{number:04d}.jsonl"
 
     def evaluations(self, numbers: Container[int]) -> Iterator[Path]:
         """All files of these evaluations that are there."""

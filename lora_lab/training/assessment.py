@@ -11,14 +11,14 @@ from lora_lab.analysis.paired import token_mean
 from lora_lab.common.activity import unwatched
 from lora_lab.common.files import write_durably
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone, TrialEvent
-from lora_lab.study.measures import TOKEN_ACCURACY
+from lora_lab.study.measures import EVAL_LOSS, TOKEN_ACCURACY, on_test
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.choice_scoring import ChoiceScorer
 from lora_lab.training.evaluation import evaluate
 from lora_lab.training.milestones import begin_folder
 from lora_lab.training.objective import LanguageModeling, objective_of
 from lora_lab.training.progress import training_flops
-from lora_lab.training.scoring import merged
+from lora_lab.training.scoring import Tested, merged
 from lora_lab.training.trial_events import at, milestone_reached
 
 if TYPE_CHECKING:
@@ -88,12 +88,16 @@ class Assessor:
         return token_mean(held_out), None if general is None else token_mean(general)
 
     def base_scores(self, config: TrialConfig) -> dict[str, float]:
-        """The metrics that `config.evaluation` asks for, of the bare base."""
-        if not config.evaluation.metrics:
-            return {}
-        held_out, _ = self._base_examples(config)
-        [scored] = self._scored([None], [held_out], self._data.splits(config.data).eval, config)
-        return scored.values
+        """The metrics that `config.evaluation` asks for, and all that is measured on test rows, of the bare base."""
+        splits, values = self._data.splits(config.data), {}
+        if config.evaluation.metrics:
+            held_out, _ = self._base_examples(config)
+            [scored] = self._scored([None], [held_out], splits.eval, config)
+            values = scored.values
+        if splits.test is not None:
+            [tested] = self._on_test([None], splits.test, config)
+            values |= tested.values
+        return values
 
     def _base_examples(self, config: TrialConfig) -> tuple[ExampleLosses, ExampleLosses | None]:
         """The bare base's losses of every held-out example, and of every one of the forgetting text."""
@@ -120,8 +124,28 @@ class Assessor:
             first, numbers = trials[0], [trial.number for trial in trials]
             held_out = self._measure(first.data.eval, objective, numbers, first.config)
             scores = self._scores(trials, held_out)
+            finite = [trial for trial, losses in zip(trials, held_out, strict=True) if _is_finite(losses)]
+            tested = self._tested([trial for trial in finite if trial.progress.finished or _ending(trial)])
             for trial, losses in zip(trials, held_out, strict=True):
-                yield from self._evaluated(trial, losses, scores.get(trial.number))
+                yield from self._evaluated(trial, losses, scores.get(trial.number), tested.get(trial.number))
+
+    def _tested(self, trials: Sequence[Trial]) -> dict[int, Tested]:
+        """What trials are worth, as they are now, on rows that choose nothing, by number; none without such rows."""
+        groups: dict[EvaluationSettings, list[Trial]] = {}
+        for trial in trials:
+            groups.setdefault(trial.config.evaluation, []).append(trial)
+        found: dict[int, Tested] = {}
+        for members in groups.values():
+            numbers, test = [trial.number for trial in members], members[0].data.test
+            if test is not None:
+                found |= zip(numbers, self._on_test(numbers, test, members[0].config), strict=True)
+        return found
+
+    def _on_test(self, numbers: Sequence[int | None], test: TokenizedDataset, config: TrialConfig) -> list[Tested]:
+        losses = self._measure(test, objective_of(config), numbers, config)
+        if not config.evaluation.metrics:
+            return [Tested(own, None) for own in losses]
+        return [Tested(*one) for one in zip(losses, self._scored(numbers, losses, test, config), strict=True)]
 
     def _scores(self, trials: Sequence[Trial], losses: Sequence[ExampleLosses]) -> dict[int, Scored]:
         """What those of the trials are measured by beside their losses of which it is due, by number."""
@@ -194,7 +218,9 @@ class Assessor:
             beat=self._beat,
         )
 
-    def _evaluated(self, trial: Trial, losses: ExampleLosses, scored: Scored | None) -> list[TrialEvent]:
+    def _evaluated(
+        self, trial: Trial, losses: ExampleLosses, scored: Scored | None, tested: Tested | None
+    ) -> list[TrialEvent]:
         number, progress, files = trial.progress.due_evaluation, trial.progress, self._files(trial)
         assert number is not None
         eval_loss = token_mean(losses)
@@ -213,9 +239,9 @@ class Assessor:
             costs=self._costs(trial) | scores,
         )
         events: list[TrialEvent] = [evaluated]
-        events += [self._read_off(trial, milestone, evaluated, scores) for milestone in _ending(trial)]
+        events += [self._read_off(trial, milestone, evaluated, scores, tested) for milestone in _ending(trial)]
         if progress.finished:
-            metrics = self._final_metrics(trial, evaluated, forgetting) | scores
+            metrics = self._final_metrics(trial, evaluated, forgetting) | scores | _keep_tested(files, number, tested)
             self._save_adapter(trial.number, files.adapter)
             events.append(Finished(**at(trial), metrics=metrics))
         progress.counters.last_evaluation = number  # last: until here memory may run out, and it is made again
@@ -230,12 +256,18 @@ class Assessor:
         return token_mean(general)
 
     def _read_off(
-        self, trial: Trial, milestone: PlannedMilestone, evaluated: Evaluated, scores: dict[str, float]
+        self,
+        trial: Trial,
+        milestone: PlannedMilestone,
+        evaluated: Evaluated,
+        scores: dict[str, float],
+        tested: Tested | None,
     ) -> Milestone:
         """What the shorter run would end with, which is this trial as it is now."""
         number = evaluated.evaluation
         files = begin_folder(self._files(trial), milestone.epochs, number)
         metrics = self._final_metrics(trial, evaluated, self._forgetting(trial, files)) | scores
+        metrics |= _keep_tested(files, number, tested)
         self._save_adapter(trial.number, files.adapter)
         return milestone_reached(trial, milestone, number, metrics)
 
@@ -287,12 +319,22 @@ def _is_finite(losses: ExampleLosses) -> bool:
     return token_mean(losses) < float("inf")
 
 
-def _save_scores(files: TrialFolder, number: int, scored: Scored) -> None:
+def _save_scores(files: TrialFolder, number: int, scored: Scored, *, test: bool = False) -> None:
     for name, losses in scored.examples.items():
-        _save_losses(files.evaluation(number, name), losses)
+        _save_losses(files.evaluation(number, on_test(name) if test else name), losses)
     if scored.predictions:
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in scored.predictions)
-        write_durably(files.predictions(number), "".join(lines))
+        write_durably(files.predictions(number, test=test), "".join(lines))
+
+
+def _keep_tested(files: TrialFolder, number: int, tested: Tested | None) -> dict[str, float]:
+    """Write what was measured of every test row beside evaluation `number`; the figures."""
+    if tested is None:
+        return {}
+    _save_losses(files.evaluation(number, on_test(EVAL_LOSS.name)), tested.losses)
+    if tested.scored is not None:
+        _save_scores(files, number, tested.scored, test=True)
+    return tested.values
 
 
 def _words(numbers: Sequence[int | None]) -> str:

@@ -37,7 +37,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedSplits:
-    """Training, evaluation and (where asked for) forgetting examples as tokens."""
+    """Training, evaluation and (where asked for) forgetting and test examples as tokens."""
 
     train: TokenizedDataset
     eval: TokenizedDataset
@@ -47,6 +47,12 @@ class TokenizedSplits:
     """What the user should know: rows cut, duplicates between train and eval, ..."""
     contents: Mapping[str, str] = field(default_factory=dict)
     """The content hash of each source as it was read, by its key and name."""
+    test: TokenizedDataset | None = None
+
+    @property
+    def sets(self) -> list[TokenizedDataset]:
+        """All that there are."""
+        return [tokens for tokens in (self.train, self.eval, self.test, self.forgetting) if tokens is not None]
 
 
 class DataCatalog:
@@ -94,7 +100,7 @@ class DataCatalog:
                 f"data.eval: must leave at least {FEWEST_EVALUATED} rows to be measured on, since a verdict tests "
                 f"differences over them, but {loaded.sources['eval'].name} has {len(loaded.eval)}; give more rows"
             )
-        for tokens in (loaded.train, loaded.eval, *([loaded.forgetting] if loaded.forgetting else [])):
+        for tokens in loaded.sets:
             self._check_vocabulary(tokens)
         for source, digest in loaded.contents.items():
             if self._contents.get(source, digest) != digest:
@@ -136,17 +142,20 @@ class DataCatalog:
             )
 
         train, evaluation = tokens(splits.train), tokens(splits.eval, with_questions=True)
+        test = tokens(splits.test, with_questions=True) if splits.test else None
         forgetting = tokens(splits.forgetting) if splits.forgetting else None
         if data.packing and len(train):
             train = pack_examples(train, data.max_length)
-        sources: dict[Purpose, Source] = {
-            "train": _source(splits.train),
-            "eval": _source(splits.eval),
+        named: dict[Purpose, LoadedExamples | None] = {
+            "train": splits.train,
+            "eval": splits.eval,
+            "test": splits.test,
+            "forgetting": splits.forgetting,
         }
-        if splits.forgetting:
-            sources["forgetting"] = _source(splits.forgetting)
-        notes = (*splits.notes, *train.notes, *evaluation.notes, *(forgetting.notes if forgetting else ()))
-        return TokenizedSplits(train, evaluation, forgetting, sources, tuple(dict.fromkeys(notes)), splits.contents)
+        sources = {purpose: _source(loaded) for purpose, loaded in named.items() if loaded is not None}
+        made = TokenizedSplits(train, evaluation, forgetting, sources, (), splits.contents, test)
+        notes = (*splits.notes, *(note for one in made.sets for note in one.notes))
+        return replace(made, notes=tuple(dict.fromkeys(notes)))
 
 
 def _source(loaded: LoadedExamples) -> Source:

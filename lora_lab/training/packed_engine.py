@@ -161,8 +161,7 @@ class PackedEngine:
         if limit is None:
             return
         splits = self._data.splits(config.data)
-        sets = (splits.train, splits.eval, *([splits.forgetting] if splits.forgetting else []))
-        longest = max(len(row) for tokens in sets for row in tokens.input_ids)
+        longest = max(len(row) for tokens in splits.sets for row in tokens.input_ids)
         if longest > limit:  # shorter ones are not padded beyond it (`Padding`)
             raise UnpackableError(
                 f"a row of {longest} tokens is beyond the {limit} up to which this base reads "

@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_lab.analysis.paired import ExampleLosses, token_mean
 from lora_lab.common.errors import InputError
-from lora_lab.study.measures import MEASURES, PERPLEXITY, TOKEN_ACCURACY
+from lora_lab.study.measures import EVAL_LOSS, MEASURES, PERPLEXITY, TOKEN_ACCURACY, on_test
 from lora_lab.training.generation import Greedy, answer_text, end_tokens
 from lora_lab.training.metrics import OF_ALL, OF_EACH
 
@@ -46,6 +46,22 @@ class Scored:
         """The trial's score by metric."""
         means = {name: MEASURES[name].as_loss(token_mean(losses)) for name, losses in self.examples.items()}
         return {**means, **self.of_all}
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What one trial was measured by on rows that choose nothing."""
+
+    losses: ExampleLosses
+    """Of every row."""
+    scored: Scored | None
+    """What else the study asks for."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """All of it by the names that it has on test rows."""
+        scores = {} if self.scored is None else self.scored.values
+        return {on_test(name): value for name, value in {EVAL_LOSS.name: token_mean(self.losses), **scores}.items()}
 
 
 def merged(

@@ -52,6 +52,7 @@ class TestLoadExamples:
             (["train", "validation", "test"], "train", "train"),
             (["train", "validation", "test"], "eval", "validation"),
             (["train", "test"], "eval", "test"),
+            (["train", "validation", "test"], "test", "test"),
             (["train", "test"], "forgetting", "test"),
             (["train"], "forgetting", "train"),
         ],
@@ -209,6 +210,25 @@ class TestLoadSplits:
         forgetting = load_splits(data, cache).forgetting
         assert forgetting is not None
         assert texts(forgetting) == ["general"]
+
+    def test_rows_that_choose_nothing(self, write_jsonl, cache):
+        train, test = write_jsonl(TEN), write_jsonl([{"text": "new"}, {"text": "row 3"}], "test.jsonl")
+        data = DataSettings(train=ref(train), eval=0.2, test=ref(test))
+        splits = load_splits(data, cache)
+        assert texts(splits.test) == ["new", "row 3"]
+        assert splits.contents.keys() == {f"data.train: {train}", f"data.test: {test}"}
+        assert splits.notes == (f"{test}: 1 of 2 test rows also stand in the rows that train",)
+        without = load_splits(DataSettings(train=ref(train), eval=0.2), cache)
+        assert without.test is None
+        assert texts(without.train) == texts(splits.train)
+        assert "test" not in DataSettings(train=ref(train)).model_dump(), "old trials keep their identity"
+
+    @pytest.mark.parametrize("used", ["train", "eval"])
+    def test_test_rows_that_train_or_choose_are_refused(self, write_jsonl, cache, used):
+        files = {"train": write_jsonl(TEN), "eval": write_jsonl(TEN[:4], "eval.jsonl")}
+        data = DataSettings(train=ref(files["train"]), eval=ref(files["eval"]), test=ref(files[used]))
+        message = refusal(load_splits, data, cache)
+        assert message.startswith("data.test: must be rows that neither train nor choose, but ")
 
     def test_notes_of_the_parts_are_kept_once(self, write_jsonl, cache):
         rows = [{"instruction": str(i), "output": "b", "text": "c"} for i in range(10)]

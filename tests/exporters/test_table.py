@@ -59,6 +59,11 @@ WARNED = {
     "the last evaluation": ({"training": {"eval_steps": 2}}, "unsloth", {"training.eval_steps"}),
     "choosing": ({"sweep": {"pruner": "asha", "confirm": {"top": 1, "seeds": 2}}}, "trl", {"sweep"}),
     "forgetting": ({"data": {"forgetting": "builtin/stdlib-code"}}, "axolotl", {"data.forgetting"}),
+    "test rows": (
+        {"data": {"test": {"path": "builtin/style", "split": "validation"}}},
+        "unsloth",
+        {"data.test"},
+    ),
     "another draw": ({"lora": {"use_dora": True}}, "axolotl", {"lora.init_lora_weights"}),
     "rows": ({}, "ms-swift", {"data"}),
     "the head of a server": ({"lora": {"target_modules": "all-linear+head"}}, "vllm", {"lora.target_modules"}),

@@ -171,6 +171,47 @@ def test_token_accuracy_and_perplexity_need_no_answers_and_both_engines_have_the
     assert not TrialFolder(engine.trial_folder(0)).predictions(2).exists()
 
 
+@pytest.mark.parametrize("name", ["packed", pytest.param("reference", marks=pytest.mark.slow)])
+def test_rows_that_choose_nothing_are_measured_once_at_the_end(bench, tmp_path, facts, name):
+    data = facts | {"test": write_facts(tmp_path / "unseen.jsonl", rows=5)}
+    settings = EvaluationSettings(metrics=("exact_match", "perplexity"), at="evaluations", max_new_tokens=4)
+    trial = bench.trial(data=data, **LEARNED, eval_steps=12).model_copy(update={"evaluation": settings})
+    engine = make(bench, name, tmp_path, trial)
+    base = engine.base_scores(trial)
+    engine.admit(0, trial)
+    events = drain(engine)
+
+    measured = {"test_eval_loss", "test_exact_match", "test_perplexity"}
+    assert all(not measured & event.costs.keys() for event in only(events, Evaluated)), "no pruner sees them"
+    [finished] = only(events, Finished)
+    assert measured <= finished.metrics.keys()
+    assert base.keys() == measured | {"exact_match", "perplexity"}
+    files = TrialFolder(engine.trial_folder(0))
+    assert not files.evaluation(1, "test_eval_loss").exists()
+    kept = load_file(files.evaluation(2, "test_eval_loss"))
+    assert kept["nll"].sum() / kept["label_tokens"].sum() == finished.metrics["test_eval_loss"]
+    assert kept["nll"] == pytest.approx(load_file(files.evaluation(2))["nll"][:5], rel=1e-9), "five of the same rows"
+    lines = [json.loads(line) for line in files.predictions(2, test=True).read_text().splitlines()]
+    assert [line["place"].rpartition("/")[2] for line in lines] == [f"unseen.jsonl:{row}" for row in range(1, 6)]
+    assert np.mean([line["exact_match"] for line in lines]) == finished.metrics["test_exact_match"]
+    assert [line["prediction"] for line in lines] == [line["prediction"] for line in lines_of(engine, 0, 2)[:5]]
+
+
+def test_a_shorter_run_has_its_own_figures_on_test_rows(bench, tmp_path, facts):
+    data = facts | {"test": write_facts(tmp_path / "unseen.jsonl", rows=5)}
+    long, short = (bench.trial(data=data, **(LEARNED | {"num_train_epochs": epochs})) for epochs in (4, 2))
+    engine = make(bench, "packed", tmp_path, long)
+    engine.admit(0, long, [short])
+    engine.admit(1, short)
+    events = drain(engine)
+    [milestone] = only(events, Milestone)
+    ended = {event.number: event.metrics for event in only(events, Finished)}
+    assert milestone.metrics["test_eval_loss"] == ended[1]["test_eval_loss"] != ended[0]["test_eval_loss"]
+    left = TrialFolder(engine.trial_folder(0)).shorter_run(2).evaluation(2, "test_eval_loss")
+    own = TrialFolder(engine.trial_folder(1)).evaluation(2, "test_eval_loss")
+    assert left.read_bytes() == own.read_bytes()
+
+
 def test_without_metrics_nothing_is_answered(bench, tmp_path, config):
     trial = config().model_copy(update={"evaluation": EvaluationSettings()})
     engine = make(bench, "packed", tmp_path, trial)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COMMAND_LINE = "--set"
 MAX_SHOWN = 20
-_DATASETS = {("data", "train"), ("data", "eval"), ("data", "forgetting")}
+_DATASETS = {("data", "train"), ("data", "eval"), ("data", "test"), ("data", "forgetting")}
 
 
 class Place(NamedTuple):
