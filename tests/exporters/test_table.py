@@ -60,7 +60,7 @@ WARNED = {
     "choosing": ({"sweep": {"pruner": "asha", "confirm": {"top": 1, "seeds": 2}}}, "trl", {"sweep"}),
     "forgetting": ({"data": {"forgetting": "builtin/stdlib-code"}}, "axolotl", {"data.forgetting"}),
     "test rows": (
-        {"data": {"test": {"path": "builtin/style", "split": "validation"}}},
+        {"data": {"test": {"path": "builtin/stdlib-topics", "split": "validation", "max_examples": 8}}},
         "unsloth",
         {"data.test"},
     ),

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analysis.simulated import results, study, trial
 
 from lora_lab.figures.cells import Table, number_cell, text_cell
 from lora_lab.figures.markdown import markdown_summary, markdown_table
-from lora_lab.figures.report import panels_of
+from lora_lab.figures.report import panels_of, write_report
 from lora_lab.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 def summary(evidence: Callable, *arguments: object) -> str:
@@ -46,6 +48,14 @@ def test_the_summary_holds_the_verdicts_table_and_the_key_tables(evidence: Calla
         assert set(rule) <= set("|-:")
         assert rows
         assert {row.replace("\\|", "").count("|") for row in rows} == {head.count("|")}
+
+
+def test_what_is_said_of_test_rows_stands_in_summary_and_report(evidence: Callable, tmp_path: Path) -> None:
+    whole = replace(evidence(results()), on_test="eval_loss on rows that chose nothing: 4.1.")
+    panels = panels_of(whole)
+    assert "\n- eval\\_loss on rows that chose nothing: 4.1.\n" in markdown_summary(whole, panels)
+    write_report(tmp_path / "report.html", whole, panels)
+    assert "<li>eval_loss on rows that chose nothing: 4.1.</li>" in (tmp_path / "report.html").read_text()
 
 
 def test_hostile_text_is_no_markup(evidence: Callable) -> None:

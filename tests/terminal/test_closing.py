@@ -49,6 +49,13 @@ def test_without_a_finished_trial_nothing_is_exported_and_no_design_is_discussed
     assert said.count("  - ") == 4
 
 
+def test_rows_that_chose_nothing_are_part_of_the_verdict(closing):
+    trials = [trial(0, 4.0, metrics={"test_eval_loss": 4.25}), trial(1, 4.4, r=4, metrics={"test_eval_loss": 4.5})]
+    told = "eval_loss on rows that chose nothing (data.test): trial 0, the best, has 4.2500 nats per token (4.0000 on"
+    assert told in " ".join(closing(*trials).split())
+    assert json.loads(closing(*trials, json=True))["sentences"][-1].startswith(told)
+
+
 def test_what_the_verdict_says_is_not_said_again(closing):
     said = closing(*FINISHED)
     assert said.count("`seeds: 3` repeats every cell of a grid") == 1
