@@ -96,11 +96,12 @@ format: $(STAMP) ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure packed training against Trainer + peft and memory against its prediction (about 20 minutes, idle)
+bench: $(STAMP) ## measure packed training against Trainer + peft and memory against its prediction (20 to 50 minutes, idle)
 	$(BIN)/python benchmarks/equal_work.py
 	$(BIN)/python benchmarks/processes.py
-	$(BIN)/python benchmarks/whole_study.py
+	$(BIN)/python benchmarks/whole_study.py --set sweep.confirm=null
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/threads.py --neighbors 0 1 --repeats 2
 	$(BIN)/python benchmarks/summarize.py
 
 # The team server (docs/scale.md): GPU=1 builds torch with CUDA for studies as well.
