@@ -31,8 +31,13 @@ KEY_TABLES = (
     "forgetting-by-gain",
     "importance",
     "rank-used",
+    "metrics",
+    "answers",
+    "tasks",
 )
 """Panels whose words and table are worth reading without the figure."""
+AGREEMENT = "loss-and-"
+"""How the keys of panels begin that compare a metric with the loss."""
 LISTED = 8
 """Trials in the table of the best."""
 WORDS = 4000
@@ -65,7 +70,7 @@ def markdown_summary(evidence: Evidence, panels: Sequence[Panel]) -> str:
     if best.rows:
         lines += ["", "## The best trials of the search", "", *markdown_table(best)]
     for panel in panels:
-        if panel.key in KEY_TABLES and panel.table is not None:
+        if panel.table is not None and (panel.key in KEY_TABLES or panel.key.startswith(AGREEMENT)):
             lines += ["", f"## {markdown_text(panel.title)}", "", markdown_text(panel.words, WORDS), ""]
             lines += markdown_table(panel.table)
     return in_unit_of(spec.model.task_type, "\n".join(lines) + "\n")

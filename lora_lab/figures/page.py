@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from plotly.offline import get_plotlyjs
 
 from lora_lab.common.files import write_durably
-from lora_lab.figures.cells import folded
+from lora_lab.figures.cells import folded, html_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -125,7 +125,7 @@ for (const button of document.querySelectorAll("th button")) {
 def section(panel: Panel) -> str:
     """A panel as a section that the table of contents can point to."""
     drawing = ""
-    numbers = "" if panel.table is None else folded(panel.table)
+    numbers = "" if panel.table is None else html_table(panel.table) if panel.figure is None else folded(panel.table)
     if panel.figure is not None:
         # "<" would end the data block early; in JSON it can only stand inside strings.
         data = panel.figure.to_json().replace("<", "\\u003c")
@@ -143,7 +143,7 @@ def section(panel: Panel) -> str:
 
 def not_drawn(panels: Iterable[Panel]) -> str:
     """Which figures are missing, and why; empty where none is."""
-    items = "".join(f"<li>{escape(p.title)}: {escape(p.words)}</li>" for p in panels if p.figure is None)
+    items = "".join(f"<li>{escape(p.title)}: {escape(p.words)}</li>" for p in panels if not p.is_shown)
     return (
         f'<section id="not-drawn"><h2>Not drawn, and why</h2>\n<ul class="dim">{items}</ul></section>' if items else ""
     )

@@ -15,6 +15,7 @@ from lora_lab.analysis.wording import (
     value_text,
 )
 from lora_lab.common.secrets import redact
+from lora_lab.figures.behavior import behavior_panels
 from lora_lab.figures.cells import Table, folded, html_table, text_cell
 from lora_lab.figures.epochs import epochs_and_overfitting
 from lora_lab.figures.equal_budget import arm_panels
@@ -61,13 +62,13 @@ def write_report(path: Path, evidence: Evidence, panels: Sequence[Panel]) -> Non
 
     """
     spec, results, findings = evidence.spec, evidence.results, evidence.findings
-    drawn = [panel for panel in panels if panel.figure is not None]
+    shown = [panel for panel in panels if panel.is_shown]
     parts = [
         _head(spec, findings, evidence.on_test),
-        contents(FIRST_SECTIONS + [(f"about-{panel.key}", panel.title) for panel in drawn] + OTHER_SECTIONS),
+        contents(FIRST_SECTIONS + [(f"about-{panel.key}", panel.title) for panel in shown] + OTHER_SECTIONS),
         _evidence_for(findings),
         _notes(evidence.notes),
-        *(section(panel) for panel in drawn),
+        *(section(panel) for panel in shown),
         not_drawn(panels),
         _values(spec, results),
         _trials(results, findings),
@@ -94,6 +95,7 @@ def panels_of(evidence: Evidence) -> list[Panel]:
         *(pareto_panel(front, results) for front in evidence.fronts),
         epochs_and_overfitting(evidence.epochs, labels),
         learning_curves(results, findings),
+        *behavior_panels(evidence),
         forgetting_against_gain(evidence.forgetting, evidence.base_forgetting),
         memory_by_rank(results),
         predicted_memory(results),

@@ -40,7 +40,12 @@ class Panel:
     wide: bool = False
     """Scrolls sideways on a narrow screen instead of being squeezed."""
     table: Table | None = None
-    """The numbers of the figure."""
+    """The numbers of the figure, or what is shown instead of one."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is more than words that say why there is nothing."""
+        return self.figure is not None or self.table is not None
 
 
 def blank_figure(x_title: str, y_title: str) -> go.Figure:

@@ -10,24 +10,32 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from lora_lab.analysis.adequate_rank import rank_curves
+from lora_lab.analysis.agreement import agreement
 from lora_lab.analysis.epochs import epoch_curves
 from lora_lab.analysis.equal_budget import compare_arms
+from lora_lab.analysis.metric_values import finalist_values, finalists
 from lora_lab.analysis.pareto import front
 from lora_lab.analysis.scale import scale_response, score_rules
 from lora_lab.analysis.spectrum import factors, spectrum, summarize
 from lora_lab.analysis.wording import config_label
 from lora_lab.common.errors import CheckpointError, InputError
 from lora_lab.figures.evidence import AdapterSpectrum, Evidence, Reproduction
+from lora_lab.results.answers import read_answers
+from lora_lab.results.example_losses import read_example_losses
+from lora_lab.results.harness_scores import read_harness_scores
 from lora_lab.search.importance import importances
-from lora_lab.study.measures import costs
+from lora_lab.study.measures import EVAL_LOSS, MEASURES, costs
 from lora_lab.tracking.describe import versions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lora_lab.analysis.metric_values import FinalistValues
     from lora_lab.analysis.spectrum import Spectrum
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import Results
+    from lora_lab.study.measures import Measure
+    from lora_lab.study.spec import StudySpec
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 MOST_SPECTRA = 6
@@ -49,6 +57,7 @@ def gather(results: Results, folder: RunFolder, command: str, device: str | None
     spec, trials, findings = results.spec, results.trials, results.findings
     comparisons = (compare_arms(trials, "target_modules"), compare_arms(trials, "layers"))
     fronts = (front(trials, (cost,), findings.measure) for cost in costs())
+    chosen = finalists(findings)
     packages = versions() | ({"device": device} if device else {})
     return Evidence(
         spec=spec,
@@ -66,8 +75,30 @@ def gather(results: Results, folder: RunFolder, command: str, device: str | None
         on_test=results.on_test(),
         importance=importances(spec, trials),
         spectra=adapter_spectra(results, folder),
+        values=_values(results, folder),
+        base_values=results.base_values,
+        agreements=[one for measure in _metrics(spec) if (one := agreement(trials, measure)) is not None],
+        answers=read_answers(folder, trials, chosen),
+        task_scores=read_harness_scores(folder),
         reproduction=Reproduction(command=command, study_hash=spec.digest, versions=packages),
     )
+
+
+def _metrics(spec: StudySpec) -> list[Measure]:
+    """What the study asked for beside the loss."""
+    return [MEASURES[name] for name in spec.evaluation.metrics]
+
+
+def _values(results: Results, folder: RunFolder) -> list[FinalistValues]:
+    """The finalists by the loss and all metrics; empty where only losses were measured."""
+    metrics = _metrics(results.spec)
+    measures = [EVAL_LOSS, *metrics] if metrics else []
+    judged = results.findings.measure
+    losses = {
+        measure.name: results.losses if measure is judged else read_example_losses(folder, results.trials, measure)
+        for measure in measures
+    }
+    return finalist_values(results.trials, results.findings, measures, losses)
 
 
 def adapter_spectra(results: Results, folder: RunFolder) -> list[AdapterSpectrum]:

@@ -229,6 +229,7 @@ _MEASURED: dict[str, Measure] = {
         _detail("predicted_memory_bytes", "predicted memory", "bytes", header="predicted"),
         _detail("memory_error_percent", "error of the prediction", "percent", header="off by"),
         TRAIN_SECONDS,
+        _detail("eval_seconds", "evaluation time", "seconds", header="evaluated in"),
         _detail("tokens_per_second", "tokens per second", "count", header="tokens / s"),
         _detail("base_bytes", "base", "bytes", term="base"),
         _detail("quantization_bytes", "quantization constants", "bytes", term="quantization"),

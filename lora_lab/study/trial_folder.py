@@ -23,6 +23,11 @@ class TrialFolder:
         """The folder of trial `number` among those of its study."""
         return cls(trials / f"{number:04d}")
 
+    @classmethod
+    def of_base(cls, trials: Path) -> TrialFolder:
+        """The folder of what the bare base was measured by, among those of the trials."""
+        return cls(trials / "base")
+
     @property
     def checkpoint(self) -> Path:
         """The folder that holds what the trial goes on from after a stop."""

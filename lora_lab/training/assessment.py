@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from safetensors.numpy import save as save_arrays
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
 
     TokenLossesOf = Callable[[PackedBatch, Sequence[int | None]], TokenLosses]
     """Losses of a batch's label tokens; its rows are of the trials with these numbers, None is the bare base."""
+
+
+BEFORE_TRAINING = 0
+"""The number of the bare base's evaluation; those of trials count from 1."""
 
 
 class Assessor:
@@ -93,6 +99,7 @@ class Assessor:
         if config.evaluation.metrics:
             held_out, _ = self._base_examples(config)
             [scored] = self._scored([None], [held_out], splits.eval, config)
+            _save_scores(TrialFolder.of_base(self._trials_folder), BEFORE_TRAINING, scored)
             values = scored.values
         if splits.test is not None:
             [tested] = self._on_test([None], splits.test, config)
@@ -122,10 +129,11 @@ class Assessor:
             groups.setdefault(key, []).append(trial)
         for (_, objective, _), trials in groups.items():
             first, numbers = trials[0], [trial.number for trial in trials]
-            held_out = self._measure(first.data.eval, objective, numbers, first.config)
-            scores = self._scores(trials, held_out)
-            finite = [trial for trial, losses in zip(trials, held_out, strict=True) if _is_finite(losses)]
-            tested = self._tested([trial for trial in finite if trial.progress.finished or _ending(trial)])
+            with _timed(trials):
+                held_out = self._measure(first.data.eval, objective, numbers, first.config)
+                scores = self._scores(trials, held_out)
+                finite = [trial for trial, losses in zip(trials, held_out, strict=True) if _is_finite(losses)]
+                tested = self._tested([trial for trial in finite if trial.progress.finished or _ending(trial)])
             for trial, losses in zip(trials, held_out, strict=True):
                 yield from self._evaluated(trial, losses, scores.get(trial.number), tested.get(trial.number))
 
@@ -251,7 +259,8 @@ class Assessor:
         """The loss on general text, whose parts go into `files`; None where there is no such text."""
         if trial.data.forgetting is None:
             return None
-        [general] = self._measure(trial.data.forgetting, trial.objective, [trial.number], trial.config)
+        with _timed([trial]):
+            [general] = self._measure(trial.data.forgetting, trial.objective, [trial.number], trial.config)
         _save_losses(files.forgetting, general)
         return token_mean(general)
 
@@ -288,6 +297,7 @@ class Assessor:
             "adapter_bytes": float(trial.adapter_bytes),
             "optimizer_bytes": float(trial.optimizer_bytes),
             "train_seconds": done.train_seconds,
+            "eval_seconds": done.eval_seconds,
             "train_tokens": float(done.train_tokens),
             "tokens_per_second": done.train_tokens / done.train_seconds if done.train_seconds else 0.0,
             "total_flos": float(training_flops(done.train_tokens, total, count)),
@@ -302,6 +312,16 @@ class Assessor:
 
     def _files(self, trial: Trial) -> TrialFolder:
         return TrialFolder.of(self._trials_folder, trial.number)
+
+
+@contextmanager
+def _timed(trials: Sequence[Trial]) -> Iterator[None]:
+    """Count the time of a block as evaluation, an equal share for each of the trials; it is no training time."""
+    began = time.perf_counter()
+    yield
+    share = (time.perf_counter() - began) / len(trials)
+    for trial in trials:
+        trial.progress.counters.eval_seconds += share
 
 
 def _ending(trial: Trial) -> list[PlannedMilestone]:

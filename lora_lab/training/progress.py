@@ -28,6 +28,8 @@ class Counters:
     """Number of the newest evaluation."""
     train_seconds: float = 0.0
     """The trial's share, by floating-point operations, of the time of the steps it took part in."""
+    eval_seconds: float = 0.0
+    """The trial's share of the time of its evaluations: an equal one with those that were evaluated beside it."""
     train_tokens: int = 0
     """Tokens that went through the model for this trial, padding not counted."""
 

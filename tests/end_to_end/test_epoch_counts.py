@@ -34,7 +34,7 @@ TPE = {
     "parameters": {**EPOCHS, "learning_rate": {"min": 1e-3, "max": 2e-2, "log": True}},
     "verdict": {"margin": 0.9},
 }
-TIMES = {"train_seconds", "tokens_per_second"}
+TIMES = {"train_seconds", "eval_seconds", "tokens_per_second"}
 
 
 def logged_steps(folder):

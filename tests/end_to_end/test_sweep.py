@@ -17,7 +17,7 @@ BUILTIN = {
     "train": {"path": "builtin/stdlib-code", "max_examples": 16},
     "eval": {"path": "builtin/stdlib-code", "split": "validation", "max_examples": 8},
 }
-TIMES = {"train_seconds", "tokens_per_second"}
+TIMES = {"train_seconds", "eval_seconds", "tokens_per_second"}
 
 PLAIN_LOSS = """
 import json, sys, torch

@@ -18,6 +18,7 @@ from lora_lab.runner.stopping import StopRequest
 from lora_lab.search.store import open_store
 from lora_lab.study.events import Evaluated
 from lora_lab.study.file.loading import load_study
+from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.terminal.display import Display, PlainView
 from lora_lab.tracking.journal import read
 from lora_lab.training.memory.room import DEFAULT_LIMIT
@@ -108,9 +109,20 @@ def test_every_trial_keeps_what_it_answered(finished):
         assert not folder.files_of(trial.number).predictions(last - 1).exists(), "only at the end"
 
 
+def test_the_bare_base_keeps_its_answers_too(finished):
+    _, folder, _ = finished
+    path = TrialFolder.of_base(folder.trials).predictions(0)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["reference"] for row in rows] == [f"w{40 + index}" for index in range(FACTS)]
+
+
 def test_report_summary_and_best_say_it(finished):
     _, folder, _ = finished
-    assert "exact match" in folder.report.read_text()
+    page = folder.report.read_text()
+    assert "exact match" in page
+    for title in ("Metrics of the finalists", "Answers side by side"):
+        assert title in page
+        assert title in folder.summary.read_text()
     assert "exact match" in folder.summary.read_text()
     kept = yaml.safe_load((folder.best / "config.yaml").read_text())
     assert kept["evaluation"]["metrics"] == ["exact_match"]

@@ -28,7 +28,7 @@ from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
 
 ENGINES = {"packed": PackedEngine, "reference": ReferenceEngine}
-TIMES = {"train_seconds", "tokens_per_second"}
+TIMES = {"train_seconds", "eval_seconds", "tokens_per_second"}
 PREDICTED = {"predicted_memory_bytes", "memory_error_percent"}
 """Figures of the packed engine only."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
+import time
 from dataclasses import replace
 
 import pytest
@@ -45,6 +47,19 @@ def losses_alone(model, dataset) -> torch.Tensor:
 # The end of a trial
 
 
+def test_time_of_evaluations_is_no_training_time_and_is_shared_by_those_beside_each_other(bench, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))  # whatever is timed takes a second
+    configs = [
+        bench.trial(num_train_epochs=2, data={"forgetting": str(bench.data_folder / "general.jsonl")}, seed=seed)
+        for seed in (0, 1)
+    ]
+    first, second = only(bench.run(*configs), Finished)
+    assert first.metrics["train_seconds"] + second.metrics["train_seconds"] == pytest.approx(12), "steps of both"
+    for final in (first, second):
+        assert final.metrics["eval_seconds"] == pytest.approx(2 / 2 + 1), "two for both, and the forgetting text alone"
+
+
 def test_final_figures_are_exact(bench):
     config = bench.trial(lora={"r": 4, "target_modules": "all-linear"}, num_train_epochs=2)
     engine = bench.engine()
@@ -59,6 +74,7 @@ def test_final_figures_are_exact(bench):
     metrics = dict(final.metrics)
     seconds, speed = metrics.pop("train_seconds"), metrics.pop("tokens_per_second")
     assert 0 < seconds < 60
+    assert 0 < metrics.pop("eval_seconds") < 60
     assert speed == pytest.approx(tokens / seconds)
     peak = metrics.pop("peak_memory_bytes")
     assert metrics.pop("base_bytes") >= 8 * base

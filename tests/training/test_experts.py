@@ -24,7 +24,7 @@ from lora_lab.training.reference.model import peft_model, set_mode
 from lora_lab.training.reference_engine import ReferenceEngine
 
 EXPERTS = {"target_modules": "attention", "target_parameters": "experts"}
-TIMES = {"train_seconds", "tokens_per_second"}
+TIMES = {"train_seconds", "eval_seconds", "tokens_per_second"}
 
 
 @pytest.fixture(scope="module", params=[pytest.param("Mixtral", marks=pytest.mark.slow), "gpt-oss"])

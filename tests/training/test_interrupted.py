@@ -13,7 +13,7 @@ from lora_lab.training.memory.probe import MemoryProbe
 from lora_lab.training.packed_engine import PackedEngine
 from lora_lab.training.reference_engine import ReferenceEngine
 
-UNEQUAL = ("train_seconds", "tokens_per_second")
+UNEQUAL = ("train_seconds", "eval_seconds", "tokens_per_second")
 
 
 class Heard:

@@ -15,7 +15,7 @@ from lora_lab.study.events import Evaluated, Finished, Logged, Milestone
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training import assessment
 
-TIMES = {"train_seconds", "tokens_per_second"}
+TIMES = {"train_seconds", "eval_seconds", "tokens_per_second"}
 READ_OFF = [{"lr_scheduler_type": "constant"}, {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 8}]
 BRANCHING = [
     {"lr_scheduler_type": "warmup_stable_decay", "decay_ratio": 0.25},

@@ -61,7 +61,7 @@ ROUNDED = {
 }
 """PEFT computes these in float32."""
 ALL = EXACT | ROUNDED
-TIMES = {"train_seconds", "tokens_per_second"}
+TIMES = {"train_seconds", "eval_seconds", "tokens_per_second"}
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def measured(events, number=0):
         key: value
         for event in only(mine, Finished)
         for key, value in event.metrics.items()
-        if key not in ("train_seconds", "tokens_per_second") and "memory" not in key
+        if key not in ("train_seconds", "eval_seconds", "tokens_per_second") and "memory" not in key
     }
 
 
