@@ -43,6 +43,21 @@ def training_examples(data: DataSettings) -> int | None:
     return min(rows, data.max_train_examples or rows)
 
 
+def evaluation_examples(data: DataSettings) -> int | None:
+    """Rows to evaluate on; None for data that is not here, or would take long to count.
+
+    Raises:
+        InputError: a dataset that is here and cannot be used.
+    """
+    try:
+        if not isinstance(data.eval, float):
+            rows = _rows(data.eval)
+            return min(rows, data.eval.max_examples or rows)
+        return sum(len(held_out(_limited_rows(ref), data.eval)) for ref in data.train_refs)
+    except _UncountedError:
+        return None
+
+
 def why_uncounted(data: DataSettings) -> str:
     """Why the rows are not counted, in words; empty where they are.
 
@@ -59,11 +74,16 @@ def why_uncounted(data: DataSettings) -> str:
 
 def _epoch_rows(ref: DatasetRef, evaluation: float | DatasetRef) -> int:
     """Rows of a dataset that an epoch has: without those held out, as often as its weight says."""
-    rows = _rows(ref)
-    rows = min(rows, ref.max_examples or rows)
+    rows = _limited_rows(ref)
     if isinstance(evaluation, float):
         rows -= len(held_out(rows, evaluation))
     return rows if ref.weight is None else repeats(rows, ref.weight)
+
+
+def _limited_rows(ref: DatasetRef) -> int:
+    """Rows of a dataset that are used."""
+    rows = _rows(ref)
+    return min(rows, ref.max_examples or rows)
 
 
 def _rows(ref: DatasetRef) -> int:

@@ -83,6 +83,25 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """What it takes to let trials answer the held-out prompts."""
+
+    prompts: int | None
+    """None where they are not counted."""
+    max_new_tokens: int
+    rounds: float | None
+    """How often a trial answers them, on average; None where its evaluations are not counted."""
+    tokens: int | None
+    """Generated in the whole study, at most: every answer as long as it may be."""
+    rows: int
+    """Prompts that a trial answers at once, at most."""
+    length: int
+    """Tokens of prompt and answer, at most."""
+    kept_bytes: int | None
+    """What the base keeps of a trial's rows of this length (keys and values, states); None where it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a study will do and need."""
 
@@ -117,6 +136,8 @@ class Plan:
     memory: tuple[Memory, ...]
     work: Work
     notes: tuple[str, ...]
+    generation: Generation | None = None
+    """None where trials answer no prompts."""
     calibration: Calibration | None = None
     """What the study will take, from steps that were timed here; None where none were."""
 

@@ -11,8 +11,8 @@ from lora_lab.analysis.audit import audit
 from lora_lab.analysis.wording import setting_text, targets_text, value_text
 from lora_lab.common.errors import StorageError
 from lora_lab.planning.devices import Device
-from lora_lab.planning.example_count import training_examples, why_uncounted
-from lora_lab.planning.plan import Adapter, EngineUse, Memory, Plan, Remedy, Work
+from lora_lab.planning.example_count import evaluation_examples, training_examples, why_uncounted
+from lora_lab.planning.plan import Adapter, EngineUse, Generation, Memory, Plan, Remedy, Work
 from lora_lab.planning.row_checks import base_notes
 from lora_lab.planning.target_checks import expert_notes
 from lora_lab.planning.trainings import MOST_VARIANTS, configurations, count_trainings
@@ -28,6 +28,7 @@ from lora_lab.training.base.loading import default_device, device_name, model_co
 from lora_lab.training.device import device_bytes
 from lora_lab.training.memory.predictor import CONTEXT_BYTES, MemoryPredictor
 from lora_lab.training.memory.room import DEFAULT_LIMIT, MemoryLimit, at_once
+from lora_lab.training.schedule import BatchPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -143,6 +144,9 @@ class _Planner:
             memory=memory,
             work=self._work(trainings),
             notes=(*notes, *(note.sentence for note in audit(spec))),
+            generation=self._generation(trainings)
+            if spec.evaluation.metrics_of("answers", spec.model.task_type)
+            else None,
         )
 
     def _engine(self, config: TrialConfig) -> EngineChoice:
@@ -254,6 +258,34 @@ class _Planner:
             seconds=None if speed is None else tokens / speed,
             tokens_per_second=speed,
         )
+
+    def _generation(self, trainings: Trainings) -> Generation:
+        """What the answers to the held-out prompts take, those of the bare base counted."""
+        self._progress("what answers take")
+        spec = self._spec
+        prompts, new = evaluation_examples(spec.data), spec.evaluation.max_new_tokens
+        rows = max(config.training.per_device_eval_batch_size for config in trainings.examples)
+        rows = rows if prompts is None else min(rows, prompts)
+        longest = max(config.data.max_length for config in trainings.examples)
+        rounds = 1.0 if spec.evaluation.at == "end" else self._evaluations(trainings)
+        answered = None if rounds is None else rounds * trainings.all + (trainings.shared or 0) + 1
+        return Generation(
+            prompts=prompts,
+            max_new_tokens=new,
+            rounds=rounds,
+            tokens=None if prompts is None or answered is None else round(prompts * new * answered),
+            rows=rows,
+            length=longest + new,
+            kept_bytes=self._predictor(spec.model).kept_bytes(rows, longest, new),
+        )
+
+    def _evaluations(self, trainings: Trainings) -> float | None:
+        """Of a training, on average; None where its rows are not counted."""
+        examples = training_examples(self._spec.data)
+        if not examples:
+            return None
+        plans = [BatchPlan(examples, config.training) for config in trainings.examples]
+        return statistics.fmean(plan.evaluation(plan.total_steps) or 0 for plan in plans)  # the last one's number
 
     def _costs(self, config: TrialConfig, examples: int) -> tuple[float, float]:
         """Tokens and floating-point operations of a trial."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lora_lab.planning.calibration import Calibration
-    from lora_lab.planning.plan import Memory, Plan
+    from lora_lab.planning.plan import Generation, Memory, Plan
 
 MOST_ROWS = 60
 """Of a table; `--json` has all."""
@@ -59,6 +59,8 @@ def _overview(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "engine", f"{use.name}: {use.reason} ({_share_of_kinds(use.shapes, kinds)})"
     yield "pack size", _pack_text(plan)
     yield "work", _work_text(plan)
+    if plan.generation is not None:
+        yield "answers", _generation_text(plan.generation)
     if plan.calibration is not None:
         yield "time", _time_text(plan.calibration, plan)
 
@@ -97,6 +99,21 @@ def _work_text(plan: Plan) -> str:
         speed = f"{work.tokens_per_second:,.0f} tokens/s of this study's trials"
         return f"{text}; about {duration_text(work.seconds)} at the {speed}"
     return text if plan.calibration else f"{text}; --calibrate times some steps and tells how long that takes"
+
+
+def _generation_text(answers: Generation) -> str:
+    if answers.tokens is None or answers.prompts is None or answers.rounds is None:
+        text = f"up to {plural(answers.max_new_tokens, 'new token')} for each held-out prompt; how many is not counted"
+    else:
+        rounds = "at the end" if answers.rounds == 1 else f"{answers.rounds:.3g} times"
+        text = (
+            f"at most {answers.tokens:,} new tokens in all: {plural(answers.prompts, 'prompt')} of up to "
+            f"{answers.max_new_tokens} by each trial {rounds}, and once by the bare base"
+        )
+    rows = f"{plural(answers.rows, 'row')} of {answers.length:,} tokens"
+    if answers.kept_bytes is None:
+        return f"{text}; what the base keeps of {rows} is only known by trying"
+    return f"{text}; a trial's {rows} take {bytes_text(answers.kept_bytes)} of keys, values and states, not in training"
 
 
 def _time_text(timed: Calibration, plan: Plan) -> str:

@@ -211,3 +211,50 @@ def test_a_target_that_no_module_has_is_refused(base, tmp_path):
 def test_a_plan_is_plain_data(base, tmp_path):
     made = plan(study(base, parameters={"r": {"values": [4]}}), tmp_path)
     assert json.loads(json.dumps(made.as_dict()))["configurations"] == 1
+
+
+def answering(base, tmp_path, rows=7, **evaluation) -> StudySpec:
+    """A study whose trials answer prompts."""
+    lines = [json.dumps({"prompt": f"ask {n}", "completion": f"say {n}"}) for n in range(rows)]
+    (tmp_path / "asked.jsonl").write_text("\n".join(lines) + "\n")
+    spec = study(
+        base,
+        parameters={"r": {"values": [4, 8]}, "learning_rate": {"values": [1e-3, 2e-3]}},
+        data={"train": str(tmp_path / "asked.jsonl"), "eval": str(tmp_path / "asked.jsonl")},
+        training={"per_device_eval_batch_size": 4},
+    )
+    return spec.model_validate(
+        spec.model_dump() | {"evaluation": {"metrics": ["exact_match"], "max_new_tokens": 5, **evaluation}}
+    )
+
+
+def test_answers_are_counted_with_what_the_base_keeps_meanwhile(base, tmp_path):
+    made = plan(answering(base, tmp_path), tmp_path)
+    told = made.generation
+    assert (told.prompts, told.max_new_tokens, told.rounds, told.tokens) == (7, 5, 1, 7 * 5 * (4 + 1))
+    assert (told.rows, told.length) == (4, 32 + 5)
+    per_token = 2 * 4 * 16 * 2 * 4  # layers, heads, their width, keys and values, float32
+    assert told.kept_bytes == 4 * (32 + 5 - 1) * per_token
+    console = Console(record=True, width=300)
+    print_plan(made, console)
+    said = console.export_text()
+    assert "at most 175 new tokens in all: 7 prompts of up to 5 by each trial at the end, and once by the bare" in said
+    assert f"a trial's 4 rows of 37 tokens take {bytes_text(told.kept_bytes)} of keys, values and states" in said
+    assert json.loads(json.dumps(made.as_dict()))["generation"]["tokens"] == 175
+
+
+def test_at_evaluations_they_are_counted_as_often_as_it_is_evaluated(base, tmp_path):
+    told = plan(answering(base, tmp_path, at="evaluations"), tmp_path).generation
+    assert (told.rounds, told.tokens) == (2, 7 * 5 * (4 * 2 + 1))
+
+
+def test_a_study_of_losses_answers_nothing_and_rows_elsewhere_are_not_counted(base, tmp_path):
+    spec = study(base, parameters={"r": {"values": [4]}})
+    assert plan(spec, tmp_path).generation is None
+    asks = spec.model_validate(spec.model_dump() | {"evaluation": {"metrics": ["exact_match"]}})
+    made = plan(asks, tmp_path)
+    assert (made.generation.prompts, made.generation.tokens) == (None, None)
+    assert made.generation.kept_bytes > 0
+    console = Console(record=True, width=300)
+    print_plan(made, console)
+    assert "up to 64 new tokens for each held-out prompt; how many is not counted" in console.export_text()

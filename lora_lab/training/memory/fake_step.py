@@ -24,7 +24,9 @@ from lora_lab.study.targets import resolve_targets
 from lora_lab.training.base.adapters import Weights
 from lora_lab.training.datasets import TokenizedSplits
 from lora_lab.training.memory.fake_base import fake_base
-from lora_lab.training.packed.model import PackedModel
+from lora_lab.training.packed.generation import BROKEN
+from lora_lab.training.packed.kept import kept_bytes
+from lora_lab.training.packed.model import NOTHING_KEPT, PackedModel
 from lora_lab.training.packed.slot import Slot
 from lora_lab.training.packed.step import count_step
 
@@ -98,6 +100,26 @@ class FakeStep:
             # wrong with the trial itself shows when it is measured.
             return None
         return History(np.array(live.history, dtype=np.float64), live.begun["optimizer"])
+
+    def kept_bytes(self, rows: int, prompt: int, new: int) -> int | None:
+        """What the base keeps at most while it answers, in bytes: of the prompts, or of all but the last token.
+
+        None where its forward pass depends on the values of tensors, or cannot go on.
+        """
+        if self._model is None:
+            return None
+        try:
+            with torch.no_grad(), self._without_data():
+                ids = torch.zeros(rows, prompt + new - 1, dtype=torch.int64)
+                _, of_prompts = self._model.next_logits(ids[:, :prompt], [None], [rows], NOTHING_KEPT, keep=True)
+                most = kept_bytes(of_prompts)
+                if new > 1:
+                    _, kept = self._model.next_logits(ids[:, :-1], [None], [rows], NOTHING_KEPT, keep=True)
+                    _, kept = self._model.next_logits(ids[:, -1:], [None], [rows], kept, keep=True)
+                    most = max(most, kept_bytes(kept))
+                return most
+        except BROKEN:
+            return None
 
     @contextmanager
     def _without_data(self, *, several_examples: bool = False) -> Iterator[None]:

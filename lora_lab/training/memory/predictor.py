@@ -144,6 +144,18 @@ class MemoryPredictor:
         terms = {term: round(float(value)) for term, value in zip(TERMS, peak, strict=True)}
         return MemoryPrediction(**terms, context=self._context_bytes)
 
+    def kept_bytes(self, rows: int, prompt: int, new: int) -> int | None:
+        """What generation keeps at most of rows whose prompts have `prompt` tokens, and whose answers have `new`.
+
+        None where the base's forward pass depends on the values of tensors, or cannot go on from what it keeps: then
+        all is read again at every token, and nothing is kept.
+        """
+        if self._shallow:
+            few, more = (step.kept_bytes(rows, prompt, new) for step in self._shallow)
+            if few is not None and more is not None:
+                return few + (more - few) * (self.linears.num_layers - SHALLOW[0])
+        return None if self._step is None else self._step.kept_bytes(rows, prompt, new)
+
     def _family(self, config: TrialConfig, batch: PackedBatch) -> Hashable:
         """What decides the memory beside r."""
         lora, training = config.lora, config.training
