@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lora_lab.figures.evidence import Answers, Evidence
     from lora_lab.study.task_scores import TaskScore, TaskScores
 
+NOTHING = "(nothing)"
+"""Of an answer that ends at once."""
 TAIL = 240
 """Characters of a prompt that are shown: its end, which is what is answered."""
 
@@ -110,8 +112,8 @@ def answers_panel(answers: Answers, findings: Findings) -> Panel:
         [
             text_cell(_end_of(row.prompt), "reason"),
             text_cell(row.reference, "reason"),
-            *([text_cell(row.base or "", "reason")] if answers.has_base else []),
-            *(text_cell(row.answers[number], "reason") for number in answers.labels),
+            *([_said_cell(row.base or "")] if answers.has_base else []),
+            *(_said_cell(row.answers[number]) for number in answers.labels),
         ]
         for row in answers.rows
     ]
@@ -149,6 +151,10 @@ def tasks_panel(tasks: Sequence[TaskScores], findings: Findings) -> Panel:
     return Panel(
         key="tasks", title="Tasks of lm-evaluation-harness", words=words, table=Table(headers, rows, fixed=True)
     )
+
+
+def _said_cell(answer: str) -> Cell:
+    return text_cell(answer if answer.strip() else NOTHING, "reason")
 
 
 def _score_cell(score: TaskScore | None) -> Cell:

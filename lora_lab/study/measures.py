@@ -88,7 +88,7 @@ class Measure:
 
     def as_loss(self, value: float) -> float:
         """The value on an axis on which less is better; called on that, it gives the value back."""
-        return -value if self.goal == "maximize" else value
+        return 0.0 - value if self.goal == "maximize" else value  # no -0.0, which is written as one
 
     def gain_over(self, base: float, value: float) -> float:
         """By how much a value is better than that of the bare base; negative where it is worse."""

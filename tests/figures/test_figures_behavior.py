@@ -36,7 +36,10 @@ def filled(whole: Evidence) -> dict[str, object]:
     found = agreement(trials, EXACT_MATCH)
     assert found is not None
     row = AnsweredRow(
-        prompt="x" * 400 + HOSTILE, reference="ref", base=HOSTILE, answers={one.number: HOSTILE for one in chosen}
+        prompt="x" * 400 + HOSTILE,
+        reference="ref",
+        base=HOSTILE,
+        answers={one.number: HOSTILE if one is best else " " for one in chosen},
     )
     labels = {one.number: one.label for one in chosen}
     columns = {"base": {"acc": TaskScore(0.25, 0.01)}, str(best.number): {"acc": TaskScore(0.5, None)}}
@@ -61,6 +64,7 @@ def test_the_page_has_all_of_it_and_runs_nothing_of_it(whole: Evidence, report: 
         "Would loss have chosen the same? Exact match against loss",
         "Spearman's rank correlation",
         "12 of 40 held-out prompts",
+        "(nothing)",
         "0.2500 ± 0.0100",
         "only a part of the documents",
     ):

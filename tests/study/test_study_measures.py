@@ -10,7 +10,16 @@ from pydantic import ValidationError
 
 from lora_lab.analysis.wording import WRITTEN, measure_text
 from lora_lab.figures.tables import trials_table
-from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS, costs, metrics, objectives, price
+from lora_lab.study.measures import (
+    EVAL_LOSS,
+    EXACT_MATCH,
+    MEASURES,
+    TRAINABLE_PARAMS,
+    costs,
+    metrics,
+    objectives,
+    price,
+)
 from lora_lab.study.settings import EvaluationSettings
 from lora_lab.study.sweep import Metric, Verdict
 
@@ -103,3 +112,8 @@ def test_trials_are_ordered_by_the_cost_of_the_study_then_by_the_usual_ones() ->
     assert price(figures, TRAINABLE_PARAMS.name, 9) == (7.0, 7.0, 3.0, 9)
     assert price(figures, "peak_memory_bytes", 9) == (5.0, 7.0, 3.0, 9)
     assert price({}, "train_seconds", 1) == (float("inf"),) * 3 + (1,)
+
+
+def test_a_score_of_nothing_is_no_negative_zero():
+    as_loss = EXACT_MATCH.as_loss(0.0)
+    assert str(as_loss) == str(EXACT_MATCH.as_loss(as_loss)) == "0.0"
