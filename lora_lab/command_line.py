@@ -30,6 +30,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the study, such as training.seed=1; repeatable."),
 ]
+OwnMetrics = Annotated[
+    Path | None,
+    typer.Option(
+        "--metrics", metavar="FILE", help="A Python file with metrics of your own, for evaluation.metrics; it is run."
+    ),
+]
 TrackingUri = Annotated[
     str | None,
     typer.Option(metavar="URI", help="MLflow store; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."),
@@ -42,6 +48,24 @@ MemorySize = Annotated[
         help="Memory for the base and a pack: 20GB, or a share of what is free; 92% on a GPU, no limit on a CPU.",
     ),
 ]
+
+
+def run_own_metrics(path: Path | None) -> list[str]:
+    """Run the file that `--metrics` names, before a study is read that may name its functions.
+
+    Returns:
+        The words of a command line that does so again.
+
+    Raises:
+        InputError: it cannot be run, or what it has are no metrics.
+    """
+    if path is None:
+        return []
+    from lora_lab.study.own_metrics import add_own_metrics
+
+    add_own_metrics(path)
+    return ["--metrics", str(path)]
+
 
 DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 """What a disk refuses at any write, anywhere; other system errors would be mistakes of ours."""

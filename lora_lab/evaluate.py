@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_lab.command_line import Overrides, StudyFile, TrackingUri, errors_shown, run_command
+from lora_lab.command_line import (
+    Overrides,
+    OwnMetrics,
+    StudyFile,
+    TrackingUri,
+    errors_shown,
+    run_command,
+    run_own_metrics,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,12 +55,14 @@ def evaluate(
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Ask as a user does, in the base's chat template.")
     ] = False,
+    metrics: OwnMetrics = None,
     tracking_uri: TrackingUri = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure trained trials and their bare base by tasks, all of them together on one loaded base."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported: progress is told here
     with errors_shown():
+        run_own_metrics(metrics)
         words = [name.strip() for name in tasks.split(",") if name.strip()]
         chosen = [name.strip() for name in trials.split(",") if name.strip()]
         _check(words, chosen, include_path, limit)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_lab.command_line import Overrides, StudyFile, errors_shown, run_command
+from lora_lab.command_line import Overrides, OwnMetrics, StudyFile, errors_shown, run_command, run_own_metrics
 from lora_lab.exporters.targets import SERVERS, TRAINERS
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def export(
     ] = False,
     rows: Annotated[bool, typer.Option("--rows", help="Hand the data over as rows of text.")] = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="Hand the data over as token ids (the default).")] = False,
+    metrics: OwnMetrics = None,
     output: Output = None,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload the adapter and its card to the Hugging Face Hub.")
@@ -53,6 +54,7 @@ def export(
         targets = _targets(to, push)
         choice = _choice(trial, best=best, recommended=recommended)
         form = _form(rows=rows, tokens=tokens)
+        run_own_metrics(metrics)
         exported = _read(study, overrides or [], choice, form)
         exports = _export(exported, targets, output)
         pushed = _push(exported, push, public=public)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import MemorySize, Overrides, StudyFile, errors_shown, run_command
+from lora_lab.command_line import (
+    MemorySize,
+    Overrides,
+    OwnMetrics,
+    StudyFile,
+    errors_shown,
+    run_command,
+    run_own_metrics,
+)
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +40,7 @@ def plan(
     *,
     device: DeviceName = None,
     memory_limit: MemorySize = None,
+    metrics: OwnMetrics = None,
     calibrate: Annotated[
         bool,
         typer.Option("--calibrate", help="Load base and data, time a few steps, and tell what the study will take."),
@@ -44,6 +53,7 @@ def plan(
             raise InputError(
                 "--calibrate times the device that is here, and --device plans for another; give one of them"
             )
+        run_own_metrics(metrics)
         made = _make(study, overrides or [], device, memory_limit, calibrated=calibrate, quiet=json)
     if json:
         from json import dumps

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import Overrides, command_text, errors_shown, run_command
+from lora_lab.command_line import (
+    Overrides,
+    OwnMetrics,
+    command_text,
+    errors_shown,
+    run_command,
+    run_own_metrics,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +36,7 @@ def report(
     studies: Studies,
     overrides: Overrides = None,
     *,
+    metrics: OwnMetrics = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write runs/<study_name>/report.html and the chosen adapters anew, also while the study runs.
@@ -37,7 +45,7 @@ def report(
     """
     with errors_shown():
         written = []
-        for path in _write(studies, overrides or []):
+        for path in _write(studies, overrides or [], run_own_metrics(metrics)):
             written.append(str(path))
             if not as_json:
                 typer.echo(written[-1])
@@ -45,13 +53,13 @@ def report(
             typer.echo(json.dumps({"written": written}, indent=2))
 
 
-def _write(studies: Sequence[Path], overrides: list[str]) -> Iterator[Path]:
+def _write(studies: Sequence[Path], overrides: list[str], own: list[str]) -> Iterator[Path]:
     from lora_lab.figures.studies import write_comparison
     from lora_lab.results.folder import RUNS, RunFolder
 
     written = []
     for study in studies:
-        evidence = _write_one(study, overrides)
+        evidence = _write_one(study, overrides, own)
         written.append(evidence)
         yield RunFolder.of(evidence.spec.study_name).report
     if len(written) > 1:
@@ -60,7 +68,7 @@ def _write(studies: Sequence[Path], overrides: list[str]) -> Iterator[Path]:
         yield page
 
 
-def _write_one(study: Path, overrides: list[str]) -> Evidence:
+def _write_one(study: Path, overrides: list[str], own: list[str]) -> Evidence:
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import stored_results
     from lora_lab.results.writing import write_results
@@ -68,7 +76,7 @@ def _write_one(study: Path, overrides: list[str]) -> Evidence:
 
     spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)
-    words = [str(study), *(word for override in overrides for word in ("--set", override))]
+    words = [str(study), *(word for override in overrides for word in ("--set", override)), *own]
     command = command_text("sweep", words)
     return write_results(stored_results(spec, folder), folder, command)
 

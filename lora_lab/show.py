@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import Overrides, command_text, errors_shown, run_command
+from lora_lab.command_line import (
+    Overrides,
+    OwnMetrics,
+    command_text,
+    errors_shown,
+    run_command,
+    run_own_metrics,
+)
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,10 +32,12 @@ def show(
     overrides: Overrides = None,
     *,
     trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the trial of this number.")] = None,
+    metrics: OwnMetrics = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with every trial.")] = False,
 ) -> None:
     """Show a study's best trials and its verdict, also while it runs; nothing is trained or written."""
     with errors_shown():
+        run_own_metrics(metrics)
         results, folder = _read(study, overrides or [])
         chosen = None if trial is None else _trial(results, trial)
     if as_json:

@@ -11,12 +11,14 @@ import typer
 from lora_lab.command_line import (
     MemorySize,
     Overrides,
+    OwnMetrics,
     StudyFile,
     TrackingUri,
     arguments,
     command_text,
     errors_shown,
     run_command,
+    run_own_metrics,
 )
 from lora_lab.common.activity import Interrupted
 from lora_lab.common.errors import InputError
@@ -47,6 +49,7 @@ def sweep(
         float | None,
         typer.Option(min=0.0, metavar="HOURS", help="End within so many hours, with a verdict on what there is."),
     ] = None,
+    metrics: OwnMetrics = None,
     memory_limit: MemorySize = None,
     tracking_uri: TrackingUri = None,
     storage_patience: Annotated[
@@ -73,13 +76,14 @@ def sweep(
         stop.install()
         if fresh and resume:
             raise InputError("--fresh starts over and --resume goes on; give one of them")
+        own = run_own_metrics(metrics)
         spec = _load(study, overrides or [], trials, fresh=fresh)
         new_name = spec.study_name if fresh else None
         options = _options(
             memory_limit, tracking_uri, checkpoint_interval, max_hours, storage_patience, quiet=quiet, json=json
         )
         changes = [*(overrides or []), *([f"sweep.n_trials={trials}"] if trials else [])]
-        words = [str(study), *_as_words(changes if new_name is None else [*changes, f"study_name={new_name}"])]
+        words = [str(study), *_as_words(changes if new_name is None else [*changes, f"study_name={new_name}"]), *own]
         more = _next_steps(words, options.tracking_uri, given=tracking_uri is not None)
         complete = _run(spec, command_text("sweep", arguments(context)), options, stop, more)
     if not complete:

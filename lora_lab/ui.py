@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import Overrides, StudyFile, TrackingUri, errors_shown, run_command
+from lora_lab.command_line import (
+    Overrides,
+    OwnMetrics,
+    StudyFile,
+    TrackingUri,
+    errors_shown,
+    run_command,
+    run_own_metrics,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,10 +27,12 @@ def ui(
     overrides: Overrides = None,
     *,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    metrics: OwnMetrics = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Send MLflow what it lacks of this study, then serve its pages on 127.0.0.1 until Ctrl-C."""
     with errors_shown():
+        run_own_metrics(metrics)
         command, store, pages = _prepare(study, overrides or [], port, tracking_uri)
     typer.echo(f"serving MLflow until Ctrl-C: {shlex.join(command)}")
     for label, path in pages.items():

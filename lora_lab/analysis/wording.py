@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from lora_lab.common.sizes import bytes_text
@@ -67,7 +68,9 @@ def plural(count: int, word: str) -> str:
 
 
 def number_text(value: float) -> str:
-    """A number as one writes it in a study file: 0.5, 16, 3e-4."""
+    """A number as one writes it in a study file: 0.5, 16, 3e-4; what is none is called so."""
+    if not math.isfinite(value):
+        return str(value)
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

@@ -32,6 +32,8 @@ class Completion:
     place: str = field(compare=False)
     choices: tuple[str, ...] = ()
     """All that the completion is chosen from, itself included, where the row is multiple choice."""
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The columns that the row was read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Conversation:
     """JSON schemas of the functions that the assistant may call."""
     given: frozenset[int] = frozenset()
     """Indices of the assistant's messages that are not learned."""
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The columns that the row was read from."""
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.content(), sort_keys=True))

@@ -16,7 +16,7 @@ from lora_lab.data.choices import FORMATS as CHOICES
 from lora_lab.data.choices import ChoiceFormat
 from lora_lab.data.classes import text_columns, to_labeled
 from lora_lab.data.conversations import is_list_of_messages, to_conversation, to_prompted_conversation
-from lora_lab.data.examples import Completion, Example, Text
+from lora_lab.data.examples import Completion, Conversation, Example, Text
 from lora_lab.data.fields import cut, string
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ def validate(
         try:
             if fitting[0] != "text":
                 _refuse_media(row)
-            examples.append(convert(row))
+            example = convert(row)
+            examples.append(
+                replace(example, row=row.fields) if isinstance(example, (Completion, Conversation)) else example
+            )
         except BadField as error:
             bad.add(row.place, error)
     return tuple(examples), (*_other_formats(fitting, source), *_unread(found, fitting, source, columns or {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from lora_lab.data.examples import Completion, Conversation, Example, Labeled, T
 from lora_lab.data.strings import StringEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lora_lab.common.activity import Beat
     from lora_lab.data.sources import LoadedExamples
@@ -54,6 +54,8 @@ class Question:
     """The special token that ends the answer as it is learned: of a chat template, not always the tokenizer's own."""
     choices: tuple[Choice, ...] = ()
     """What the answer is one of, where the row is multiple choice."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """The columns that the row was read from."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,12 +166,14 @@ def _question(row: _Encoded, tokenizer: Any, special: set[int]) -> Question:
     stop = next(place for place in range(len(row.ids), 0, -1) if row.learned[place - 1])
     start = next((place for place in range(stop, 0, -1) if not row.learned[place - 1]), 0)
     said = row.ids[start:stop]
+    columns = {} if isinstance(row.example, (Text, Labeled)) else row.example.row
     if isinstance(row.example, Completion):
         answer = row.example.completion
     else:
         answer = str(tokenizer.decode(said, skip_special_tokens=True))
     end = next((token for token in reversed(said) if token in special), None)
-    return Question(row.example.place, np.asarray(row.ids[:start], np.int64), answer, end)
+    prompt = np.asarray(row.ids[:start], np.int64)
+    return Question(row.example.place, prompt, answer, end, row=columns)
 
 
 def _encode(examples: Sequence[Example], tokenizer: Any, chat: ChatEncoder, bad: BadRows) -> Iterator[_Encoded]:

@@ -53,6 +53,9 @@ class Evaluated(TrialEvent):
     costs: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Other objectives known now, by their MLflow names: scores as they are, costs as they will be at the end."""
 
+    failures: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Why metrics of one's own are not known, by name: what their function raised or returned, and on which row."""
+
     @property
     def scores(self) -> dict[str, float]:
         """What this evaluation measured beside the losses."""

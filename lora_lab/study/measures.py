@@ -252,6 +252,26 @@ MEASURES: dict[str, Measure] = _MEASURED | {
     test.name: test for test in (measure.of_test() for measure in _MEASURED.values() if measure.gain)
 }
 """Every measure by its name, in the order of the tables; what a verdict can be about has one of test rows too."""
+
+
+def add_own(name: str, goal: Goal, low: float = -math.inf, high: float = math.inf) -> None:
+    """Add a metric of answers that is a user's own, and its counterpart of test rows, while this process lives."""
+    measure = Measure(
+        name=name,
+        label=name.replace("_", " "),
+        header=name,
+        kind="score" if goal == "maximize" else "loss",
+        style="number",
+        low=low,
+        high=high,
+        noisy=True,
+        gain=True,
+        curve=True,
+        source="answers",
+    )
+    MEASURES[name], MEASURES[on_test(name)] = measure, measure.of_test()
+
+
 TIE_BREAKERS = (TRAINABLE_PARAMS.name, TRAIN_SECONDS.name)
 """Costs that decide between configurations of equal cost."""
 

@@ -81,6 +81,8 @@ def _changed_metric(old: StudySpec, new: StudySpec) -> list[str]:
 def _changed_evaluation(old: StudySpec, new: StudySpec) -> list[str]:
     """Trials that ended cannot be measured anew, and longer answers score otherwise."""
     before, after = old.evaluation, new.evaluation
+    if before != after and before == after.model_copy(update={"own_metrics": before.own_metrics}):
+        return ["--metrics: the file has another content than when these trials were measured"]
     return [] if before == after else [f"evaluation: {_compact(before)} -> {_compact(after)}"]
 
 

@@ -387,6 +387,23 @@ def known(names: Callable[[], list[str]]) -> AfterValidator:
 MetricName = Annotated[str, known(measures.metrics)]
 
 
+class DeclaredMetric(Settings):
+    """What must be known of a metric of one's own (`--metrics`) to read a study, without the file that computes it."""
+
+    name: str
+    goal: measures.Goal
+    low: float | None = None
+    """The least value that it can have; None for no bound."""
+    high: float | None = None
+    digest: str
+    """The sha256 of the file."""
+
+    def add(self) -> None:
+        """Put it into the table of measures, for as long as this process lives."""
+        bounds = {end: value for end, value in (("low", self.low), ("high", self.high)) if value is not None}
+        measures.add_own(self.name, self.goal, **bounds)
+
+
 class EvaluationSettings(Settings):
     """What is measured of trials on held-out rows beside their loss, and when."""
 
@@ -395,6 +412,21 @@ class EvaluationSettings(Settings):
     """`end`: of trained adapters only; `evaluations`: whenever eval_loss is, so that trials can be pruned by it."""
     max_new_tokens: int = Field(default=64, ge=1)
     """Tokens of an answer, at most."""
+    own_metrics: Annotated[tuple[DeclaredMetric, ...], BeforeValidator(_list_to_tuple)] = Field(
+        default=(), exclude_if=operator.not_
+    )
+    """Those of `metrics` that are functions of the file that `--metrics` named; never written in a study file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_ones_are_known(cls, data: Any) -> Any:
+        """A study that was stored is read without the file: what it declares comes into the table of measures."""
+        declared = data.get("own_metrics") if isinstance(data, dict) else None
+        for one in declared or ():
+            metric = DeclaredMetric.model_validate(one)
+            if metric.name not in measures.MEASURES:
+                metric.add()
+        return data
 
     @model_validator(mode="after")
     def _each_once(self) -> EvaluationSettings:

@@ -246,7 +246,8 @@ def retrainings_text(planned: RetrainingsPlanned, progress: StudyProgress) -> st
 def evaluation_text(event: Evaluated) -> str:
     """What an evaluation measured, on one line."""
     scores = (f", {MEASURES[name].label} {measure_text(MEASURES[name], value)}" for name, value in event.scores.items())
-    return f"eval_loss {nats(event.eval_loss)}{''.join(scores)}"
+    failures = (f"; {one_line(reason)}" for reason in event.failures.values())
+    return f"eval_loss {nats(event.eval_loss)}{''.join(scores)}{''.join(failures)}"
 
 
 def ending_text(over: TrialOver, measure: Measure) -> str:

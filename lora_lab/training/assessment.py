@@ -11,6 +11,7 @@ from safetensors.numpy import save as save_arrays
 
 from lora_lab.analysis.paired import token_mean
 from lora_lab.common.activity import unwatched
+from lora_lab.common.errors import InputError
 from lora_lab.common.files import write_durably
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone, TrialEvent
 from lora_lab.study.measures import EVAL_LOSS, TOKEN_ACCURACY, on_test
@@ -99,6 +100,8 @@ class Assessor:
         if config.evaluation.metrics:
             held_out, _ = self._base_examples(config)
             [scored] = self._scored([None], [held_out], splits.eval, config)
+            if scored.failures:
+                raise InputError(next(iter(scored.failures.values())))
             _save_scores(TrialFolder.of_base(self._trials_folder), BEFORE_TRAINING, scored)
             values = scored.values
         if splits.test is not None:
@@ -245,6 +248,7 @@ class Assessor:
             eval_loss=eval_loss,
             forgetting_loss=forgetting,
             costs=self._costs(trial) | scores,
+            failures={} if scored is None else scored.failures,
         )
         events: list[TrialEvent] = [evaluated]
         events += [self._read_off(trial, milestone, evaluated, scores, tested) for milestone in _ending(trial)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from lora_lab.analysis.paired import ExampleLosses, token_mean
 from lora_lab.common.errors import InputError
 from lora_lab.study.measures import EVAL_LOSS, MEASURES, PERPLEXITY, TOKEN_ACCURACY, on_test
+from lora_lab.study.own_metrics import OWN_METRICS, MetricError
 from lora_lab.training.generation import Greedy, answer_text, end_tokens
 from lora_lab.training.metrics import OF_ALL, OF_EACH
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lora_lab.data.tokens import Question, TokenizedDataset
+    from lora_lab.study.own_metrics import OwnMetric
     from lora_lab.study.settings import TrialConfig
     from lora_lab.training.base.loading import Base
     from lora_lab.training.generation import Answers
@@ -41,11 +43,14 @@ class Scored:
     predictions: Sequence[Mapping[str, Any]]
     """For every row: where it stands, prompt, reference, prediction, and the scores; empty where nothing was asked."""
 
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Why a metric of one's own could not be measured, by its name; its value is not a number then."""
+
     @property
     def values(self) -> dict[str, float]:
         """The trial's score by metric."""
         means = {name: MEASURES[name].as_loss(token_mean(losses)) for name, losses in self.examples.items()}
-        return {**means, **self.of_all}
+        return {**means, **self.of_all, **dict.fromkeys(self.failures, math.nan)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +84,13 @@ def merged(
     of_all = {PERPLEXITY.name: math.exp(min(token_mean(losses), MAX_EXPONENT))}
     for one in questioned:
         examples, of_all = examples | dict(one.examples), of_all | dict(one.of_all)
+    failures = {name: why for one in questioned for name, why in one.failures.items()}
     lines = zip(*(one.predictions for one in questioned), strict=True)
     return Scored(
         {name: examples[name] for name in names if name in examples},
         {name: of_all[name] for name in names if name in of_all},
         [{key: value for part in line for key, value in part.items()} for line in lines],
+        failures,
     )
 
 
@@ -145,6 +152,8 @@ class AnswerScorer:
         texts = [answer_text(tokenizer, answer, greedy.stop) for answer in answers]
         meant = [question.reference for question in questions]
         scores = {name: OF_EACH[name](texts, meant) for name in metrics if name in OF_EACH}
+        own, failures = own_scores(questions, texts, [OWN_METRICS[name] for name in metrics if name in OWN_METRICS])
+        scores |= own
         lines = [
             _line(tokenizer, question, text, {name: row[index] for name, row in scores.items()})
             for index, (question, text) in enumerate(zip(questions, texts, strict=True))
@@ -155,7 +164,23 @@ class AnswerScorer:
             for name, row in scores.items()
         }
         of_all = {name: OF_ALL[name](texts, meant) for name in metrics if name in OF_ALL}
-        return Scored(examples, of_all, lines)
+        return Scored(examples, of_all, lines, failures)
+
+
+def own_scores(
+    questions: Sequence[Question], texts: Sequence[str], metrics: Sequence[OwnMetric]
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """The score of every answer by each metric of one's own, and why one could not score them all."""
+    scores, failures = {}, {}
+    for metric in metrics:
+        try:
+            scores[metric.declared.name] = [
+                metric.score(question.place, text, question.reference, question.row)
+                for question, text in zip(questions, texts, strict=True)
+            ]
+        except MetricError as error:
+            failures[metric.declared.name] = str(error)
+    return scores, failures
 
 
 def require_answers(dataset: TokenizedDataset, metrics: Sequence[str]) -> None:

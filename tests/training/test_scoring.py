@@ -15,6 +15,8 @@ from workshop import CPU, drain, only, own_base
 
 from lora_lab.common.errors import InputError
 from lora_lab.study.events import Evaluated, Finished, Milestone
+from lora_lab.study.measures import MEASURES
+from lora_lab.study.own_metrics import OWN_METRICS, add_own_metrics
 from lora_lab.study.settings import EvaluationSettings
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.datasets import DataCatalog
@@ -53,6 +55,23 @@ def config(bench, facts):
         return trial.model_copy(update={"evaluation": asked})
 
     return make
+
+
+@pytest.fixture
+def own_metrics(tmp_path):
+    """Adds the functions of a source text to the tables, for one test."""
+
+    def add(source):
+        (tmp_path / "my_metrics.py").write_text(source)
+        before = {**MEASURES}
+        add_own_metrics(tmp_path / "my_metrics.py")
+        added.extend(name for name in MEASURES if name not in before)
+
+    added = []
+    yield add
+    for name in added:
+        del MEASURES[name]
+        OWN_METRICS.pop(name, None)
 
 
 def make(bench, name, folder, config):
@@ -210,6 +229,48 @@ def test_a_shorter_run_has_its_own_figures_on_test_rows(bench, tmp_path, facts):
     left = TrialFolder(engine.trial_folder(0)).shorter_run(2).evaluation(2, "test_eval_loss")
     own = TrialFolder(engine.trial_folder(1)).evaluation(2, "test_eval_loss")
     assert left.read_bytes() == own.read_bytes()
+
+
+OWN = """
+seen = []
+
+def as_long(prediction, reference, row):
+    seen.append(row["completion"])
+    if len(seen) == 3:
+        raise ValueError("not this one")
+    return float(len(prediction.split()) == len(row["completion"].split()))
+"""
+
+
+def test_a_metric_of_ones_own_that_raises_costs_its_trial_that_metric_alone(bench, tmp_path, facts, own_metrics):
+    own_metrics(OWN)
+    trials = [bench.trial(data=facts, **(LEARNED | {"num_train_epochs": 1, "seed": seed})) for seed in (0, 1)]
+    settings = EvaluationSettings(metrics=("exact_match", "as_long"), max_new_tokens=4)
+    trials = [trial.model_copy(update={"evaluation": settings}) for trial in trials]
+    engine = make(bench, "packed", tmp_path, trials[0])
+    for number, trial in enumerate(trials):
+        engine.admit(number, trial)
+    events = drain(engine)
+
+    failed, scored = only(events, Evaluated)
+    assert failed.failures.keys() == {"as_long"}
+    assert failed.failures["as_long"].endswith("as_long of " + facts["eval"] + ":3 raised ValueError: not this one")
+    assert scored.failures == {}
+    ended = {event.number: event.metrics for event in only(events, Finished)}
+    assert np.isnan(ended[0]["as_long"])
+    assert np.isfinite(ended[0]["exact_match"])
+    lines = lines_of(engine, 1, 1)
+    assert [line["as_long"] for line in lines] == [float(len(line["prediction"].split()) == 2) for line in lines]
+    assert ended[1]["as_long"] == np.mean([line["as_long"] for line in lines])
+    assert not TrialFolder(engine.trial_folder(0)).evaluation(1, "as_long").exists()
+
+
+def test_one_that_fails_on_the_bare_base_is_refused_before_anything_is_trained(bench, tmp_path, facts, own_metrics):
+    own_metrics("def mine(prediction, reference, row):\n    return row['none']\n")
+    settings = EvaluationSettings(metrics=("mine",), max_new_tokens=4)
+    trial = bench.trial(data=facts).model_copy(update={"evaluation": settings})
+    with pytest.raises(InputError, match=r"mine of .*asked\.jsonl:1 raised KeyError: 'none'"):
+        make(bench, "packed", tmp_path, trial).base_scores(trial)
 
 
 def test_without_metrics_nothing_is_answered(bench, tmp_path, config):

@@ -13,6 +13,7 @@ from lora_lab.study.file.checks import MAX_PROBLEMS, combination_problems, dtype
 from lora_lab.study.file.draft import Draft, parse_override
 from lora_lab.study.file.problems import problems
 from lora_lab.study.file.yaml_source import YamlSource, read_yaml
+from lora_lab.study.own_metrics import OWN_METRICS
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.sweep import SEARCHABLE
 
@@ -42,7 +43,18 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     _include_sweep_file(draft, path.parent)
     _apply(draft, [change for change in changes if change[0] != ("sweep",)])
     _refuse_overridden_search(draft, [key for key, value in changes if value is not None])
-    return _validated(draft)
+    evaluation = draft.data.get("evaluation")
+    if isinstance(evaluation, dict) and "own_metrics" in evaluation:
+        raise draft.error(("evaluation", "own_metrics"), "is known from --metrics; remove it, and give the file there")
+    return _with_own_metrics(_validated(draft))
+
+
+def _with_own_metrics(spec: StudySpec) -> StudySpec:
+    """The study with what its own metrics declare, the file's content included: another content is another study."""
+    own = tuple(OWN_METRICS[name].declared for name in spec.evaluation.metrics if name in OWN_METRICS)
+    if not own:
+        return spec
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"own_metrics": own})})
 
 
 def _mapping_in(source: YamlSource) -> YamlSource:
