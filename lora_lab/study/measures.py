@@ -256,12 +256,14 @@ MEASURES: dict[str, Measure] = _MEASURED | {
 
 def add_own(name: str, goal: Goal, low: float = -math.inf, high: float = math.inf) -> None:
     """Add a metric of answers that is a user's own, and its counterpart of test rows, while this process lives."""
+    is_share = (low, high) == (0.0, 1.0)
     measure = Measure(
         name=name,
         label=name.replace("_", " "),
         header=name,
         kind="score" if goal == "maximize" else "loss",
-        style="number",
+        style="score" if is_share else "number",
+        distance_unit="points" if is_share else "",
         low=low,
         high=high,
         noisy=True,

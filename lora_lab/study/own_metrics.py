@@ -59,7 +59,8 @@ class OwnMetric:
         try:
             value = float(self.function(prediction, reference, row))
         except Exception as error:
-            raise MetricError(f"{where} raised {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise MetricError(f"{where} raised {reason}") from error
         measure = MEASURES[self.declared.name]
         if not measure.can_be(value):
             raise MetricError(

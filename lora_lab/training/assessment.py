@@ -100,12 +100,13 @@ class Assessor:
         if config.evaluation.metrics:
             held_out, _ = self._base_examples(config)
             [scored] = self._scored([None], [held_out], splits.eval, config)
-            if scored.failures:
-                raise InputError(next(iter(scored.failures.values())))
+            _require_measured(scored)
             _save_scores(TrialFolder.of_base(self._trials_folder), BEFORE_TRAINING, scored)
             values = scored.values
         if splits.test is not None:
             [tested] = self._on_test([None], splits.test, config)
+            if tested.scored is not None:
+                _require_measured(tested.scored)
             values |= tested.values
         return values
 
@@ -248,7 +249,7 @@ class Assessor:
             eval_loss=eval_loss,
             forgetting_loss=forgetting,
             costs=self._costs(trial) | scores,
-            failures={} if scored is None else scored.failures,
+            failures=({} if scored is None else scored.failures) | ({} if tested is None else tested.failures),
         )
         events: list[TrialEvent] = [evaluated]
         events += [self._read_off(trial, milestone, evaluated, scores, tested) for milestone in _ending(trial)]
@@ -349,6 +350,12 @@ def _save_scores(files: TrialFolder, number: int, scored: Scored, *, test: bool 
     if scored.predictions:
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in scored.predictions)
         write_durably(files.predictions(number, test=test), "".join(lines))
+
+
+def _require_measured(scored: Scored) -> None:
+    """Raise InputError where a metric of one's own cannot even score the bare base: there would be no gain over it."""
+    for reason in scored.failures.values():
+        raise InputError(reason)
 
 
 def _keep_tested(files: TrialFolder, number: int, tested: Tested | None) -> dict[str, float]:

@@ -43,7 +43,7 @@ class Scored:
     predictions: Sequence[Mapping[str, Any]]
     """For every row: where it stands, prompt, reference, prediction, and the scores; empty where nothing was asked."""
 
-    failures: Mapping[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
     """Why a metric of one's own could not be measured, by its name; its value is not a number then."""
 
     @property
@@ -61,6 +61,11 @@ class Tested:
     """Of every row."""
     scored: Scored | None
     """What else the study asks for."""
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why metrics of one's own could not be measured, by the same names."""
+        return {} if self.scored is None else {on_test(name): why for name, why in self.scored.failures.items()}
 
     @property
     def values(self) -> dict[str, float]:
