@@ -11,6 +11,7 @@ import lora_lab.init
 import lora_lab.list
 import lora_lab.plan
 import lora_lab.report
+import lora_lab.serve
 import lora_lab.show
 import lora_lab.sweep
 import lora_lab.ui
@@ -30,6 +31,7 @@ app.command("show")(lora_lab.show.show)
 app.command("report")(lora_lab.report.report)
 app.command("evaluate")(lora_lab.evaluate.evaluate)
 app.command("export")(lora_lab.export.export)
+app.command("serve")(lora_lab.serve.serve)
 app.command("ui")(lora_lab.ui.ui)
 
 

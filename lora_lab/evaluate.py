@@ -110,8 +110,8 @@ def _evaluate(
     from rich.console import Console
 
     from lora_lab.common.lease import lease
-    from lora_lab.harness.columns import chosen_trials
     from lora_lab.harness.evaluation import evaluate_trials
+    from lora_lab.results.choosing import chosen_trials
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import read_results
     from lora_lab.results.storage import storage_url

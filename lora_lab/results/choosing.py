@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Literal
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import Results
     from lora_lab.study.results import TrialResult
 
 Role = Literal["best", "recommended"]
 ROLES: tuple[Role, ...] = ("best", "recommended")
+ALL = "all"
 
 
 def chosen_trial(results: Results, choice: int | Role, option: str) -> TrialResult:
@@ -45,3 +49,60 @@ def roles_of(results: Results, number: int) -> tuple[Role, ...]:
     """What the verdict calls a trial."""
     standings = {"best": results.findings.best, "recommended": results.findings.cheapest}
     return tuple(role for role in ROLES if (standing := standings[role]) is not None and standing.number == number)
+
+
+def chosen_trials(results: Results, folder: RunFolder, words: Sequence[str]) -> list[TrialResult]:
+    """The trials that are asked for, each once.
+
+    Args:
+        results: The study's.
+        folder: Where its adapters are.
+        words: Each `best`, `recommended`, a trial's number, or `all` whose adapters were kept.
+
+    Raises:
+        InputError: there is no such trial, or its adapter was not kept.
+    """
+    chosen: dict[int, TrialResult] = {}
+    for word in words:
+        for trial in _meant(results, folder, word):
+            if not has_adapter(folder, trial):
+                raise InputError(_not_kept(results, folder, trial, word))
+            chosen.setdefault(trial.number, trial)
+    return list(chosen.values())
+
+
+def best_trials(results: Results, folder: RunFolder, count: int) -> list[TrialResult]:
+    """So many of the trials whose adapters were kept, the best first; retrainings are left out.
+
+    Raises:
+        InputError: no adapter was kept.
+    """
+    measure = results.findings.measure
+    found = [trial for trial in _meant(results, folder, ALL) if trial.confirms is None]
+    return sorted(found, key=lambda trial: measure.as_loss(trial.metrics[measure.name]))[:count]
+
+
+def has_adapter(folder: RunFolder, trial: TrialResult) -> bool:
+    """Whether the adapter of a trial is still there; those far from the best are dropped as trials end."""
+    return (folder.adapter_of(trial) / "adapter_model.safetensors").is_file()
+
+
+def _meant(results: Results, folder: RunFolder, word: str) -> list[TrialResult]:
+    option = f"--trials {word}"
+    if word == ALL:
+        found = [trial for trial in results.trials if trial.has_value and has_adapter(folder, trial)]
+        if not found:
+            raise InputError(f"{option}: no trial of study {results.spec.study_name} has an adapter; train it first")
+        return found
+    if word.isdecimal():
+        return [chosen_trial(results, int(word), option)]
+    for role in ROLES:
+        if word == role:
+            return [chosen_trial(results, role, option)]
+    raise InputError(f"{option}: must be {', '.join(ROLES)}, {ALL} or the number of a trial")
+
+
+def _not_kept(results: Results, folder: RunFolder, trial: TrialResult, word: str) -> str:
+    kept = [str(one.number) for one in results.trials if has_adapter(folder, one)]
+    there = f"those of trials {', '.join(kept)} are there" if kept else "no trial has one any more"
+    return f"--trials {word}: the adapter of trial {trial.number} ({trial.state}) is not in {folder.trials}; {there}"

@@ -57,6 +57,7 @@ def view_state(judged: Measure, searched: Sequence[str]) -> dict[str, Any]:
         "compareRunCharts": list(_charts(judged, searched)),
         "compareRunSections": [_section(name) for name in (TRADE_OFFS, *OTHERS)],
         "isAccordionReordered": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
 
 

@@ -19,10 +19,13 @@ from lora_lab.training.batch import PackedBatch, pad_rows
 from lora_lab.training.packed.generation import Decoder
 from lora_lab.training.packed.linear import UnpackableError
 from lora_lab.training.packed.model import PackedModel
+from lora_lab.training.packed.stream import Stream
 from lora_lab.training.packed.trained import TrainedAdapter
 from lora_lab.training.reference.generation import generated
 from lora_lab.training.reference.losses import label_scores
 from lora_lab.training.reference.model import sharing_copy, trained_model
+from lora_lab.training.reference.stream import ModelStream
+from lora_lab.training.streaming import Writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from lora_lab.training.base.loading import Base
     from lora_lab.training.batch import LabelScores
     from lora_lab.training.generation import Answers, Greedy
+    from lora_lab.training.sampling import Sampling
 
 
 class Trained(NamedTuple):
@@ -104,6 +108,28 @@ class AdaptedBase:
             else own
             for index, own in enumerate(shared)
         ]
+
+    def stream(self, asked: Sequence[tuple[int, np.ndarray]], samplings: Sequence[Sampling]) -> Writing:
+        """Begin answers that are handed over token by token.
+
+        Args:
+            asked: Who answers, by place among the members, and the token ids [n] of the prompt.
+            samplings: How the tokens of each answer are chosen.
+        """
+
+        def alone(place: int, tokens: np.ndarray) -> ModelStream:
+            return ModelStream(self._alone, self._model_of(asked[place][0]), tokens)
+
+        places = [place for place, (member, _) in enumerate(asked) if member in self._packed]
+        rows = [(self._packed[asked[place][0]], asked[place][1]) for place in places]
+        keeps = self._decoder.keeps_what_it_read()
+        return Writing(
+            Stream(self._model, self._alone.device, rows, keeps=keeps) if rows else None,
+            places,
+            {place: alone(place, prompt) for place, (_, prompt) in enumerate(asked) if place not in places},
+            samplings=samplings,
+            model_stream=alone,
+        )
 
     def _batches(self, rows: Sequence[Continuation]) -> Iterator[list[int]]:
         """Rows that go through the base together: the longest first, and none that changes how others are read."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -37,7 +36,6 @@ STUDY = {
         "parameters": {"r": {"values": [2, 8, 32]}, "target_modules": {"values": ["attention", "all-linear"]}},
     },
 }
-WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -78,27 +76,6 @@ def _addresses(log: Path, process: subprocess.Popen) -> dict[str, str]:
                 pass
         time.sleep(0.3)
     raise AssertionError(log.read_text())
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("there is no Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser):
-    page = browser.new_page(viewport={"width": 2000, "height": 900})
-    page.set_default_timeout(WAIT_MS)
-    yield page
-    page.close()
 
 
 def opened(page, address: str) -> None:

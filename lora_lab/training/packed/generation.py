@@ -90,7 +90,7 @@ class Decoder:
         """The answers of the first slot to all prompts, of the second, and so on."""
         rows = _Rows([*prompts] * len(slots), greedy, self._device)
         owner = np.repeat(np.arange(len(slots)), len(prompts))
-        keeps, kept = self._keeps_what_it_read(), NOTHING_KEPT
+        keeps, kept = self.keeps_what_it_read(), NOTHING_KEPT
         ids = rows.read
         while True:
             counts = np.bincount(owner[rows.open], minlength=len(slots))
@@ -106,7 +106,7 @@ class Decoder:
                     cache.reorder_cache(staying)
             ids = rows.newest if keeps else rows.read
 
-    def _keeps_what_it_read(self) -> bool:
+    def keeps_what_it_read(self) -> bool:
         """Whether the base goes on from what it has kept as if it read all again, also after rows have left."""
         if self._goes_on is None:
             self._goes_on = self._try_to_go_on()

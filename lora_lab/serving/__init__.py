@@ -1,0 +1,1 @@
+"""A server of a study's adapters on one loaded base, for trying them out: what `lora_lab.serve` starts."""
