@@ -209,8 +209,9 @@ def _reason(error: Exception) -> str:
 def _check_tokenizer(conversation: Conversation, tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise InputError(
-            f"{conversation.place}: messages: need a chat template, but the model's tokenizer has none; take "
-            "a chat model, or rows of `prompt` and `completion`"
+            f"{conversation.place}: messages: need a chat template, but the model's tokenizer has none; set "
+            "tokenizer.chat_template and save it with save_pretrained, take a chat model, or rows of `prompt` and "
+            "`completion`"
         )
     if not tokenizer.is_fast:
         raise InputError(

@@ -24,7 +24,7 @@ from lora_lab.results.answers import read_answers
 from lora_lab.results.example_losses import read_example_losses
 from lora_lab.results.harness_scores import read_harness_scores
 from lora_lab.search.importance import importances
-from lora_lab.study.measures import EVAL_LOSS, MEASURES, costs
+from lora_lab.study.measures import EVAL_LOSS, MEASURES, costs, on_test
 from lora_lab.tracking.describe import versions
 
 if TYPE_CHECKING:
@@ -90,9 +90,10 @@ def _metrics(spec: StudySpec) -> list[Measure]:
 
 
 def _values(results: Results, folder: RunFolder) -> list[FinalistValues]:
-    """The finalists by the loss and all metrics; empty where only losses were measured."""
-    metrics = _metrics(results.spec)
-    measures = [EVAL_LOSS, *metrics] if metrics else []
+    """The finalists by the loss and all metrics, on test rows too; empty where only one loss was measured."""
+    metrics, has_test = _metrics(results.spec), results.spec.data.test is not None
+    measures = [EVAL_LOSS, *metrics] if metrics or has_test else []
+    measures += [MEASURES[on_test(measure.name)] for measure in measures] if has_test else []
     judged = results.findings.measure
     losses = {
         measure.name: results.losses if measure is judged else read_example_losses(folder, results.trials, measure)

@@ -197,7 +197,10 @@ class TestConversation:
         assert learned_text(tokens, tokenizer) == "hi<|im_end|>\n"
 
     def test_no_template(self, tokenizer):
-        assert refusal([CHAT], tokenizer).startswith("c:1: messages: need a chat template")
+        message = refusal([CHAT], tokenizer)
+        assert message.startswith(
+            "c:1: messages: need a chat template, but the model's tokenizer has none; set tokenizer"
+        )
 
     def test_a_template_that_rewrites_earlier_turns(self, make_tokenizer):
         message = refusal([CHAT], make_tokenizer(REWRITING_TEMPLATE))

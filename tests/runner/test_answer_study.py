@@ -66,7 +66,7 @@ def study(folder, **sections):
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("facts")
     write_base(folder / "base")
-    for name in ("train", "asked", "alpaca"):
+    for name in ("train", "asked", "alpaca", "unseen"):
         write_facts(folder / f"{name}.jsonl")
     (folder / "texts.jsonl").write_text('{"text": "w1 w2 w3"}\n' * 4)
     return folder
@@ -159,6 +159,19 @@ def test_measured_at_evaluations_it_prunes(place):
 
 def journal(folder):
     return [entry.record for entry, _ in read(folder.root) if isinstance(entry.record, Evaluated)]
+
+
+def test_the_choice_is_reported_on_rows_that_chose_nothing(place):
+    ended, folder, _ = run(place, study(place, data={"test": str(place / "unseen.jsonl")}), "tested")
+    results = ended.results
+    assert {"test_eval_loss", "test_exact_match"} <= results.base_values.keys()
+    assert all({"test_eval_loss", "test_exact_match"} <= trial.metrics.keys() for trial in results.trials)
+    assert (
+        f"rows that chose nothing (data.test): trial {results.findings.best.number}, the best, has" in results.on_test()
+    )
+    report = folder.report.read_text()
+    assert "rows that chose nothing" in report
+    assert "exact match on test rows" in report
 
 
 def test_texts_are_refused_before_the_base_is_loaded(place):

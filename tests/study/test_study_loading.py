@@ -343,6 +343,14 @@ def test_a_dtype_in_which_gradients_vanish_is_refused(study_file: Path) -> None:
             "evaluation.metrics=[exact_matches]",
             "--set: evaluation.metrics[0]: must be one of perplexity, token_accuracy, ",
         ),
+        (
+            "evaluation.metrics=[acuracy]",
+            (
+                "--set: evaluation.metrics[0]: must be one of perplexity, token_accuracy, exact_match, f1, rouge1, "
+                "rougeL, bleu, chrf, json_match, classification_accuracy, macro_f1, accuracy, accuracy_norm, but is "
+                "'acuracy'; did you mean accuracy?"
+            ),
+        ),
         ("evaluation.metrics=[exact_match, exact_match]", "--set: evaluation.metrics: metrics must differ"),
         ("evaluation.max_new_tokens=0", "--set: evaluation.max_new_tokens: must be at least 1, but is 0"),
         ("evaluation.at=start", "--set: evaluation.at: must be one of end, evaluations, but is 'start'"),
