@@ -16,7 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from transformers.pytorch_utils import Conv1D
 
 from lora_lab.data.tokens import IGNORED, TokenizedDataset
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import (
+    DataSettings,
+    EvaluationSettings,
+    LoraSettings,
+    ModelSettings,
+    TrainingSettings,
+    TrialConfig,
+)
 from lora_lab.training.base.adapters import initial_weights, lora_config
 from lora_lab.training.base.architecture import linear_map, linear_modules
 from lora_lab.training.base.loading import Base, load_base
@@ -105,7 +112,7 @@ class Bench:
         """The token sets of trials, by their data settings."""
         return DataCatalog(AutoTokenizer.from_pretrained(self.base_folder), self.scratch)
 
-    def trial(self, *, dtype=None, lora=None, data=None, **training) -> TrialConfig:
+    def trial(self, *, dtype=None, lora=None, data=None, evaluation=None, **training) -> TrialConfig:
         defaults = {"per_device_train_batch_size": 4, "learning_rate": 1e-3}
         train, held_out = (str(self.data_folder / f"{name}.jsonl") for name in ("train", "validation"))
         return TrialConfig(
@@ -113,6 +120,7 @@ class Bench:
             data=DataSettings(**({"train": train, "eval": held_out, "max_length": 32} | (data or {}))),
             training=TrainingSettings(**(defaults | training)),
             lora=LoraSettings(**({"r": 4} | (lora or {}))),
+            evaluation=EvaluationSettings(**(evaluation or {})),
         )
 
     def engine(self, *, dtype=None, folder=None) -> PackedEngine:

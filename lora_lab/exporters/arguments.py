@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_lab.study.measures import MEASURES
+
 if TYPE_CHECKING:
     from lora_lab.exporters.trial import ExportedTrial
 
@@ -40,7 +42,7 @@ def training_arguments(trial: ExportedTrial) -> dict[str, Any]:
         **evaluation(trial),
         "logging_strategy": "steps",
         "logging_steps": training.logging_steps,
-        "save_strategy": "no",
+        **keeping(trial),
         "report_to": "none",
     }
 
@@ -64,3 +66,29 @@ def evaluation(trial: ExportedTrial) -> dict[str, Any]:
     steps = trial.config.training.eval_steps
     when = {"eval_strategy": "epoch"} if steps is None else {"eval_strategy": "steps", "eval_steps": steps}
     return when | {"eval_on_start": False}
+
+
+def keeping(trial: ExportedTrial) -> dict[str, Any]:
+    """Which checkpoints to keep: none, or the best one, so that it is loaded at the end."""
+    training, when = trial.config.training, evaluation(trial)
+    if not training.load_best_model_at_end:
+        return {"save_strategy": "no"}
+    return {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": training.metric_for_best_model,
+        "greater_is_better": MEASURES[training.metric_for_best_model].goal == "maximize",
+        "save_strategy": when["eval_strategy"],
+        **({"save_steps": when["eval_steps"]} if "eval_steps" in when else {}),
+        "save_total_limit": 1,
+    }
+
+
+def early_stopping(trial: ExportedTrial) -> dict[str, Any] | None:
+    """Keywords of `transformers.EarlyStoppingCallback`, None for a trial that is not to stop early."""
+    training = trial.config.training
+    if training.early_stopping_patience is None:
+        return None
+    return {
+        "early_stopping_patience": training.early_stopping_patience,
+        "early_stopping_threshold": training.early_stopping_threshold,
+    }

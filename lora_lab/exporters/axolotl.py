@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_lab.exporters.arguments import evaluation, length, scheduler_keywords, training_arguments
+from lora_lab.exporters.arguments import evaluation, keeping, length, scheduler_keywords, training_arguments
 from lora_lab.exporters.files import plain_rows, segment_rows, write_rows, write_tokens, write_yaml
 from lora_lab.exporters.initial import write_initial_adapter
 from lora_lab.study.settings import LoftQSettings
@@ -20,7 +20,7 @@ INITIAL = "init_adapter"
 SAME_NAMES = (
     *("output_dir", "gradient_accumulation_steps", "learning_rate", "warmup_steps", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "weight_decay", "max_grad_norm", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
-    *("bf16", "fp16", "seed", "logging_steps", "save_strategy"),
+    *("bf16", "fp16", "seed", "logging_steps"),
 )
 """Settings that have the names of `transformers.TrainingArguments`."""
 
@@ -84,7 +84,18 @@ def settings(trial: ExportedTrial, *, rows: bool) -> dict[str, Any]:
         "optimizer": arguments["optim"],
         **{name: arguments[name] for name in SAME_NAMES},
         **evaluation(trial),
+        **_keeping(trial),
     }
+
+
+def _keeping(trial: ExportedTrial) -> dict[str, Any]:
+    """Which checkpoints to keep: the best one it knows only where evaluations are counted in steps."""
+    said = keeping(trial)
+    if trial.config.training.load_best_model_at_end:
+        every = trial.config.training.eval_steps or trial.plan.steps_per_epoch
+        said |= {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
+    patience = trial.config.training.early_stopping_patience
+    return said | ({} if patience is None else {"early_stopping_patience": patience})
 
 
 def _length(trial: ExportedTrial) -> dict[str, int]:

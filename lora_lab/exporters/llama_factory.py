@@ -73,6 +73,7 @@ def settings(trial: ExportedTrial, *, rows: bool) -> dict[str, Any]:
         "use_dora": config.lora.use_dora,
         **_init(trial),
         **({"loraplus_lr_ratio": ratio} if (ratio := config.training.loraplus_lr_ratio) else {}),
+        **({"early_stopping_steps": patience} if (patience := config.training.early_stopping_patience) else {}),
         "disable_gradient_checkpointing": not config.training.gradient_checkpointing,
         "use_reentrant_gc": False,
         "upcast_layernorm": config.model.quantization != "none",

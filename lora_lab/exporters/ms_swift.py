@@ -55,8 +55,9 @@ def settings(trial: ExportedTrial) -> dict[str, Any]:
         "lora_bias": config.lora.bias,
         **({"lorap_lr_ratio": ratio} if (ratio := config.training.loraplus_lr_ratio) else {}),
         "add_version": False,
+        **({"early_stop_interval": patience} if (patience := config.training.early_stopping_patience) else {}),
         **training_arguments(trial),
-        "save_strategy": "epoch",
+        **({} if config.training.load_best_model_at_end else {"save_strategy": "epoch"}),
     }
 
 

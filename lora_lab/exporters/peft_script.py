@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_lab.exporters.arguments import training_arguments
+from lora_lab.exporters.arguments import early_stopping, training_arguments
 from lora_lab.exporters.files import heading, write_tokens
 from lora_lab.exporters.scripts import fill, template
 from lora_lab.study.settings import LoftQSettings
@@ -35,6 +35,7 @@ def write(trial: ExportedTrial, folder: Path) -> str:
         "quantization": quantization(trial),
         "lora": lora(trial),
         "loraplus": trial.config.training.loraplus_lr_ratio,
+        "early_stopping": early_stopping(trial),
         "training": training_arguments(trial)
         | {
             "logging_nan_inf_filter": False,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lora_lab.exporters.targets import SERVERS, TRAINERS, TargetName, package
+from lora_lab.study.measures import EVAL_LOSS
 from lora_lab.study.settings import LoftQSettings
 
 if TYPE_CHECKING:
@@ -223,6 +224,30 @@ TRAINING: tuple[Row, ...] = (
             "the last step is not evaluated there, because it is not a multiple",
             *OTHER_TRAINERS,
         ),
+    ),
+    Row(
+        "training.eval_steps",
+        lambda trial: trial.plan.steps_per_epoch,
+        lambda trial: trial.config.training.load_best_model_at_end and trial.config.training.eval_steps is None,
+        warned("it knows a best checkpoint only where evaluations are counted in steps: those of an epoch", "axolotl"),
+    ),
+    Row(
+        "training.metric_for_best_model",
+        lambda trial: trial.config.training.metric_for_best_model,
+        lambda trial: trial.config.training.metric_for_best_model != EVAL_LOSS.name,
+        refused("what is written for it measures eval_loss alone at its evaluations", *TRAINERS),
+    ),
+    Row(
+        "training.early_stopping_patience",
+        lambda trial: trial.config.training.early_stopping_patience,
+        lambda trial: trial.config.training.early_stopping_patience is not None,
+        refused("its command line has no early stopping", "trl"),
+    ),
+    Row(
+        "training.early_stopping_threshold",
+        lambda trial: trial.config.training.early_stopping_threshold,
+        lambda trial: trial.config.training.early_stopping_threshold > 0,
+        refused("its early stopping has no threshold", "axolotl", "llama-factory", "ms-swift"),
     ),
     Row(
         "training.warmup_steps",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_lab.exporters.arguments import training_arguments
+from lora_lab.exporters.arguments import early_stopping, training_arguments
 from lora_lab.exporters.files import heading, write_tokens
 from lora_lab.exporters.peft_script import loftq, quantization
 from lora_lab.exporters.scripts import fill
@@ -37,6 +37,7 @@ def write(trial: ExportedTrial, folder: Path) -> str:
         "lora": _lora(trial),
         "loftq": loftq(trial),
         "loraplus": trial.config.training.loraplus_lr_ratio,
+        "early_stopping": early_stopping(trial),
         "training": {
             **training_arguments(trial),
             "max_length": data.max_length,

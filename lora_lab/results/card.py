@@ -85,6 +85,7 @@ def card(study: str, result: TrialResult, findings: Findings, adapter: str = "ad
         "## How to load it",
         f"```python\n{_snippet(result, adapter)}\n```",
         "## How it was trained",
+        *([f"{result.reason[0].upper()}{result.reason[1:]}."] if result.reason else []),
         f"```yaml\n{_settings(result)}```",
     ]
     return in_unit_of(result.config.model.task_type, "\n\n".join(parts) + "\n")

@@ -44,9 +44,9 @@ def read_example_losses(
 
 
 def _path(folder: RunFolder, run: TrialResult, measure: Measure) -> Path | None:
-    """The file of a trial's last evaluation; for a trial read off another one, that may be in the other's folder."""
+    """The file of the evaluation whose figures a trial has; if it was read off, that may be in the other's folder."""
     owners = [run.number] if run.source is None else [run.number, run.source]
-    paths = [folder.files_of(owner).evaluation(max(run.curve, default=0), measure.name) for owner in owners]
+    paths = [folder.files_of(owner).evaluation(run.evaluation, measure.name) for owner in owners]
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -100,4 +100,7 @@ def _reason(result: TrialResult, result_of: Callable[[int], TrialResult]) -> str
     epochs = result.config.training.num_train_epochs
     if result_of(result.source).config.training.num_train_epochs == epochs:
         return f"the same training as trial {result.source}"
+    trained = result.metrics.get("epochs", epochs)
+    if trained < epochs:
+        return f"trial {result.source}, which stopped early after {trained:g} of {plural(epochs, 'epoch')}"
     return f"trial {result.source} after {plural(epochs, 'epoch')}"

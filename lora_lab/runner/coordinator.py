@@ -248,7 +248,7 @@ class Coordinator:
         """Tell the storage how a trial ended; other events pass."""
         match event:
             case Finished():
-                self._store.finish(event.number, event.metrics)
+                self._store.finish(event.number, event.metrics, event.reason)
                 result = self._store.result(event.number)  # diverged where an objective is not finite
                 self._close(event.number, result.state, event, reason=result.reason, metrics=dict(event.metrics))
                 self._choosable.add(result)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from lora_lab.common.errors import CheckpointError, InputError, TrainingError
 from lora_lab.runner.checkpoint_clock import CheckpointClock
 from lora_lab.runner.executor import Backend, Prepared
+from lora_lab.study.best import Measured, judge
 from lora_lab.study.engines import EngineChoice, engine_for
 from lora_lab.study.events import (
     ENDINGS,
@@ -26,6 +27,7 @@ from lora_lab.study.events import (
     OutOfMemory,
     Started,
 )
+from lora_lab.study.measures import MEASURES
 from lora_lab.study.targets import LinearMap, LinearShape, trainable_parameters
 from lora_lab.study.trial_folder import TrialFolder
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from lora_lab.results.folder import RunFolder
     from lora_lab.runner.executor import Work
+    from lora_lab.study.best import Judged
     from lora_lab.study.events import TrialEvent
     from lora_lab.study.settings import ModelSettings, TrialConfig
 
@@ -93,11 +96,21 @@ class Script:
         """What is known of a trial's price before its end."""
         return {"trainable_params": float(trainable_parameters(LINEARS, config.lora))}
 
-    def final(self, config: TrialConfig) -> dict[str, float]:
-        """The metrics of a trial that reaches its end."""
-        epochs = config.training.num_train_epochs
-        steps = STEPS_PER_EPOCH * epochs
-        metrics = {"eval_loss": self.loss(config, epochs), "steps": float(steps), **self.costs(config)}
+    def judged(self, config: TrialConfig, epoch: int) -> Judged:
+        """How a trial stands after an epoch, by all of its evaluations until then."""
+        so_far = None
+        for number in range(1 if config.training.load_best_model_at_end else epoch, epoch + 1):
+            scores = {name: value for name, value in self.costs(config).items() if MEASURES[name].curve}
+            measured = Measured(number, number * STEPS_PER_EPOCH, self.loss(config, number), scores)
+            judged = judge(config.training, so_far, measured)
+            so_far = judged.so_far
+        return judged
+
+    def final(self, config: TrialConfig, judged: Judged) -> dict[str, float]:
+        """The metrics of a trial that ends with this evaluation."""
+        steps = judged.now.step
+        metrics = {"eval_loss": judged.left.eval_loss, **judged.figures, **self.costs(config)}
+        metrics |= {"steps": float(steps), "epochs": float(judged.now.evaluation)}
         metrics |= {"train_seconds": 0.1 * steps, "train_tokens": float(TOKENS_PER_STEP * steps)}
         metrics |= {"peak_memory_bytes": 1e6 + 100 * metrics["trainable_params"]}
         if self.forgetting_loss is not None:
@@ -229,7 +242,8 @@ class ScriptedExecutor:
         number, config, epoch = running.work.number, running.work.config, running.epoch + 1
         self.trained_epochs.append((number, epoch))
         where = Where(number=number, step=epoch * STEPS_PER_EPOCH, epoch=float(epoch))
-        loss, costs = self.script.loss(config, epoch), self.script.costs(config)
+        judged, costs = self.script.judged(config, epoch), self.script.costs(config)
+        loss = judged.now.eval_loss
         rate = config.training.learning_rate
         events: list[TrialEvent] = [Logged(**where, loss=loss + 0.1, grad_norm=1.0, learning_rate=rate)]
         fault = self.script.fault(config, epoch)
@@ -238,30 +252,39 @@ class ScriptedExecutor:
         else:
             running.epoch = epoch
             events.append(Evaluated(**where, evaluation=epoch, eval_loss=loss, costs=costs))
-            events += [self._milestone(running, shorter) for shorter in running.work.shorter if _parts(shorter, epoch)]
-            if epoch == config.training.num_train_epochs:
+            events += [
+                self._milestone(running, shorter, stops=judged.stops)
+                for shorter in running.work.shorter
+                if _parts_after(shorter) == epoch or (judged.stops and _parts_after(shorter) > epoch)
+            ]
+            is_last = epoch == config.training.num_train_epochs
+            if is_last or judged.stops:
                 _write_adapter(self._folder(number), config)
-                events.append(Finished(**where, metrics=self.script.final(config)))
+                words = judged.words(is_last_step=is_last)
+                events.append(Finished(**where, metrics=self.script.final(config, judged), reason=words))
         if isinstance(events[-1], ENDINGS):
             del self._running[number]
         return events
 
-    def _milestone(self, running: _Running, shorter: TrialConfig) -> Milestone:
+    def _milestone(self, running: _Running, shorter: TrialConfig, *, stops: bool) -> Milestone:
         """Leave the files of a shorter run where it ends, or where its decay begins."""
         number, epoch, epochs = running.work.number, running.epoch, shorter.training.num_train_epochs
         folder = self._folder(number).shorter_run(epochs)
         shutil.rmtree(folder.path, ignore_errors=True)
-        if decays(shorter):
+        is_branch = decays(shorter) and not stops
+        if is_branch:
             _write_checkpoint(folder, epoch)
         else:
             _write_adapter(folder, shorter)
+        judged = self.script.judged(shorter, epoch)
         return Milestone(
             number=number,
             step=epoch * STEPS_PER_EPOCH,
             epoch=float(epoch),
             epochs=epochs,
             evaluation=epoch,
-            metrics={} if decays(shorter) else self.script.final(shorter),
+            metrics={} if is_branch else self.script.final(shorter, judged),
+            reason="" if is_branch else judged.words(is_last_step=epoch == epochs),
         )
 
     def _save_checkpoints(self) -> None:
@@ -282,9 +305,9 @@ def scripted(folder: RunFolder, *, pack_size: int = 2, script: Script | None = N
     return Backend(ScriptedExecutor(folder.trials, pack_size, script or Script()), linears)
 
 
-def _parts(shorter: TrialConfig, epoch: int) -> bool:
-    """Whether a shorter run ends with this epoch, or parts from the longer one after it."""
-    return epoch == shorter.training.num_train_epochs - decays(shorter)
+def _parts_after(shorter: TrialConfig) -> int:
+    """The epoch with which a shorter run ends, or after which it parts from the longer one."""
+    return shorter.training.num_train_epochs - decays(shorter)
 
 
 def _write_adapter(folder: TrialFolder, config: TrialConfig) -> None:

@@ -2,7 +2,8 @@
 
 Five words. A *trajectory* is a long run that contains runs of fewer epochs. Each of these is a *shorter run*. The
 *milestone* of a shorter run is the step of the trajectory where it ends or parts from it. A shorter run that ends
-there is *read off*: it has the figures and the adapter of that step. One that parts from there, since its rate decays
+there is *read off*: it has the figures and the adapter of that step, as have the runs that are still ahead where the
+trajectory stops early. One that parts from there, since its rate decays
 earlier, is a *branch*: it goes on by itself from the trajectory's checkpoint of that step. A trial whose
 configuration is equivalent to another's (the same modules, named in another way) has the whole outcome of that one.
 
@@ -246,7 +247,9 @@ class Trajectories:
 
     def _read_off(self, event: Milestone, shorter: ShorterRun, number: int | None) -> None:
         if number is None:
-            number = self._store.add_read_off(event.number, shorter.params, event.metrics, event.evaluation)
+            number = self._store.add_read_off(
+                event.number, shorter.params, event.metrics, event.evaluation, event.reason
+            )
             if number is None:
                 return
             self._trainers[shorter.identity] = number
@@ -254,7 +257,9 @@ class Trajectories:
         else:
             self._recalled(number)
             self._adopt(event.number, shorter.config, number)
-            self._store.share(number, event.number, metrics=event.metrics, evaluations=event.evaluation)
+            self._store.share(
+                number, event.number, metrics=event.metrics, evaluations=event.evaluation, reason=event.reason
+            )
         self._conclude(number)
 
     def _branch(self, event: Milestone, shorter: ShorterRun, number: int | None) -> None:

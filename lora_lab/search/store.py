@@ -219,8 +219,13 @@ class StudyStore:
         planned = planned_evaluations(asked.config.training) if asked else None
         return rejected and (planned is None or last < planned)
 
-    def finish(self, number: int, metrics: Mapping[str, float]) -> None:
+    def finish(self, number: int, metrics: Mapping[str, float], reason: str = "") -> None:
         """Tell a trial complete with its final metrics; one whose objective is no possible value has diverged.
+
+        Args:
+            number: Of the trial.
+            metrics: Its final figures.
+            reason: Why it stopped early, or which of its adapters it leaves, if there is that to say.
 
         Raises:
             TrainingError: an objective of the study is missing among the metrics.
@@ -232,15 +237,16 @@ class StudyStore:
                 f"trial {number} ended without {missing[0]}, which the study optimizes; it measured "
                 f"{', '.join(metrics) or 'nothing'}"
             )
-        self._ledger.conclude(number, self._measured(metrics))
+        self._ledger.conclude(number, self._measured(metrics, reason=reason))
 
-    def _measured(self, metrics: Mapping[str, float], source: int | None = None) -> Outcome:
+    def _measured(self, metrics: Mapping[str, float], source: int | None = None, reason: str = "") -> Outcome:
         """The outcome of a training that reached its end, of `source` where that was another trial's."""
         bad = [one.name for one in self._spec.sweep.metric if not one.measure.can_be(metrics[one.name])]
         if bad:
             reason = f"{bad[0]} is {metrics[bad[0]]} at the end"
             return Outcome(state="diverged", metrics=metrics, reason=reason, source=source)
-        return Outcome(state="complete" if source is None else "shared", metrics=metrics, source=source)
+        state: TrialState = "complete" if source is None else "shared"
+        return Outcome(state=state, metrics=metrics, reason=reason, source=source)
 
     def prune(self, number: int, reason: str, metrics: Mapping[str, float] | None = None) -> None:
         """Tell a trial pruned, with what was measured until then."""
@@ -258,6 +264,7 @@ class StudyStore:
         *,
         metrics: Mapping[str, float] | None = None,
         evaluations: int | None = None,
+        reason: str = "",
     ) -> None:
         """Tell a trial the outcome of an equivalent one, without training it.
 
@@ -266,10 +273,11 @@ class StudyStore:
             source: The trial whose outcome it is. It has ended, unless `metrics` are given.
             metrics: The figures at an earlier point of the source's trajectory.
             evaluations: How much of the source's curve to copy; all of it by default.
+            reason: What is to be said of these metrics, as in `finish`.
         """
         origin = self._ledger.trial(source)
         if metrics is not None:
-            outcome = self._measured(metrics, source)
+            outcome = self._measured(metrics, source, reason)
         else:
             known = outcome_of(origin)
             assert known is not None, f"trial {source} has not ended, so trial {number} cannot share its outcome"
@@ -283,7 +291,7 @@ class StudyStore:
         self._ledger.conclude(number, outcome)
 
     def add_read_off(
-        self, source: int, params: Mapping[str, Value], metrics: Mapping[str, float], evaluations: int
+        self, source: int, params: Mapping[str, Value], metrics: Mapping[str, float], evaluations: int, reason: str = ""
     ) -> int | None:
         """Add the trial of a shorter run that is read off the trajectory `source`.
 
@@ -292,6 +300,7 @@ class StudyStore:
             params: The values of the shorter run, which differ from the source's in the number of epochs.
             metrics: The shorter run's final figures.
             evaluations: How much of the source's curve is the shorter run's too.
+            reason: What is to be said of the metrics, as in `finish`.
 
         Returns:
             Its number, None when the budget is used up.
@@ -299,7 +308,7 @@ class StudyStore:
         if not self._asking.has_room():
             return None
         complete = self._ledger.trials(Told.COMPLETE)
-        outcome = self._measured(metrics, source)
+        outcome = self._measured(metrics, source, reason)
         return self._ledger.add(
             self._shorter_runs.read_off(self._ledger.trial(source), params, evaluations, outcome, complete)
         )

@@ -76,6 +76,8 @@ class Milestone(TrialEvent):
     """The newest evaluation: how much of the curve is the shorter run's too."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The shorter run's final figures, as in `Finished`; empty where it parts from this trial."""
+    reason: str = ""
+    """Why the shorter run would have ended before its last step, and which adapter it leaves, as in `Finished`."""
 
     @property
     def is_branch(self) -> bool:
@@ -85,10 +87,12 @@ class Milestone(TrialEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished(TrialEvent):
-    """The trial reached its last step, and its adapter lies in its folder."""
+    """The trial reached its last step, or stopped early, and its adapter lies in its folder."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Final figures by their MLflow names (eval_loss, trainable_params, peak_memory_bytes, ...)."""
+    reason: str = ""
+    """Why it stopped early, and which adapter it leaves, if not its last one; in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 WITHOUT_EFFECT = {"logging_steps", "per_device_eval_batch_size"}
 """Training settings that no result depends on."""
-_WITHOUT_EFFECT_ON_WEIGHTS = WITHOUT_EFFECT | {"eval_steps"}
 
 
 def trial_identity(config: TrialConfig, modules: tuple[str, ...]) -> str:
@@ -33,7 +32,9 @@ def trial_identity(config: TrialConfig, modules: tuple[str, ...]) -> str:
 
 
 def _training(training: TrainingSettings) -> dict[str, object]:
-    settings = training.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_WEIGHTS)
+    # When evaluations are made changes the weights only of a trial that leaves those of the best one.
+    without_effect = WITHOUT_EFFECT if training.load_best_model_at_end else WITHOUT_EFFECT | {"eval_steps"}
+    settings = training.model_dump(mode="json", exclude=without_effect)
     if not (training.warmup_ratio or training.warmup_steps):
         plain = {schedule.with_warmup: name for name, schedule in SCHEDULES.items()}
         settings["lr_scheduler_type"] = plain.get(training.lr_scheduler_type, training.lr_scheduler_type)

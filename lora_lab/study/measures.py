@@ -206,6 +206,9 @@ def _detail(name: str, label: str, style: Style, header: str = "", term: str | N
     return Measure(name=name, label=label, header=header, kind="detail", style=style, term=term)
 
 
+BEST_EVALUATION = _detail("best_evaluation", "best evaluation", "count", header="best evaluation")
+BEST_STEP = _detail("best_step", "step of the best evaluation", "count")
+
 _MEASURED: dict[str, Measure] = {
     measure.name: measure
     for measure in (
@@ -246,6 +249,8 @@ _MEASURED: dict[str, Measure] = {
         _detail("total_flos", "floating-point operations", "number"),
         _detail("steps", "optimizer steps", "count"),
         _detail("epochs", "epochs", "number"),
+        BEST_EVALUATION,
+        BEST_STEP,
     )
 }
 MEASURES: dict[str, Measure] = _MEASURED | {
@@ -291,6 +296,11 @@ def metrics(task: TaskType | None = None) -> list[str]:
     """
     asked = [measure for measure in MEASURES.values() if measure.source != "always"]
     return [measure.name for measure in asked if task is None or task in measure.tasks]
+
+
+def curves() -> list[str]:
+    """Names of what every evaluation may measure, and so may be the best by."""
+    return [measure.name for measure in MEASURES.values() if measure.curve]
 
 
 def in_unit_of(task: TaskType, text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from lora_lab.study.measures import BEST_EVALUATION
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -34,7 +36,8 @@ class TrialResult:
     source: int | None = None
     """For `shared`: the number of the trial whose result this is."""
     reason: str = ""
-    """For pruned, diverged, out_of_memory and failed: why, in words."""
+    """For pruned, diverged, out_of_memory and failed: why, in words. For others: why they stopped early, and which
+    adapter they left, if not their last one."""
     replicate: int = 0
     """0 for the search; 1, 2, ... for retrainings with fresh seeds (`confirm`)."""
     confirms: int | None = None
@@ -44,6 +47,11 @@ class TrialResult:
     def eval_loss(self) -> float | None:
         """Final held-out loss in nats per token, None for a trial that has none."""
         return self.metrics.get("eval_loss")
+
+    @property
+    def evaluation(self) -> int:
+        """Number of the evaluation whose adapter and figures the trial has: the newest, or its best; 0 before it."""
+        return int(self.metrics.get(BEST_EVALUATION.name, max(self.curve, default=0)))
 
     @property
     def has_value(self) -> bool:

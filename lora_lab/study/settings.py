@@ -28,6 +28,7 @@ def _list_to_tuple(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
 
+EVAL_LOSS = measures.EVAL_LOSS.name
 TARGET_PRESETS = ("attention", "mlp", "all-linear", "all-linear+head", "none")
 
 
@@ -55,6 +56,17 @@ class Settings(BaseModel):
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def known(names: Callable[[], list[str]]) -> AfterValidator:
+    """One of the names that the table of measures has: it alone says which there are."""
+
+    def check(name: str) -> str:
+        if name not in names():
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, names()))})
+        return name
+
+    return AfterValidator(check)
 
 
 class ModelSettings(Settings):
@@ -333,6 +345,17 @@ class TrainingSettings(Settings):
     """Evaluate every N optimizer steps; by default at the end of every epoch."""
     per_device_eval_batch_size: int = Field(default=16, ge=1)
     logging_steps: int = Field(default=1, ge=1)
+    # Left out of dumps where they are not given: trials from before these keys existed keep their identity.
+    load_best_model_at_end: bool = Field(default=False, exclude_if=operator.not_)
+    """Leave the adapter of the best evaluation, not that of the last one."""
+    metric_for_best_model: Annotated[str, known(measures.curves)] = Field(
+        default=EVAL_LOSS, exclude_if=lambda name: name == EVAL_LOSS
+    )
+    """What the best evaluation is the best by: eval_loss, or one of `evaluation.metrics`."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(default=None, exclude_if=_is_none)
+    """End after so many evaluations in a row without a better one (`transformers.EarlyStoppingCallback`)."""
+    early_stopping_threshold: float = Field(default=0.0, ge=0, exclude_if=operator.not_)
+    """By more than this must an evaluation be better than the best before it, or patience is used up."""
 
     @model_validator(mode="after")
     def _one_warmup(self) -> TrainingSettings:
@@ -367,21 +390,24 @@ class TrainingSettings(Settings):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _what_needs_the_best_evaluation(self) -> TrainingSettings:
+        given = {
+            "metric_for_best_model": self.metric_for_best_model != EVAL_LOSS,
+            "early_stopping_patience": self.early_stopping_patience is not None,
+        }
+        for name in (name for name, is_given in given.items() if is_given and not self.load_best_model_at_end):
+            raise RuleError((name,), f"needs load_best_model_at_end: true; set that, or remove {name}")
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise RuleError(
+                ("early_stopping_threshold",), "needs early_stopping_patience; set that, or remove the threshold"
+            )
+        return self
+
     @property
     def schedule(self) -> Schedule:
         """The facts of `lr_scheduler_type`."""
         return SCHEDULES[self.lr_scheduler_type]
-
-
-def known(names: Callable[[], list[str]]) -> AfterValidator:
-    """One of the names that the table of measures has: it alone says which there are."""
-
-    def check(name: str) -> str:
-        if name not in names():
-            raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, names()))})
-        return name
-
-    return AfterValidator(check)
 
 
 MetricName = Annotated[str, known(measures.metrics)]
@@ -455,6 +481,7 @@ LINKED = (
     ("target_parameters", "init_lora_weights"),
     ("lr_scheduler_type", "warmup_ratio", "warmup_steps"),
     ("lr_scheduler_type", "decay_ratio", "decay_steps"),
+    ("load_best_model_at_end", "metric_for_best_model", "early_stopping_patience", "early_stopping_threshold"),
     ("packing",),
     ("target_modules",),
 )
@@ -481,6 +508,17 @@ class TrialConfig(Settings):
                 f"{self.lora.init_lora_weights} starts from unquantized weights, but model.quantization is "
                 f"{self.model.quantization}; set it to none",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> TrialConfig:
+        name, key = self.training.metric_for_best_model, ("training", "metric_for_best_model")
+        if name == EVAL_LOSS:
+            return self
+        if name not in self.evaluation.metrics:
+            raise RuleError(key, f"{name} is measured only where evaluation.metrics asks for it; add it there")
+        if self.evaluation.at != "evaluations":
+            raise RuleError(key, f"{name} must be measured at every evaluation; set evaluation.at to evaluations")
         return self
 
     @model_validator(mode="after")

@@ -60,7 +60,10 @@ def curve_read_off(result: TrialResult) -> list[Evaluated]:
 
     None where evaluations are not the epochs.
     """
-    epochs, steps = result.config.training.num_train_epochs, result.metrics.get("steps")
+    steps = result.metrics.get("steps")
+    epochs = round(
+        result.metrics.get("epochs", result.config.training.num_train_epochs)
+    )  # fewer where it stopped early
     if result.source is None or steps is None or list(result.curve) != list(range(1, epochs + 1)):
         return []
     return [

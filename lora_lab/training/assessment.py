@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Literal
 
 from safetensors.numpy import save as save_arrays
 
@@ -16,6 +16,7 @@ from lora_lab.common.files import write_durably
 from lora_lab.study.events import Diverged, Evaluated, Finished, Milestone, TrialEvent
 from lora_lab.study.measures import EVAL_LOSS, TOKEN_ACCURACY, on_test
 from lora_lab.study.trial_folder import TrialFolder
+from lora_lab.training.best import Assessed, as_left, ends, judged_now, read_off
 from lora_lab.training.choice_scoring import ChoiceScorer
 from lora_lab.training.evaluation import evaluate
 from lora_lab.training.milestones import begin_folder
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from lora_lab.analysis.paired import ExampleLosses
     from lora_lab.common.activity import Beat
     from lora_lab.data.tokens import TokenizedDataset
+    from lora_lab.study.best import Judged
     from lora_lab.study.measures import Source
     from lora_lab.study.settings import DataSettings, EvaluationSettings, TrialConfig
     from lora_lab.training.batch import PackedBatch, Padding, TokenLosses
     from lora_lab.training.datasets import DataCatalog
     from lora_lab.training.memory.trial_memory import KnownMemory
-    from lora_lab.training.milestones import PlannedMilestone
     from lora_lab.training.objective import Objective
     from lora_lab.training.scoring import Scored, Scorer
     from lora_lab.training.trial import Trial
@@ -99,7 +100,7 @@ class Assessor:
         splits, values = self._data.splits(config.data), {}
         if config.evaluation.metrics:
             held_out, _ = self._base_examples(config)
-            [scored] = self._scored([None], [held_out], splits.eval, config)
+            [scored] = self._scored([None], [token_mean(held_out)], splits.eval, config)
             _require_measured(scored)
             _save_scores(TrialFolder.of_base(self._trials_folder), BEFORE_TRAINING, scored)
             values = scored.values
@@ -135,11 +136,37 @@ class Assessor:
             first, numbers = trials[0], [trial.number for trial in trials]
             with _timed(trials):
                 held_out = self._measure(first.data.eval, objective, numbers, first.config)
-                scores = self._scores(trials, held_out)
-                finite = [trial for trial, losses in zip(trials, held_out, strict=True) if _is_finite(losses)]
-                tested = self._tested([trial for trial in finite if trial.progress.finished or _ending(trial)])
-            for trial, losses in zip(trials, held_out, strict=True):
-                yield from self._evaluated(trial, losses, scores.get(trial.number), tested.get(trial.number))
+                measured = list(zip(trials, held_out, strict=True))
+                assessed = self._assessed([(trial, losses) for trial, losses in measured if _is_finite(losses)])
+            for trial, losses in measured:
+                if trial.number in assessed:
+                    yield from self._evaluated(assessed[trial.number])
+                else:
+                    yield Diverged(**at(trial), reason=f"eval_loss is {token_mean(losses)}")
+
+    def _assessed(self, measured: Sequence[tuple[Trial, ExampleLosses]]) -> dict[int, Assessed]:
+        """Measure what else is due of trials with these losses, and how they stand; by number."""
+        scored_now = [(trial, token_mean(losses)) for trial, losses in measured if _is_scored(trial, "evaluations")]
+        now = self._scores(scored_now)
+        judged = {trial.number: judged_now(trial, losses, now.get(trial.number)) for trial, losses in measured}
+        leaving = [trial for trial, _ in measured if _is_left(trial, judged[trial.number])]
+        with ExitStack() as stack:
+            for trial in leaving:
+                stack.enter_context(as_left(trial, judged[trial.number]))
+            scored_at_the_end = [trial for trial in leaving if _is_scored(trial, "end")]
+            left = self._scores([(trial, judged[trial.number].left.eval_loss) for trial in scored_at_the_end])
+            tested = self._tested(leaving)
+        return {
+            trial.number: Assessed(
+                trial=trial,
+                losses=losses,
+                judged=judged[trial.number],
+                now=now.get(trial.number),
+                left=left.get(trial.number),
+                tested=tested.get(trial.number),
+            )
+            for trial, losses in measured
+        }
 
     def _tested(self, trials: Sequence[Trial]) -> dict[int, Tested]:
         """What trials are worth, as they are now, on rows that choose nothing, by number; none without such rows."""
@@ -157,34 +184,25 @@ class Assessor:
         losses = self._measure(test, objective_of(config), numbers, config)
         if not config.evaluation.metrics:
             return [Tested(own, None) for own in losses]
-        return [Tested(*one) for one in zip(losses, self._scored(numbers, losses, test, config), strict=True)]
+        scored = self._scored(numbers, [token_mean(own) for own in losses], test, config)
+        return [Tested(*one) for one in zip(losses, scored, strict=True)]
 
-    def _scores(self, trials: Sequence[Trial], losses: Sequence[ExampleLosses]) -> dict[int, Scored]:
-        """What those of the trials are measured by beside their losses of which it is due, by number."""
-        groups: dict[EvaluationSettings, list[Trial]] = {}
-        by_number = {trial.number: own for trial, own in zip(trials, losses, strict=True)}
-        for trial, own in zip(trials, losses, strict=True):
-            if _is_scored(trial) and _is_finite(own):
-                groups.setdefault(trial.config.evaluation, []).append(trial)
-        return {
-            trial.number: scored
-            for members in groups.values()
-            for trial, scored in zip(
-                members,
-                self._scored(
-                    [one.number for one in members],
-                    [by_number[one.number] for one in members],
-                    members[0].data.eval,
-                    members[0].config,
-                ),
-                strict=True,
-            )
-        }
+    def _scores(self, trials: Sequence[tuple[Trial, float]]) -> dict[int, Scored]:
+        """What trials with these eval_losses are measured by beside them, by number."""
+        groups: dict[EvaluationSettings, list[tuple[Trial, float]]] = {}
+        for trial, eval_loss in trials:
+            groups.setdefault(trial.config.evaluation, []).append((trial, eval_loss))
+        found: dict[int, Scored] = {}
+        for members in groups.values():
+            first, numbers = members[0][0], [trial.number for trial, _ in members]
+            scored = self._scored(numbers, [loss for _, loss in members], first.data.eval, first.config)
+            found |= dict(zip(numbers, scored, strict=True))
+        return found
 
     def _scored(
         self,
         numbers: Sequence[int | None],
-        losses: Sequence[ExampleLosses],
+        eval_losses: Sequence[float],
         dataset: TokenizedDataset,
         config: TrialConfig,
     ) -> list[Scored]:
@@ -196,7 +214,7 @@ class Assessor:
         questioned = [scorer.score(numbers, dataset, config) for scorer in self._asked(config)]
         return [
             merged(names, own, None if hits is None else hits[index], [scored[index] for scored in questioned])
-            for index, own in enumerate(losses)
+            for index, own in enumerate(eval_losses)
         ]
 
     def _asked(self, config: TrialConfig) -> list[Scorer]:
@@ -230,60 +248,66 @@ class Assessor:
             beat=self._beat,
         )
 
-    def _evaluated(
-        self, trial: Trial, losses: ExampleLosses, scored: Scored | None, tested: Tested | None
-    ) -> list[TrialEvent]:
-        number, progress, files = trial.progress.due_evaluation, trial.progress, self._files(trial)
-        assert number is not None
-        eval_loss = token_mean(losses)
-        if not _is_finite(losses):
-            return [Diverged(**at(trial), reason=f"eval_loss is {eval_loss}")]
-        _save_losses(files.evaluation(number), losses)
-        if scored is not None:
-            _save_scores(files, number, scored)
-        scores = {} if scored is None else scored.values
-        forgetting = self._forgetting(trial, files) if progress.finished else None
+    def _evaluated(self, assessed: Assessed) -> list[TrialEvent]:
+        """Write an evaluation, and tell it."""
+        trial, judged, files = assessed.trial, assessed.judged, self._files(assessed.trial)
+        _save_losses(files.evaluation(judged.now.evaluation), assessed.losses)
+        for scored, of in ((assessed.now, judged.now), (assessed.left, judged.left)):
+            if scored is not None:
+                _save_scores(files, of.evaluation, scored)
+        general, endings = self._leave(assessed)
         evaluated = Evaluated(
             **at(trial),
-            evaluation=number,
-            eval_loss=eval_loss,
-            forgetting_loss=forgetting,
-            costs=self._costs(trial) | scores,
-            failures=({} if scored is None else scored.failures) | ({} if tested is None else tested.failures),
+            evaluation=judged.now.evaluation,
+            eval_loss=judged.now.eval_loss,
+            forgetting_loss=general if judged.is_left else None,
+            costs=self._costs(trial) | assessed.scores_now,
+            failures=assessed.failures,
         )
-        events: list[TrialEvent] = [evaluated]
-        events += [self._read_off(trial, milestone, evaluated, scores, tested) for milestone in _ending(trial)]
-        if progress.finished:
-            metrics = self._final_metrics(trial, evaluated, forgetting) | scores | _keep_tested(files, number, tested)
-            self._save_adapter(trial.number, files.adapter)
-            events.append(Finished(**at(trial), metrics=metrics))
-        progress.counters.last_evaluation = number  # last: until here memory may run out, and it is made again
-        return events
+        trial.progress.evaluated(judged, trial.values)  # last: until here memory may run out, and it is made again
+        return [evaluated, *endings]
 
-    def _forgetting(self, trial: Trial, files: TrialFolder) -> float | None:
-        """The loss on general text, whose parts go into `files`; None where there is no such text."""
+    def _leave(self, assessed: Assessed) -> tuple[float | None, list[Milestone | Finished]]:
+        """Write what is left here by the trial, and by the shorter runs that are read off it.
+
+        Returns:
+            The trial's loss on general text, where it ends and there is such text; and the endings.
+        """
+        trial, judged = assessed.trial, assessed.judged
+        is_over, given = ends(trial, judged), read_off(trial, judged)
+        if not is_over and not given:
+            return None, []
+        endings: list[Milestone | Finished] = []
+        with as_left(trial, judged):
+            general = self._general(trial)
+            metrics = self._final_metrics(trial, judged, general) | assessed.figures_left
+            for milestone in given:
+                self._write(
+                    assessed, begin_folder(self._files(trial), milestone.epochs, judged.now.evaluation), general
+                )
+                words = judged.words(is_last_step=milestone.ends and milestone.step == trial.progress.step)
+                endings.append(milestone_reached(trial, milestone, judged.now.evaluation, metrics, words))
+            if is_over:
+                self._write(assessed, self._files(trial), general)
+                words = judged.words(is_last_step=trial.progress.finished)
+                endings.append(Finished(**at(trial), metrics=metrics, reason=words))
+        return (token_mean(general) if is_over and general is not None else None), endings
+
+    def _general(self, trial: Trial) -> ExampleLosses | None:
+        """The losses on general text, as the trial is now; None where there is no such text."""
         if trial.data.forgetting is None:
             return None
         with _timed([trial]):
-            [general] = self._measure(trial.data.forgetting, trial.objective, [trial.number], trial.config)
-        _save_losses(files.forgetting, general)
-        return token_mean(general)
+            [losses] = self._measure(trial.data.forgetting, trial.objective, [trial.number], trial.config)
+        return losses
 
-    def _read_off(
-        self,
-        trial: Trial,
-        milestone: PlannedMilestone,
-        evaluated: Evaluated,
-        scores: dict[str, float],
-        tested: Tested | None,
-    ) -> Milestone:
-        """What the shorter run would end with, which is this trial as it is now."""
-        number = evaluated.evaluation
-        files = begin_folder(self._files(trial), milestone.epochs, number)
-        metrics = self._final_metrics(trial, evaluated, self._forgetting(trial, files)) | scores
-        metrics |= _keep_tested(files, number, tested)
-        self._save_adapter(trial.number, files.adapter)
-        return milestone_reached(trial, milestone, number, metrics)
+    def _write(self, assessed: Assessed, files: TrialFolder, general: ExampleLosses | None) -> None:
+        """Write the adapter, as it is now, and what it is worth on general text and on test rows."""
+        if general is not None:
+            _save_losses(files.forgetting, general)
+        if assessed.tested is not None:
+            _save_tested(files, assessed.judged.left.evaluation, assessed.tested)
+        self._save_adapter(assessed.trial.number, files.adapter)
 
     def _costs(self, trial: Trial) -> dict[str, float]:
         """What is known before the end of the figures that a study may want to be small."""
@@ -293,10 +317,10 @@ class Assessor:
         peak = self._memory.figures(trial).get("peak_memory_bytes")
         return costs if peak is None else costs | {"peak_memory_bytes": peak}
 
-    def _final_metrics(self, trial: Trial, evaluated: Evaluated, forgetting: float | None) -> dict[str, float]:
+    def _final_metrics(self, trial: Trial, judged: Judged, general: ExampleLosses | None) -> dict[str, float]:
         done, count, total = trial.progress.counters, trial.parameter_count, self._base_parameters
         metrics = {
-            "eval_loss": evaluated.eval_loss,
+            "eval_loss": judged.left.eval_loss,
             "trainable_params": float(count),
             "trainable_percent": 100.0 * count / (total + trial.added_parameters),
             "adapter_bytes": float(trial.adapter_bytes),
@@ -307,12 +331,13 @@ class Assessor:
             "tokens_per_second": done.train_tokens / done.train_seconds if done.train_seconds else 0.0,
             "total_flos": float(training_flops(done.train_tokens, total, count)),
             "steps": float(done.step),
-            "epochs": evaluated.epoch,
+            "epochs": trial.progress.plan.epoch(done.step),
+            **judged.figures,
             **self._memory.figures(trial),
         }
         _, before = self.base_losses(trial.config)
-        if forgetting is not None and before is not None:
-            metrics["forgetting"] = forgetting - before
+        if general is not None and before is not None:
+            metrics["forgetting"] = token_mean(general) - before
         return metrics
 
     def _files(self, trial: Trial) -> TrialFolder:
@@ -329,15 +354,15 @@ def _timed(trials: Sequence[Trial]) -> Iterator[None]:
         trial.progress.counters.eval_seconds += share
 
 
-def _ending(trial: Trial) -> list[PlannedMilestone]:
-    """The shorter runs that end where the trial is now."""
-    return [one for one in trial.progress.milestones if one.ends and one.step == trial.progress.step]
+def _is_left(trial: Trial, judged: Judged) -> bool:
+    """Whether the trial, or a shorter run that is read off it, leaves an adapter here."""
+    return ends(trial, judged) or bool(read_off(trial, judged))
 
 
-def _is_scored(trial: Trial) -> bool:
-    """Whether the evaluation that is due measures more than losses."""
+def _is_scored(trial: Trial, at: Literal["end", "evaluations"]) -> bool:
+    """Whether more than losses is measured of a trial there."""
     settings = trial.config.evaluation
-    return bool(settings.metrics) and (settings.at == "evaluations" or trial.progress.finished or bool(_ending(trial)))
+    return bool(settings.metrics) and settings.at == at
 
 
 def _is_finite(losses: ExampleLosses) -> bool:
@@ -358,14 +383,11 @@ def _require_measured(scored: Scored) -> None:
         raise InputError(reason)
 
 
-def _keep_tested(files: TrialFolder, number: int, tested: Tested | None) -> dict[str, float]:
-    """Write what was measured of every test row beside evaluation `number`; the figures."""
-    if tested is None:
-        return {}
+def _save_tested(files: TrialFolder, number: int, tested: Tested) -> None:
+    """Write what was measured of every test row beside evaluation `number`."""
     _save_losses(files.evaluation(number, on_test(EVAL_LOSS.name)), tested.losses)
     if tested.scored is not None:
         _save_scores(files, number, tested.scored, test=True)
-    return tested.values
 
 
 def _words(numbers: Sequence[int | None]) -> str:

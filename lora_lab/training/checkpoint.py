@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from dataclasses import astuple
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ from lora_lab.study.settings import Settings
 from lora_lab.training.progress import Counters  # noqa: TC001 -- pydantic reads the annotation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from lora_lab.training.datasets import TokenizedSplits
 
 MANIFEST = "manifest.json"
+BEST = "best_parameters"
+"""The parameters of the trial's best evaluation, where it is to leave those; as many as `parameters`."""
 MAX_HEADER_BYTES = 2**16
 
 
@@ -79,7 +81,7 @@ def read_checkpoint(folder: Path, identity: str, sizes: Mapping[str, int]) -> tu
     Args:
         folder: The trial's checkpoint folder.
         identity: What it must have been written for.
-        sizes: Elements of each tensor; all but `parameters` exist from the first optimizer step on.
+        sizes: Elements of each tensor of the trial's state; all but `parameters` exist from the first step on.
 
     Raises:
         CheckpointError: it is damaged, or belongs to another configuration.
@@ -90,6 +92,8 @@ def read_checkpoint(folder: Path, identity: str, sizes: Mapping[str, int]) -> tu
     if manifest.identity != identity:
         raise _damaged(folder, "it was written for another configuration or other data")
     expected = {name: (size,) for name, size in sizes.items() if name == "parameters" or manifest.progress.step}
+    if manifest.progress.best is not None:
+        expected[BEST] = expected["parameters"]
     at_most = sum(size for (size,) in expected.values()) * 8 + MAX_HEADER_BYTES
     payload = _read(folder, manifest.file, at_most=at_most)
     if hashlib.sha256(payload).hexdigest() != manifest.sha256:
@@ -112,9 +116,18 @@ def _read_manifest(folder: Path) -> _Manifest:
         first = error.errors()[0]
         place = ascii(".".join(str(key) for key in first["loc"]))[:80]
         raise _damaged(folder, f"its manifest is not readable ({place}: {first['msg']})") from error
-    if not all(0 <= figure < math.inf for figure in astuple(manifest.progress)):
+    if not all(0 <= figure < math.inf for figure in _numbers(asdict(manifest.progress))):
         raise _damaged(folder, f"its manifest states an impossible {manifest.progress}")
     return manifest
+
+
+def _numbers(figures: Mapping[str, Any]) -> Iterator[float]:
+    """All numbers in figures that hold figures; of scores, which may be negative, their size."""
+    for name, figure in figures.items():
+        if isinstance(figure, dict):
+            yield from map(abs, figure.values()) if name == "scores" else _numbers(figure)
+        elif figure is not None:
+            yield figure
 
 
 def _read(folder: Path, name: str, *, at_most: int) -> bytes:

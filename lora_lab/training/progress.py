@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_lab.study.best import BestSoFar  # noqa: TC001 -- pydantic reads the annotation of Counters
 from lora_lab.training.milestones import planned_milestones
 from lora_lab.training.schedule import BatchPlan, learning_rate_factor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
+    from torch import Tensor
 
     from lora_lab.data.tokens import TokenizedDataset
+    from lora_lab.study.best import Judged
     from lora_lab.study.settings import TrainingSettings, TrialConfig
     from lora_lab.training.milestones import PlannedMilestone
 
@@ -32,6 +35,8 @@ class Counters:
     """The trial's share of the time of its evaluations: an equal one with those that were evaluated beside it."""
     train_tokens: int = 0
     """Tokens that went through the model for this trial, padding not counted."""
+    best: BestSoFar | None = None
+    """Where the trial is to leave the adapter of its best evaluation."""
 
 
 class TrialProgress:
@@ -47,6 +52,8 @@ class TrialProgress:
         self.counters = Counters()
         self.milestones: list[PlannedMilestone] = []
         """Where shorter runs that the trial contains end or part from it, as far as that is still ahead."""
+        self.best_parameters: Tensor | None = None
+        """The trained parameters [P] of the best evaluation (`counters.best`), on the CPU."""
         self._training, self._train = training, train
 
     @property
@@ -88,6 +95,13 @@ class TrialProgress:
         """Plan the milestones of these shorter runs, but for those that the trial has passed already."""
         ahead = planned_milestones(len(self._train), shorter)
         self.milestones = [milestone for milestone in ahead if milestone.step >= self.step]
+
+    def evaluated(self, judged: Judged, values: Callable[[], Tensor]) -> None:
+        """Count an evaluation that was made; if it is the best one, `values` gives the parameters [P] to keep."""
+        self.counters.last_evaluation = judged.now.evaluation
+        self.counters.best = judged.so_far
+        if judged.so_far is not None and judged.is_left:
+            self.best_parameters = values()
 
     def advance(self, seconds: float, tokens: int) -> None:
         """Count one more finished optimizer step, with the seconds and the tokens that it took."""

@@ -74,19 +74,17 @@ class Tested:
         return {on_test(name): value for name, value in {EVAL_LOSS.name: token_mean(self.losses), **scores}.items()}
 
 
-def merged(
-    names: Sequence[str], losses: ExampleLosses, hits: ExampleLosses | None, questioned: Sequence[Scored]
-) -> Scored:
+def merged(names: Sequence[str], eval_loss: float, hits: ExampleLosses | None, questioned: Sequence[Scored]) -> Scored:
     """All that a trial was measured by, in the order in which the study names it.
 
     Args:
         names: The metrics that the study asks for.
-        losses: Of every held-out row.
+        eval_loss: Its loss on the held-out rows.
         hits: Its token accuracy as a loss, where that was measured.
         questioned: What every scorer that was asked made of the same rows.
     """
     examples = {} if hits is None else {TOKEN_ACCURACY.name: hits}
-    of_all = {PERPLEXITY.name: math.exp(min(token_mean(losses), MAX_EXPONENT))}
+    of_all = {PERPLEXITY.name: math.exp(min(eval_loss, MAX_EXPONENT))}
     for one in questioned:
         examples, of_all = examples | dict(one.examples), of_all | dict(one.of_all)
     failures = {name: why for one in questioned for name, why in one.failures.items()}

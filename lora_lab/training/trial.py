@@ -49,6 +49,12 @@ class Trial(Protocol):
     def state_sizes(self) -> Mapping[str, int]:
         """Elements of each tensor in `state` after the first step; before it there are the parameters only."""
 
+    def values(self) -> Tensor:
+        """The trained parameters [P], as a copy on the CPU; the device needs no memory for it."""
+
+    def put(self, values: Tensor) -> None:
+        """Let the trained parameters have these values [P]; the optimizer's state stays."""
+
     def state(self) -> dict[str, Tensor]:
         """Parameters [P] and the optimizer's state, on the CPU: what a checkpoint keeps beside the counters."""
 

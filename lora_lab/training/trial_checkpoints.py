@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_lab.study.trial_folder import TrialFolder
-from lora_lab.training.checkpoint import checkpoint_identity, read_checkpoint, write_checkpoint
+from lora_lab.training.checkpoint import BEST, checkpoint_identity, read_checkpoint, write_checkpoint
 from lora_lab.training.device import shortage_of_memory
 from lora_lab.training.milestones import begin_folder
 from lora_lab.training.trial_events import milestone_reached
@@ -38,7 +38,9 @@ class TrialCheckpoints:
         folder = TrialFolder.of(self._trials_folder, trial.number).checkpoint
         saved = read_checkpoint(folder, checkpoint_identity(trial.config, trial.data), trial.state_sizes)
         if saved is not None:
-            trial.restore(*saved)
+            tensors, counters = saved
+            trial.progress.best_parameters = tensors.pop(BEST, None)
+            trial.restore(tensors, counters)
         trial.progress.expect(shorter)
 
     def save(self, trial: Trial) -> None:
@@ -65,5 +67,6 @@ class TrialCheckpoints:
 
     @staticmethod
     def _write(files: TrialFolder, trial: Trial, config: TrialConfig) -> None:
-        identity = checkpoint_identity(config, trial.data)
-        write_checkpoint(files.checkpoint, identity, trial.state(), trial.progress.counters)
+        identity, progress = checkpoint_identity(config, trial.data), trial.progress
+        best = {} if progress.best_parameters is None else {BEST: progress.best_parameters}
+        write_checkpoint(files.checkpoint, identity, trial.state() | best, progress.counters)

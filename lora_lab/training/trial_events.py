@@ -52,10 +52,10 @@ def step_events(trial: Trial, make_step: Callable[[], StepFigures]) -> Iterator[
 
 
 def milestone_reached(
-    trial: Trial, planned: PlannedMilestone, evaluation: int, metrics: Mapping[str, float]
+    trial: Trial, planned: PlannedMilestone, evaluation: int, metrics: Mapping[str, float], reason: str = ""
 ) -> Milestone:
     """Tell that a shorter run is read off here (with its final `metrics`), or branches off (with none)."""
-    return Milestone(**at(trial), epochs=planned.epochs, evaluation=evaluation, metrics=metrics)
+    return Milestone(**at(trial), epochs=planned.epochs, evaluation=evaluation, metrics=metrics, reason=reason)
 
 
 def events_until_memory_runs_out(

@@ -13,7 +13,14 @@ from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
 from workshop import Bench
 
 from lora_lab.data.order import batches
@@ -38,6 +45,8 @@ class Run:
     losses: list[float]
     adapter: dict[str, torch.Tensor]
     eval_loss: float | None = None
+    state: TrainerState | None = None
+    """Of the oracle: which evaluation was the best, and where training ended."""
 
 
 class Lab:
@@ -46,8 +55,8 @@ class Lab:
     def __init__(self, base_folder, data_folder, scratch, dtype, **quantization):
         self.bench = Bench(base_folder, data_folder, scratch, dtype, device=DEVICE, **quantization)
 
-    def trial(self, lora: dict | None = None, data: dict | None = None, **training) -> TrialConfig:
-        return self.bench.trial(lora={"r": 8} | (lora or {}), data=data, **({"num_train_epochs": 1} | training))
+    def trial(self, lora: dict | None = None, **settings) -> TrialConfig:
+        return self.bench.trial(lora={"r": 8} | (lora or {}), **({"num_train_epochs": 1} | settings))
 
     def engine(self) -> PackedEngine:
         return self.bench.engine()
@@ -94,7 +103,8 @@ class Lab:
         peft_config = lora_config(config.lora, linear_map(model))  # the very config that users are given
         torch.manual_seed(config.training.seed)
         model = get_peft_model(model, LoraConfig(**_init_fields(peft_config)))
-        return train_alone(model, config, self.bench.data.splits(config.data).train, self.bench.scratch)
+        splits = self.bench.data.splits(config.data)
+        return train_alone(model, config, splits.train, self.bench.scratch, splits.eval)
 
 
 def _bits_and_bytes(model: ModelSettings) -> BitsAndBytesConfig:
@@ -170,7 +180,36 @@ def _loraplus(model, settings: TrainingSettings):
     return optimizer, None
 
 
-def train_alone(model, config: TrialConfig, train, scratch) -> Run:
+def _best_arguments(settings: TrainingSettings, train, held_out) -> dict:
+    """What a user gives `Trainer` for its best checkpoint; in one batch, so that eval_loss is the mean over tokens."""
+    if not settings.load_best_model_at_end:
+        return {"save_strategy": "no"}
+    micro_batches = -(-len(train) // settings.per_device_train_batch_size)
+    every = settings.eval_steps or -(-micro_batches // settings.gradient_accumulation_steps)
+    return {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": settings.metric_for_best_model,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "per_device_eval_batch_size": len(held_out),
+        "label_names": ["labels"],
+    }
+
+
+def _token_accuracy(prediction) -> dict[str, float]:
+    given, wanted = prediction.predictions[:, :-1].argmax(-1), prediction.label_ids[:, 1:]
+    return {"token_accuracy": float((given == wanted)[wanted != -100].mean())}
+
+
+def _callbacks(settings: TrainingSettings) -> list:
+    if settings.early_stopping_patience is None:
+        return []
+    return [EarlyStoppingCallback(settings.early_stopping_patience, settings.early_stopping_threshold)]
+
+
+def train_alone(model, config: TrialConfig, train, scratch, held_out=None) -> Run:
     settings = config.training
     per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     epochs = -(-(settings.max_steps or 0) * per_step // len(train)) or settings.num_train_epochs
@@ -186,7 +225,8 @@ def train_alone(model, config: TrialConfig, train, scratch) -> Run:
         """Token cross-entropy in the dtype of the logits: transformers' own casts them to float32."""
         logits = outputs.logits[:, :-1].reshape(-1, outputs.logits.shape[-1])
         loss = functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="sum") / num_items_in_batch
-        pieces.append(loss.item())
+        if torch.is_grad_enabled():
+            pieces.append(loss.item())
         return loss
 
     arguments = TrainingArguments(
@@ -208,7 +248,7 @@ def train_alone(model, config: TrialConfig, train, scratch) -> Run:
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         report_to="none",
-        save_strategy="no",
+        **_best_arguments(settings, train, held_out),
         logging_strategy="no",
         use_cpu=ON_CPU,
         disable_tqdm=True,
@@ -222,6 +262,9 @@ def train_alone(model, config: TrialConfig, train, scratch) -> Run:
         data_collator=_collate,
         compute_loss_func=loss_of,
         optimizers=_loraplus(model, settings),
+        eval_dataset=None if held_out is None else [_examples(held_out, index) for index in range(len(held_out))],
+        compute_metrics=_token_accuracy,
+        callbacks=_callbacks(settings),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -233,7 +276,7 @@ def train_alone(model, config: TrialConfig, train, scratch) -> Run:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-    return Run(losses, adapter)
+    return Run(losses, adapter, state=trainer.state)
 
 
 def read_adapter(folder) -> dict[str, torch.Tensor]:

@@ -62,7 +62,7 @@ def study(**sections: Any) -> dict[str, Any]:
         "sweep": {"sampler": "grid", "pruner": "none", "parameters": {"r": {"values": [8]}}},
     }
     for section, values in sections.items():
-        base[section] = {**base[section], **values} if isinstance(values, dict) else values
+        base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
     return base
 
 

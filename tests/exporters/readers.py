@@ -59,12 +59,22 @@ def shared_arguments(found: dict[str, Any]) -> dict[str, Any]:
     optimizers = {"adamw_torch_fused": "adamw_torch", "adamw_8bit": "adamw_8bit", "sgd": "sgd"}
     assert found["data_seed"] == found["seed"]
     assert (found["eval_strategy"] == "epoch") == ("eval_steps" not in found)
-    return {name: found[name] for name in same} | {
-        "optim": optimizers[found["optim"]],
-        "max_steps": found.get("max_steps"),
-        "eval_steps": found.get("eval_steps"),
-        "decay_steps": found.get("lr_scheduler_kwargs", {}).get("num_decay_steps"),
-    }
+    kept = {"load_best_model_at_end": found.get("load_best_model_at_end", False)}
+    if kept["load_best_model_at_end"]:
+        assert found["save_strategy"] == found["eval_strategy"]
+        assert "eval_steps" not in found or found["save_steps"] == found["eval_steps"]
+        assert not found["greater_is_better"]
+        kept["metric_for_best_model"] = found["metric_for_best_model"]
+    return (
+        {name: found[name] for name in same}
+        | kept
+        | {
+            "optim": optimizers[found["optim"]],
+            "max_steps": found.get("max_steps"),
+            "eval_steps": found.get("eval_steps"),
+            "decay_steps": found.get("lr_scheduler_kwargs", {}).get("num_decay_steps"),
+        }
+    )
 
 
 def names(trial: ExportedTrial, endings: list[str], layers: list[int] | None) -> list[str]:
@@ -90,7 +100,9 @@ def read_peft(folder: Path, trial: ExportedTrial) -> dict[str, Any]:
             str(script["DTYPE"]).removeprefix("torch."),
             script["QUANTIZATION"] or {},
         ),
-        "training": shared_arguments(training) | {"loraplus_lr_ratio": script["LORAPLUS_LR_RATIO"]},
+        "training": shared_arguments(training)
+        | {"loraplus_lr_ratio": script["LORAPLUS_LR_RATIO"]}
+        | (script["EARLY_STOPPING"] or {}),
         "lora": lora,
     }
 
@@ -169,7 +181,8 @@ def read_axolotl(folder: Path, trial: ExportedTrial) -> dict[str, Any]:
     return {
         "model": model(text["base_model"], text["model_revision"], dtypes[0], quantization),
         "data": {"max_length": text["sequence_len"], "packing": text["sample_packing"]},
-        "training": shared_arguments(renamed) | {"loraplus_lr_ratio": text.get("loraplus_lr_ratio")},
+        "training": shared_arguments(renamed)
+        | {name: text.get(name) for name in ("loraplus_lr_ratio", "early_stopping_patience")},
         "lora": {
             "r": text["lora_r"],
             "lora_alpha": text["lora_alpha"],
@@ -203,7 +216,11 @@ def read_llama_factory(folder: Path, trial: ExportedTrial) -> dict[str, Any]:
     return {
         "model": model(text["model_name_or_path"], text["model_revision"], mixed, quantization),
         "data": {"max_length": text["cutoff_len"], "packing": text["packing"] and text["neat_packing"]},
-        "training": shared_arguments(renamed) | {"loraplus_lr_ratio": text.get("loraplus_lr_ratio")},
+        "training": shared_arguments(renamed)
+        | {
+            "loraplus_lr_ratio": text.get("loraplus_lr_ratio"),
+            "early_stopping_patience": text.get("early_stopping_steps"),
+        },
         "lora": {
             "r": text["lora_rank"],
             "lora_alpha": text["lora_alpha"],
@@ -225,7 +242,11 @@ def read_ms_swift(folder: Path, trial: ExportedTrial) -> dict[str, Any]:
     return {
         "model": model(text["model"], text["model_revision"], text["torch_dtype"], quantization),
         "data": {"max_length": text["max_length"], "packing": text["packing"]},
-        "training": shared_arguments(text) | {"loraplus_lr_ratio": text.get("lorap_lr_ratio")},
+        "training": shared_arguments(text)
+        | {
+            "loraplus_lr_ratio": text.get("lorap_lr_ratio"),
+            "early_stopping_patience": text.get("early_stop_interval"),
+        },
         "lora": {
             "r": text["lora_rank"],
             "lora_alpha": text["lora_alpha"],
@@ -259,7 +280,9 @@ def read_unsloth(folder: Path, trial: ExportedTrial) -> dict[str, Any]:
     return {
         "model": model(base["model_name"], base["revision"], found["DTYPE"], quantization),
         "data": {"max_length": training["max_length"], "packing": training["packing"]},
-        "training": shared_arguments(training) | {"loraplus_lr_ratio": found["LORAPLUS_LR_RATIO"]},
+        "training": shared_arguments(training)
+        | {"loraplus_lr_ratio": found["LORAPLUS_LR_RATIO"]}
+        | (found["EARLY_STOPPING"] or {}),
         "lora": lora | {"loftq_config": found["LOFTQ"] or None},
     }
 

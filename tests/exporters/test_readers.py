@@ -40,12 +40,21 @@ CONFIGURATIONS = {
     "constant": {"training": {"lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0.0}},
     "steps": {"training": {"max_steps": 4, "eval_steps": 2, "logging_steps": 2, "per_device_eval_batch_size": 3}},
     "packing": {"data": {"packing": True}},
+    "best checkpoint": {"training": {"load_best_model_at_end": True, "max_steps": 4, "eval_steps": 2}},
+    "patience": {"training": {"load_best_model_at_end": True, "early_stopping_patience": 3}},
+    "threshold": {
+        "training": {
+            "load_best_model_at_end": True,
+            "early_stopping_patience": 3,
+            "early_stopping_threshold": 0.01,
+        }
+    },
 }
 
 
 QUICK = [
     *("plain", "qlora", "float16", "one module of one layer", "head", "dora", "loftq", "modules to save", "lora+"),
-    *("warm-up as a share", "decay", "steps", "packing"),
+    *("warm-up as a share", "decay", "steps", "packing", "best checkpoint", "threshold"),
 ]
 
 

@@ -25,6 +25,8 @@ REFUSED = {
     "bias": {"trl", "axolotl", "llama-factory", "vllm", "sglang", "llama-cpp", "ollama", "mlx"},
     "modules to save": {"vllm", "sglang", "llama-cpp", "ollama", "mlx"},
     "lora+": {"trl"},
+    "patience": {"trl"},
+    "threshold": {"trl", "axolotl", "llama-factory", "ms-swift"},
 }
 """Who cannot have what; all else is taken by all."""
 
@@ -57,6 +59,7 @@ WARNED = {
         {"training.per_device_eval_batch_size"},
     ),
     "the last evaluation": ({"training": {"eval_steps": 2}}, "unsloth", {"training.eval_steps"}),
+    "the best by epochs": ({"training": {"load_best_model_at_end": True}}, "axolotl", {"training.eval_steps"}),
     "choosing": ({"sweep": {"pruner": "asha", "confirm": {"top": 1, "seeds": 2}}}, "trl", {"sweep"}),
     "forgetting": ({"data": {"forgetting": "builtin/stdlib-code"}}, "axolotl", {"data.forgetting"}),
     "test rows": (
@@ -92,6 +95,15 @@ def test_a_refusal_names_key_value_reason_and_who_can(data, tmp_path):
     ]
     assert export.folder is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_training_elsewhere_knows_the_best_by_a_score(data):
+    metrics = {"metrics": ["token_accuracy"], "at": "evaluations"}
+    kept = {"load_best_model_at_end": True, "metric_for_best_model": "token_accuracy"}
+    trial = exported(data, training=kept, evaluation=metrics)
+    for target in TRAINERS:
+        assert remarks(trial, target)["refused"] == {"training.metric_for_best_model"}
+    assert remarks(trial, "vllm")["refused"] == set()
 
 
 def test_a_trial_without_its_adapter_is_not_served(data, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,12 @@ def test_the_card_says_how_the_trial_was_chosen():
     assert "2.5000 nats per token; the bare base has 3.0000" in found.text
     assert "trained once, so no interval is known" in found.text
     assert "lora_alpha: 22.5" in found.text
+
+
+def test_an_adapter_that_is_not_of_the_last_evaluation_says_of_which():
+    reason = "stopped early at evaluation 5 (step 40): 2 evaluations without a better eval_loss"
+    assert "\nStopped early at evaluation 5 (step 40): 2 evaluations" in written(replace(result(), reason=reason)).text
+    assert "Stopped" not in written(result()).text
 
 
 def test_replicates_give_an_interval():

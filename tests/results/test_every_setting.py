@@ -20,6 +20,7 @@ from lora_lab.study.trial_settings import settings_of, value_of
 from lora_lab.tracking.describe import trial_name, trial_params
 
 COSINE = {"training": {"lr_scheduler_type": "cosine"}}
+KEPT = {"training": {"load_best_model_at_end": True}}
 DECAYING = {"training": {"lr_scheduler_type": "warmup_stable_decay"}}
 VALUES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "quantization": (["nf4", "int8"], {}),
@@ -49,6 +50,13 @@ VALUES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "eval_steps": ([10, 20], {}),
     "per_device_eval_batch_size": ([4, 2], {}),
     "logging_steps": ([5, 10], {}),
+    "load_best_model_at_end": ([True, False], {}),
+    "metric_for_best_model": (
+        ["perplexity", "eval_loss"],
+        {**KEPT, "evaluation": {"metrics": ["perplexity"], "at": "evaluations"}},
+    ),
+    "early_stopping_patience": ([3, 5], KEPT),
+    "early_stopping_threshold": ([0.1, 0.2], {"training": {**KEPT["training"], "early_stopping_patience": 2}}),
     "r": ([8, 32], {}),
     "lora_alpha": ([8.0, 64.0], {}),
     "alpha_ratio": ([0.5, 1.0], {}),
@@ -76,7 +84,7 @@ def study(name: str, values: dict[str, Any], fixed: dict[str, Any]) -> dict[str,
         "lora": {},
     }
     for section, settings in fixed.items():
-        sections[section] = {**sections[section], **settings}
+        sections[section] = {**sections.get(section, {}), **settings}
     return {**sections, "sweep": {"sampler": "grid", "pruner": "none", "parameters": values}}
 
 

@@ -285,6 +285,60 @@ def test_shorter_runs_are_read_off_at_their_milestones(bench):
         assert (files.adapter / "adapter_config.json").is_file()
 
 
+BEST = {"load_best_model_at_end": True, "early_stopping_patience": 1, "early_stopping_threshold": 10.0}
+"""No evaluation is so much better than the first, so the second is the last."""
+
+
+def test_a_trial_that_stops_early_leaves_its_best_adapter_and_its_place(bench):
+    executor = bench.executor()
+    executor.start(Work(0, trial(epochs=4, **BEST), tuple(trial(epochs=n, **BEST) for n in (1, 2, 3))))
+    executor.start(Work(1, trial(8)))
+    events, room = [], []
+    while executor.active:
+        events += executor.wait(1.0)
+        room.append((0 in executor.active, executor.has_room))
+    assert all(has_room for is_active, has_room in room if not is_active)
+    mine = of(events, 0)
+    final, losses = mine[-1], curve(mine)
+    assert isinstance(final, Finished)
+    assert "stopped early at evaluation 2" in final.reason
+    assert list(losses) == [1, 2]
+    assert final.metrics["eval_loss"] == min(losses.values())
+    assert losses[final.metrics["best_evaluation"]] == min(losses.values())
+    assert (TrialFolder.of(bench.folder, 0).adapter / "adapter_config.json").is_file()
+
+    milestones = {event.epochs: event for event in mine if isinstance(event, Milestone)}
+    assert list(milestones) == [1, 2, 3]
+    assert {epochs: one.evaluation for epochs, one in milestones.items()} == {1: 1, 2: 2, 3: 2}
+    assert milestones[1].metrics["eval_loss"] == losses[1]
+    assert milestones[3].metrics == milestones[2].metrics == final.metrics
+    assert ["stopped early" in one.reason for one in milestones.values()] == [False, False, True]
+    files = TrialFolder.of(bench.folder, 0).shorter_run(3)
+    assert (files.adapter / "adapter_config.json").is_file()
+
+    neighbor = of(events, 1)
+    assert isinstance(neighbor[-1], Finished)
+    assert list(curve(neighbor)) == [1, 2, 3]
+
+
+def test_a_trial_that_stops_early_does_so_after_a_kill_too(bench):
+    config = trial(epochs=4, **BEST)
+    whole = bench.executor()
+    whole.start(Work(0, config))
+    expected = drain(whole)[-1]
+    first = bench.executor()
+    first.start(Work(1, config))
+    while not curve(first.wait(1.0)):
+        pass
+    first.close(save=True)
+    again = bench.executor()
+    again.start(Work(1, config))
+    final = drain(again)[-1]
+    assert isinstance(final, Finished)
+    assert (final.step, final.reason) == (expected.step, expected.reason)
+    assert final.metrics["eval_loss"] == expected.metrics["eval_loss"]
+
+
 def test_a_branch_goes_on_from_its_milestone(bench):
     decay = {"lr_scheduler_type": "warmup_stable_decay", "decay_ratio": 0.5}
     executor = bench.executor()

@@ -13,7 +13,7 @@ from runner.scripted import BASE_LOSS, Countdown, Killed, journaled_ends, loss, 
 from lora_lab.results.folder import RunFolder
 from lora_lab.runner.choosable import Choosable
 from lora_lab.runner.finalists import finalists
-from lora_lab.runner.scripted import STEPS_PER_EPOCH
+from lora_lab.runner.scripted import STEPS_PER_EPOCH, Script, ScriptedExecutor
 from lora_lab.study.events import Evaluated
 from lora_lab.study.sweep import Verdict
 from lora_lab.terminal.messages import StudyBegan, TrialOver
@@ -43,6 +43,25 @@ def told():
 
 def grid(training=None, **sweep):
     return spec(training, **({"parameters": {**EPOCHS, **RANKS}} | sweep))
+
+
+KEPT = {"load_best_model_at_end": True, "early_stopping_patience": 1}
+
+
+def valley(config, epoch):
+    """eval_loss that rises again after the second epoch, later for rank 8."""
+    lowest = 3 if config.lora.r == 8 else 2
+    return 3.0 + 0.1 * abs(epoch - lowest) - 0.001 * config.lora.r + 0.0001 * config.training.seed
+
+
+def in_a_valley(folder, study, told, countdown=None, pack_size=2):
+    trainer = ScriptedExecutor(folder.trials, pack_size, Script(loss=valley))
+    return run(folder, study, told, countdown, trainer=trainer)
+
+
+def stopping(training=None, **sweep):
+    epochs = {"num_train_epochs": {"values": [1, 2, 3, 4, 6]}}
+    return spec(KEPT | (training or {}), **({"parameters": {**epochs, "r": {"values": [4, 8]}}} | sweep))
 
 
 def adapter_of(folder, result):
@@ -296,6 +315,79 @@ def test_adapters_of_read_off_trials_are_kept_while_they_may_be_chosen(folder, t
     kept = [one for one in found.values() if one.number not in dropped]
     assert any(one.state == "shared" for one in kept)
     assert len(dropped) > 3
+
+
+@pytest.mark.parametrize("pack_size", [1, 3])
+def test_a_run_that_stops_early_gives_all_of_its_shorter_ones(folder, told, pack_size):
+    study = stopping()
+    complete, executor = in_a_valley(folder, study, told, pack_size=pack_size)
+    assert complete
+    found = results(folder, study)
+    assert sorted(executor.trained_epochs) == sorted(
+        (number, epoch)
+        for number, one in found.items()
+        if one.source is None
+        for epoch in range(1, 5 if one.config.lora.r == 8 else 4)
+    )
+    of = by_config(found)
+    assert len(of) == 10
+    for (rank, epochs), one in of.items():
+        lowest = 3 if rank == 8 else 2
+        trained = min(epochs, lowest + 1)
+        best = min(trained, lowest)
+        assert one.state == ("complete" if epochs == 6 else "shared")
+        assert one.eval_loss == valley(one.config, best)
+        assert one.metrics["best_evaluation"] == one.evaluation == best
+        assert one.metrics["epochs"] == trained == max(one.curve)
+        assert ("stopped early" in one.reason) == (epochs > trained)
+        assert adapter_of(folder, one) in (None, (rank, epochs))
+    said = told.getvalue()
+    assert "stopped early at evaluation 3 (step 12): 1 evaluation without a better eval_loss" in said
+    assert "its adapter is that of evaluation 2 (step 8), the best by eval_loss" in said
+    assert re.search(r"trial \d is trial \d, which stopped early after 3 of 4 epochs: eval_loss", said)
+    assert journaled_ends(folder) == [(number, one.state) for number, one in sorted(found.items())]
+    records = [entry.record for entry, _ in read(folder.root)]
+    for number, one in found.items():
+        told_curve = [record for record in records if isinstance(record, Evaluated) and record.number == number]
+        assert {record.evaluation: record.eval_loss for record in told_curve} == one.curve
+        assert [record.step for record in told_curve] == [STEPS_PER_EPOCH * epoch for epoch in one.curve]
+
+
+def test_what_stopped_early_is_confirmed_as_it_was_trained(folder, told):
+    study = stopping(confirm={"top": 2, "seeds": 2}, parameters={"r": {"values": [2, 4]}, **EPOCHS})
+    assert in_a_valley(folder, study, told)[0]
+    repeats = [one for one in results(folder, study).values() if one.replicate]
+    assert repeats
+    for one in repeats:
+        assert one.state == "complete"
+        assert one.eval_loss == valley(one.config, one.evaluation)
+        assert one.evaluation == min(2, one.config.training.num_train_epochs)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("training", [None, DECAY], ids=["constant", "decay"])
+@pytest.mark.parametrize("stride", [41, pytest.param(1, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])])
+def test_killed_at_any_call_early_stopping_loses_and_doubles_nothing(tmp_path, told, training, after, stride):
+    study = stopping(training)
+    control = RunFolder(tmp_path / "control")
+    in_a_valley(control, study, told)
+    expected = outcomes(results(control, study))
+    calls = 0 if stride == 1 else 5
+    while True:
+        folder = RunFolder(tmp_path / f"killed-{calls}")
+        try:
+            in_a_valley(folder, study, told, Countdown(calls, after))
+        except Killed:
+            assert in_a_valley(folder, study, told)[0]
+            found = results(folder, study)
+            assert outcomes(found) == expected
+            assert journaled_ends(folder) == [(number, one.state) for number, one in sorted(found.items())]
+            assert not list(folder.root.rglob("checkpoint"))
+            assert not list(folder.root.rglob("epochs-*"))
+        else:
+            assert calls > 30
+            return
+        calls += stride
 
 
 def test_the_json_display_tells_milestones():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_lab.study.identity import trial_identity
-from lora_lab.study.settings import DataSettings, TrialConfig
+from lora_lab.study.settings import DataSettings, TrainingSettings, TrialConfig
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
 
@@ -25,6 +25,7 @@ def identity(modules: tuple[str, ...] = MODULES, **sections: dict[str, Any]) -> 
     )
 
 
+KEPT: dict[str, Any] = {"training": {"load_best_model_at_end": True}}
 EQUIVALENT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"lora": {"target_modules": "attention"}}, {"lora": {"target_modules": ("q_proj",), "layers": (0, 1)}}),
     (
@@ -50,6 +51,9 @@ DIFFERENT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"training": {"seed": 1}}),
     ({}, {"training": {"learning_rate": 1e-3}}),
     ({}, {"training": {"lr_scheduler_type": "linear"}}),
+    ({}, {"training": {"load_best_model_at_end": True}}),
+    (KEPT, {"training": {**KEPT["training"], "eval_steps": 3}}),
+    (KEPT, {"training": {**KEPT["training"], "early_stopping_patience": 3}}),
     ({}, {"training": {"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.1}}),
     ({}, {"model": {"quantization": "nf4"}}),
     ({}, {"data": {"max_length": 64}}),
@@ -81,6 +85,14 @@ def test_rslora_at_the_same_scaling_is_the_same(r: int, alpha: float) -> None:
 @given(st.integers(1, 4096), st.sampled_from([0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0]))
 def test_a_ratio_and_its_alpha_are_the_same(r: int, ratio: float) -> None:
     assert identity(lora={"r": r, "alpha_ratio": ratio}) == identity(lora={"r": r, "lora_alpha": ratio * r})
+
+
+def test_trials_from_before_the_best_checkpoint_keep_their_identity() -> None:
+    dumped = TrainingSettings().model_dump()
+    names = ("load_best_model_at_end", "metric_for_best_model", "early_stopping_patience", "early_stopping_threshold")
+    assert not dumped.keys() & set(names)
+    kept = TrainingSettings(load_best_model_at_end=True, early_stopping_patience=2)
+    assert TrainingSettings.model_validate_json(kept.model_dump_json()) == kept
 
 
 def test_trials_from_before_a_key_of_data_existed_keep_their_identity() -> None:

@@ -100,6 +100,12 @@ MISTAKES = [
     ("  learning_rate: 2e-3", "  learning_rate: 0", "11: training.learning_rate: must be greater than 0, but is 0"),
     ("  learning_rate: 2e-3", "  learning_rate: fast", "11: training.learning_rate: must be a number, but is 'fast'"),
     ("  learning_rate: 2e-3", "  warmup_ratio: 0.1", "10: training.lr_scheduler_type: lr_scheduler_type constant has no warm-up; use constant_with_warmup, or drop the warm-up"),
+    ("  learning_rate: 2e-3", "  early_stopping_patience: 3", "11: training.early_stopping_patience: needs load_best_model_at_end: true; set that, or remove early_stopping_patience"),
+    ("  learning_rate: 2e-3", "  metric_for_best_model: perplexity", "11: training.metric_for_best_model: needs load_best_model_at_end: true; set that, or remove metric_for_best_model"),
+    ("  learning_rate: 2e-3", "  load_best_model_at_end: true\n  metric_for_best_model: perplexity", "12: training.metric_for_best_model: perplexity is measured only where evaluation.metrics asks for it; add it there"),
+    ("  learning_rate: 2e-3", "  load_best_model_at_end: true\n  early_stopping_threshold: 0.1", "12: training.early_stopping_threshold: needs early_stopping_patience; set that, or remove the threshold"),
+    ("  learning_rate: 2e-3", "  load_best_model_at_end: true\n  early_stopping_patience: 0", "12: training.early_stopping_patience: must be at least 1, but is 0"),
+    ("  learning_rate: 2e-3", "  patience: 3", "11: training.patience: unknown key; did you mean early_stopping_patience?"),
     ("  model_name_or_path: builtin/tiny-llama", "  model_name_or_path: 7", "4: model.model_name_or_path: must be text, but is 7; write it in quotes"),
     ("  model_name_or_path: builtin/tiny-llama", "  model_name_or_path: m\n  quantization: nf5", "5: model.quantization: must be one of none, int8, nf4, fp4, but is 'nf5'; did you mean nf4?"),
     ("  model_name_or_path: builtin/tiny-llama", "  model_name_or_path: m\n  double_quant: true", "5: model.double_quant: double_quant needs quantization nf4 or fp4, but quantization is none"),
@@ -113,6 +119,29 @@ MISTAKES = [
 def test_a_mistake_in_the_study_file(old: str, new: str, message: str, study_file: Path) -> None:
     edit(study_file, old, new)
     assert refusal(study_file)[0] == f"studies/rank_alpha.yaml:{message}"
+
+
+def test_the_best_checkpoint_needs_its_metric_at_every_evaluation(study_file: Path) -> None:
+    chosen = ["training.load_best_model_at_end=true", "training.metric_for_best_model=perplexity"]
+    measured = [*chosen, "evaluation.metrics=[perplexity]"]
+    assert refusal(study_file, *measured)[0].endswith(
+        "training.metric_for_best_model: perplexity must be measured at every evaluation; set evaluation.at to evaluations"
+    )
+    spec = load_study(study_file, [*measured, "evaluation.at=evaluations"])
+    assert spec.training.metric_for_best_model == "perplexity"
+
+
+def test_the_best_checkpoint_is_the_best_by_what_is_measured(study_file: Path) -> None:
+    chosen = ["training.load_best_model_at_end=true", "training.metric_for_best_model=loss"]
+    [message] = refusal(study_file, *chosen)
+    assert message.startswith("--set: training.metric_for_best_model: must be one of eval_loss, perplexity, ")
+    assert message.endswith("but is 'loss'; did you mean eval_loss?")
+
+
+def test_searched_patience_needs_the_best_checkpoint(study_file: Path) -> None:
+    searched = "sweep.parameters.early_stopping_patience={values: [2, 4]}"
+    assert "needs load_best_model_at_end: true" in refusal(study_file, searched)[0]
+    assert load_study(study_file, [searched, "training.load_best_model_at_end=true"])
 
 
 SWEEP_MISTAKES = [

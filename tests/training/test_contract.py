@@ -113,6 +113,10 @@ def test_final_figures_are_plain_finite_numbers(bench, engine):
 
 # Equal numbers
 
+BEST = {"load_best_model_at_end": True, "learning_rate": 0.1, "num_train_epochs": 5}
+"""The texts are random words: what is learned beyond the first epochs makes the evaluation worse."""
+MILD = {"learning_rate": 1e-2, "num_train_epochs": 6}
+"""A rate at which the last bits, in which the engines differ, do not grow: the fourth evaluation is the best."""
 WARM = {"warmup_steps": 5, "learning_rate": 5e-3}
 EQUAL = {
     "plain": {},
@@ -137,12 +141,14 @@ EQUAL = {
     "gradient checkpointing": {"gradient_checkpointing": True, "lora": {"lora_dropout": 0.2}},
     "rows of several examples": {"data": {"packing": True, "max_length": 48}, "num_train_epochs": 3},
     "another seed": {"seed": 5},
+    "the best checkpoint": {**BEST, **MILD},
+    "early stopping": {**BEST, **MILD, "early_stopping_patience": 1},
 }
 
 
 AT_ONCE = [
     *("two epochs and a head", "accumulation", "dropout", "rslora on half of the layers", "cosine", "LoRA+"),
-    *("gradient checkpointing", "rows of several examples"),
+    *("gradient checkpointing", "rows of several examples", "early stopping"),
 ]
 
 
@@ -217,11 +223,13 @@ RESUMED = {
     },
     "8 bit": {"optim": "adamw_8bit", "lora": {"r": 64}, "lr_scheduler_type": "linear"},
     "sgd": {"optim": "sgd", "loraplus_lr_ratio": 4.0, "learning_rate": 0.1},
+    "early stopping": {**BEST, "early_stopping_patience": 3, "eval_steps": 2},
 }
 
 
 @pytest.mark.parametrize(
-    ("case", "every"), [("accumulation", 3), *(pytest.param(case, 1, marks=pytest.mark.slow) for case in RESUMED)]
+    ("case", "every"),
+    [("accumulation", 3), ("early stopping", 7), *(pytest.param(case, 1, marks=pytest.mark.slow) for case in RESUMED)],
 )
 def test_taken_up_after_any_step_the_rest_is_bit_equal(bench, engine_class, tmp_path, case, every):
     config = bench.trial(dtype="float32", **RESUMED[case])
@@ -458,6 +466,32 @@ def test_shorter_runs_are_read_off(bench, engine):
     assert (files.adapter / "adapter_model.safetensors").read_bytes() == (
         engine.trial_folder(alone.number) / "adapter/adapter_model.safetensors"
     ).read_bytes()
+
+
+def test_what_ends_early_is_what_was_measured(bench, engine):
+    """Adapter, general text and scores are those of the best evaluation, though the trial went on beyond it."""
+    scored = {"metrics": ["token_accuracy", "perplexity"], "at": "end"}
+    config = bench.trial(data=general_text(bench), evaluation=scored, **{**BEST, "early_stopping_patience": 2})
+    events = run(engine, config)
+    final, curve = events[-1], {event.evaluation: event.eval_loss for event in only(events, Evaluated)}
+    best = int(final.metrics["best_evaluation"])
+    assert best == min(curve, key=curve.__getitem__)
+    assert len(curve) == best + 2 < 5
+    assert final.metrics["best_step"] == best * PER_EPOCH
+    assert final.metrics["steps"] == final.step == len(curve) * PER_EPOCH
+    assert all(event.forgetting_loss is None and not event.scores for event in only(events, Evaluated))
+
+    shorter = bench.trial(data=general_text(bench), evaluation=scored, **{**BEST, "num_train_epochs": best})
+    apart = run(engine, shorter, number=1)[-1]
+    of_adapter = {"eval_loss", "forgetting", "token_accuracy", "perplexity", "best_step", "best_evaluation"}
+    assert {name: final.metrics[name] for name in of_adapter} == {name: apart.metrics[name] for name in of_adapter}
+    mine, other = (TrialFolder(engine.trial_folder(number)) for number in (0, 1))
+    for one, two in (
+        (mine.adapter / "adapter_model.safetensors", other.adapter / "adapter_model.safetensors"),
+        (mine.forgetting, other.forgetting),
+        (mine.evaluation(best, "token_accuracy"), other.evaluation(best, "token_accuracy")),
+    ):
+        assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_branch_goes_on_as_the_run_trained_apart(bench, engine):

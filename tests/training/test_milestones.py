@@ -163,6 +163,47 @@ def test_a_trial_taken_up_again_gives_what_is_left(bench, schedule, stop):
     assert all(event.step >= stop for event in only(after, Milestone))
 
 
+KEPT = {"load_best_model_at_end": True, "early_stopping_patience": 1, "learning_rate": 0.1}
+"""The second evaluation is worse than the first, and so the last."""
+STOPPING = [
+    {"lr_scheduler_type": "constant"},
+    {"lr_scheduler_type": "warmup_stable_decay", "decay_ratio": 0.1},
+    {"lr_scheduler_type": "warmup_stable_decay", "decay_ratio": 0.7},
+]
+
+
+@pytest.mark.parametrize("schedule", sample(STOPPING, STOPPING[:2]), ids=str)
+def test_a_run_that_stops_early_gives_its_shorter_ones_what_they_give_apart(bench, schedule):
+    """Of 5 epochs 3 are never trained: runs of 4 and 3 epochs would have stopped at the same step."""
+    data = {"forgetting": str(bench.data_folder / "general.jsonl")}
+    longest, *shorter = (bench.trial(data=data, num_train_epochs=n, **KEPT, **schedule) for n in (5, 4, 3, 2, 1))
+    engine = bench.engine()
+    engine.admit(0, longest, shorter)
+    events = drain(engine)
+    [stopped] = only(events, Finished)
+    assert stopped.step == 12
+    assert "stopped early at evaluation 2" in stopped.reason
+    milestones = {event.epochs: event for event in only(events, Milestone)}
+    assert {4, 3} <= milestones.keys()
+    for number, config in enumerate(shorter, start=1):
+        milestone = milestones.get(config.training.num_train_epochs)
+        engine.admit(number, config)
+        alone = drain(engine)
+        if milestone is None:
+            continue
+        if milestone.is_branch:
+            shutil.move(files_of(engine, milestone), engine.trial_folder(10 + number))
+            engine.admit(10 + number, config)
+            [branched] = only(drain(engine), Finished)
+            assert finals(branched) == finals(only(alone, Finished)[0])
+            assert branched.reason == only(alone, Finished)[0].reason
+            continue
+        [final] = only(alone, Finished)
+        assert finals(milestone) == finals(final)
+        assert (milestone.step, milestone.reason) == (final.step, final.reason)
+        same_files(files_of(engine, milestone), engine.trial_folder(number))
+
+
 def test_memory_that_runs_out_at_a_milestone_only_delays_it(bench, monkeypatch):
     longest, *shorter = trials(bench)
     engine = bench.engine()

@@ -293,19 +293,27 @@ class Slot:
         """Elements of each tensor in `state` after the first step; before it there are the parameters only."""
         return {"parameters": self.parameter_count} | self._optimizer.state_sizes
 
+    def values(self) -> Tensor:
+        """The trained parameters [P], as a copy on the CPU; the device needs no memory for it."""
+        return self.parameters.detach().to("cpu", copy=True)
+
+    def put(self, values: Tensor) -> None:
+        """Let the trained parameters have these values [P]; the optimizer's state stays."""
+        with torch.no_grad():
+            self.parameters.copy_(values)
+        self._refresh_computed()
+
     def state(self) -> dict[str, Tensor]:
         """Parameters [P] and, from the first step on, the optimizer's state; as copies on the CPU.
 
         The device needs no memory for it.
         """
-        parameters = {"parameters": self.parameters.detach().to("cpu", copy=True)}
+        parameters = {"parameters": self.values()}
         return parameters | self._optimizer.state() if self.progress.step else parameters
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Counters) -> None:
         """Take up from a checkpoint; a step that was half done when it was written starts again."""
-        with torch.no_grad():
-            self.parameters.copy_(tensors["parameters"])
-        self._refresh_computed()
+        self.put(tensors["parameters"])
         self.zero_gradient()
         self.progress.counters, self.pending = counters, None
         self._optimizer.restore(tensors, counters.step)

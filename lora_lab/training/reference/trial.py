@@ -167,7 +167,7 @@ class ReferenceTrial:
             rows: The training examples.
             between: Called before every operation of the step; what it raises ends the counting.
         """
-        before = flat(self.parameters.values())
+        before = self.values()
         optimizer = make_optimizer(self._trainer, self.config.training)
         step_without_gradients(optimizer)
         live = LiveBytes(between=between)
@@ -184,7 +184,7 @@ class ReferenceTrial:
                 optimizer.step()
         finally:
             optimizer.zero_grad()
-            self._put(before)
+            self.put(before)
         return live
 
     # Checkpoints
@@ -192,25 +192,30 @@ class ReferenceTrial:
     @property
     def state_sizes(self) -> dict[str, int]:
         """Elements of each tensor in `state` after the first step; before it there are the parameters only."""
-        before = flat(self.parameters.values())
+        before = self.values()
         optimizer = make_optimizer(self._trainer, self.config.training)
         step_without_gradients(optimizer)
-        self._put(before)
+        self.put(before)
         kept = {name: sum(tensor.numel() for tensor in parts) for name, parts in moments(optimizer).items()}
         return {"parameters": self.parameter_count} | kept
+
+    def values(self) -> Tensor:
+        """The trained parameters [P], as a copy on the CPU."""
+        return flat(self.parameters.values())
+
+    def put(self, values: Tensor) -> None:
+        """Let the trained parameters have these values [P]; the optimizer's state stays."""
+        fill(list(self.parameters.values()), values)
 
     def state(self) -> dict[str, Tensor]:
         """Parameters [P] and the optimizer's state, on the CPU."""
         kept = {name: flat(parts) for name, parts in moments(self._trainer.optimizer).items()}
-        return {"parameters": flat(self.parameters.values())} | kept
+        return {"parameters": self.values()} | kept
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Counters) -> None:
         """Take up from a checkpoint; to be called before the first step."""
         self.progress.counters = counters
         if counters.step:
             restore_moments(self._trainer.optimizer, tensors, counters.step)
-        self._put(tensors["parameters"])
+        self.put(tensors["parameters"])
         self._trainer.skip(counters.step)
-
-    def _put(self, values: Tensor) -> None:
-        fill(list(self.parameters.values()), values)
