@@ -366,7 +366,7 @@ def test_what_stopped_early_is_confirmed_as_it_was_trained(folder, told):
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("training", [None, DECAY], ids=["constant", "decay"])
-@pytest.mark.parametrize("stride", [41, pytest.param(1, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("stride", [83, pytest.param(1, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])])
 def test_killed_at_any_call_early_stopping_loses_and_doubles_nothing(tmp_path, told, training, after, stride):
     study = stopping(training)
     control = RunFolder(tmp_path / "control")
