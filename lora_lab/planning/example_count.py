@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from pyarrow import ArrowInvalid, parquet  # type: ignore[import-untyped]
 
-from lora_lab.builtin.datasets import write_dataset
 from lora_lab.common.sizes import bytes_text
 from lora_lab.data.locations import HUB_ID, find, named_files
 from lora_lab.data.mixing import held_out, repeats
@@ -19,7 +18,7 @@ from lora_lab.data.readers import read_rows
 
 if TYPE_CHECKING:
     from lora_lab.data.locations import Location
-    from lora_lab.study.settings import DatasetRef, DataSettings
+    from lora_lab.study.settings import DatasetRef, DataSettings, Purpose
 
 MOST_BYTES = 32 * 2**20
 """Of a dataset whose rows are only known by parsing it; a larger one is not counted."""
@@ -51,9 +50,20 @@ def evaluation_examples(data: DataSettings) -> int | None:
     """
     try:
         if not isinstance(data.eval, float):
-            rows = _rows(data.eval)
-            return min(rows, data.eval.max_examples or rows)
+            return _limited_rows(data.eval, "eval")
         return sum(len(held_out(_limited_rows(ref), data.eval)) for ref in data.train_refs)
+    except _UncountedError:
+        return None
+
+
+def unseen_examples(data: DataSettings) -> int | None:
+    """Rows that choose nothing, 0 without any; None for data that is not here, or would take long to count.
+
+    Raises:
+        InputError: a dataset that is here and cannot be used.
+    """
+    try:
+        return 0 if data.test is None else _limited_rows(data.test, "test")
     except _UncountedError:
         return None
 
@@ -80,20 +90,18 @@ def _epoch_rows(ref: DatasetRef, evaluation: float | DatasetRef) -> int:
     return rows if ref.weight is None else repeats(rows, ref.weight)
 
 
-def _limited_rows(ref: DatasetRef) -> int:
+def _limited_rows(ref: DatasetRef, purpose: Purpose = "train") -> int:
     """Rows of a dataset that are used."""
-    rows = _rows(ref)
+    rows = _rows(ref, purpose)
     return min(rows, ref.max_examples or rows)
 
 
-def _rows(ref: DatasetRef) -> int:
+def _rows(ref: DatasetRef, purpose: Purpose = "train") -> int:
     path = Path(ref.path).expanduser()
+    if not ref.path.startswith("builtin/") and not path.exists() and not named_files(path):
+        raise _UncountedError(_why_not_here(ref.path))
     with tempfile.TemporaryDirectory() as folder:
-        if ref.path.startswith("builtin/"):
-            return _lines(write_dataset(ref.path, Path(folder))[ref.split or "train"])
-        if not path.exists() and not named_files(path):
-            raise _UncountedError(_why_not_here(ref.path))
-        return _counted(find(ref, "train", Path(folder)), Path(folder))
+        return _counted(find(ref, purpose, Path(folder)), Path(folder))
 
 
 def _why_not_here(path: str) -> str:

@@ -88,6 +88,8 @@ class Generation:
 
     prompts: int | None
     """None where they are not counted."""
+    test_prompts: int | None
+    """Those of `data.test`, which a trial answers once; None where they are not counted."""
     max_new_tokens: int
     rounds: float | None
     """How often a trial answers them, on average; None where its evaluations are not counted."""

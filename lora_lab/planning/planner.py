@@ -11,7 +11,7 @@ from lora_lab.analysis.audit import audit
 from lora_lab.analysis.wording import setting_text, targets_text, value_text
 from lora_lab.common.errors import StorageError
 from lora_lab.planning.devices import Device
-from lora_lab.planning.example_count import evaluation_examples, training_examples, why_uncounted
+from lora_lab.planning.example_count import evaluation_examples, training_examples, unseen_examples, why_uncounted
 from lora_lab.planning.plan import Adapter, EngineUse, Generation, Memory, Plan, Remedy, Work
 from lora_lab.planning.row_checks import base_notes
 from lora_lab.planning.target_checks import expert_notes
@@ -264,16 +264,20 @@ class _Planner:
         self._progress("what answers take")
         spec = self._spec
         prompts, new = evaluation_examples(spec.data), spec.evaluation.max_new_tokens
+        tests = unseen_examples(spec.data)
         rows = max(config.training.per_device_eval_batch_size for config in trainings.examples)
         rows = rows if prompts is None else min(rows, prompts)
         longest = max(config.data.max_length for config in trainings.examples)
         rounds = 1.0 if spec.evaluation.at == "end" else self._evaluations(trainings)
-        answered = None if rounds is None else rounds * trainings.all + (trainings.shared or 0) + 1
+        once = trainings.all + (trainings.shared or 0) + 1
+        answered = None if rounds is None else once + (rounds - 1) * trainings.all
+        is_counted = prompts is not None and tests is not None and answered is not None
         return Generation(
             prompts=prompts,
+            test_prompts=tests,
             max_new_tokens=new,
             rounds=rounds,
-            tokens=None if prompts is None or answered is None else round(prompts * new * answered),
+            tokens=round(new * ((prompts or 0) * (answered or 0) + (tests or 0) * once)) if is_counted else None,
             rows=rows,
             length=longest + new,
             kept_bytes=self._predictor(spec.model).kept_bytes(rows, longest, new),

@@ -106,6 +106,7 @@ def _generation_text(answers: Generation) -> str:
         text = f"up to {plural(answers.max_new_tokens, 'new token')} for each held-out prompt; how many is not counted"
     else:
         rounds = "at the end" if answers.rounds == 1 else f"{answers.rounds:.3g} times"
+        rounds += f" ({plural(answers.test_prompts, 'test prompt')} once)" if answers.test_prompts else ""
         text = (
             f"at most {answers.tokens:,} new tokens in all: {plural(answers.prompts, 'prompt')} of up to "
             f"{answers.max_new_tokens} by each trial {rounds}, and once by the bare base"

@@ -11,7 +11,7 @@ import pytest
 from lora_lab.common.errors import InputError
 from lora_lab.data.sources import load_splits
 from lora_lab.planning import example_count
-from lora_lab.planning.example_count import training_examples, why_uncounted
+from lora_lab.planning.example_count import evaluation_examples, training_examples, unseen_examples, why_uncounted
 from lora_lab.study.settings import DataSettings
 
 ROWS = [{"prompt": f"question {index}\nof two lines?", "completion": f"answer {index}"} for index in range(40)]
@@ -98,3 +98,10 @@ def test_a_folder_without_the_split_is_a_mistake(tmp_path):
     write_lines(tmp_path / "validation.jsonl")
     with pytest.raises(InputError, match="has no split"):
         training_examples(DataSettings(train={"path": str(tmp_path), "split": "train"}))
+
+
+def test_rows_that_are_measured_on_are_those_of_their_own_split():
+    data = DataSettings(train="builtin/facts", eval="builtin/style", test="builtin/style")
+    assert (training_examples(data), evaluation_examples(data), unseen_examples(data)) == (128, 100, 100)
+    assert unseen_examples(DataSettings(train="builtin/facts")) == 0
+    assert unseen_examples(DataSettings(train="builtin/facts", test="not/here")) is None

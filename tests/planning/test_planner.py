@@ -243,6 +243,19 @@ def test_answers_are_counted_with_what_the_base_keeps_meanwhile(base, tmp_path):
     assert json.loads(json.dumps(made.as_dict()))["generation"]["tokens"] == 175
 
 
+def test_test_prompts_are_answered_once_by_each_trial_and_the_bare_base(base, tmp_path):
+    (tmp_path / "unseen.jsonl").write_text('{"prompt": "ask", "completion": "say"}\n' * 3)
+    spec = answering(base, tmp_path, at="evaluations")
+    spec = spec.model_validate(
+        spec.model_dump() | {"data": spec.data.model_dump() | {"test": {"path": str(tmp_path / "unseen.jsonl")}}}
+    )
+    made = plan(spec, tmp_path)
+    assert (made.generation.test_prompts, made.generation.tokens) == (3, 7 * 5 * (4 * 2 + 1) + 3 * 5 * (4 + 1))
+    console = Console(record=True, width=300)
+    print_plan(made, console)
+    assert "by each trial 2 times (3 test prompts once), and once by the bare base" in console.export_text()
+
+
 def test_at_evaluations_they_are_counted_as_often_as_it_is_evaluated(base, tmp_path):
     told = plan(answering(base, tmp_path, at="evaluations"), tmp_path).generation
     assert (told.rounds, told.tokens) == (2, 7 * 5 * (4 * 2 + 1))

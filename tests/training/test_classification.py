@@ -111,6 +111,22 @@ def test_scores_are_kept_by_row_with_what_was_predicted(trial, tmp_path):
     assert load_arrays(files.evaluation(6))["nll"].mean() == pytest.approx(metrics["eval_loss"])
 
 
+def test_classes_are_told_on_test_rows_too(trial, rows, tmp_path):
+    (tmp_path / "unseen.jsonl").write_bytes((rows / "eval.jsonl").read_bytes())
+    config = trial(num_train_epochs=1, metrics=["accuracy", "macro_f1"]).changed(
+        data={"test": {"path": str(tmp_path / "unseen.jsonl")}}
+    )
+    engine, _ = classification_engine(config, tmp_path)
+    base = engine.base_scores(config)
+    engine.admit(0, config)
+    metrics = only(drain(engine), Finished)[0].metrics
+    for name in ("eval_loss", "accuracy", "macro_f1"):
+        assert metrics[f"test_{name}"] == metrics[name], "they are the same rows here"
+    assert base["test_accuracy"] == base["accuracy"]
+    lines = TrialFolder(engine.trial_folder(0)).predictions(1, test=True).read_text().splitlines()
+    assert json.loads(lines[0])["place"].endswith("unseen.jsonl:1")
+
+
 def saved_classifier(folder, names, bert):
     """A checkpoint that was trained on classes, as far as its config says."""
     torch.manual_seed(5)
