@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,6 +45,8 @@ def serve(
             typer.echo(f"{name:<12} {text}")
         typer.echo(f"for production: {command_text('export', [*words, '--to', 'vllm'])}   (or --to sglang)")
         run(served, port, typer.echo)
+    sys.stdout.flush()
+    os._exit(0)  # there is nothing to write, and tearing a loaded base down takes seconds
 
 
 def _load(study: Path, overrides: list[str], trials: str | None, top: int | None) -> Served:

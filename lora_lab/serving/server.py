@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import uvicorn
 
 from lora_lab.analysis.wording import config_label, measure_text
 from lora_lab.common.errors import InputError
+from lora_lab.results.card import base_words
 from lora_lab.results.choosing import roles_of
 from lora_lab.serving.app import make_app
 from lora_lab.serving.desk import Desk
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from lora_lab.study.results import TrialResult
 
 LOOPBACK = "127.0.0.1"
-GRACE_S = 0
-"""Seconds that open answers get at Ctrl-C."""
+GRACE_S = 1
+"""Seconds that open connections get at Ctrl-C; their answers are ended by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,9 @@ def load(results: Results, folder: RunFolder, chosen: Sequence[TrialResult]) -> 
 
 
 def _bare(results: Results) -> Member:
-    measure, model = results.findings.measure, results.spec.model.model_name_or_path
-    return Member(BASE, label=model, value=f"{measure.label} {measure_text(measure, results.findings.base_value)}")
+    measure = results.findings.measure
+    value = f"{measure.label} {measure_text(measure, results.findings.base_value)}"
+    return Member(BASE, label=base_words(results.spec.model), value=value)
 
 
 def _member(results: Results, trial: TrialResult) -> Member:
@@ -103,10 +106,9 @@ def run(served: Served, port: int, say: Callable[[str], object]) -> None:
             timeout_graceful_shutdown=GRACE_S,
         )
         server = _Server(config, served.desk)
-        try:
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again that it ended by
             server.run(sockets=[listening])
-        finally:
-            served.desk.close()
+        served.desk.close()
 
 
 class _Server(uvicorn.Server):
