@@ -37,6 +37,7 @@ NATURAL_MINIMUM: dict[str, float] = {
     "max_grad_norm": 0,
 }
 """Below these there is nothing to try, so a best value there hides nothing."""
+LENGTHS = ("num_train_epochs", "max_steps")
 MANY_LOOKS = "about 10% instead of 5% for looks at 3, 5 and 10 seeds."
 """By simulation (tests/analysis/test_simulation_verdict.py)."""
 NOT_ORDERED = ("seed",)
@@ -56,7 +57,7 @@ def audit(spec: StudySpec, findings: Findings | None = None, results: Sequence[T
     if findings is not None and findings.best is not None and findings.noise is None:
         notes = [note for note in notes if note.kind != "one_seed"]  # the verdict says that itself
     if findings is not None and findings.best is not None:
-        notes += _edge_notes(spec, findings.best)
+        notes += _edge_notes(spec, findings.best, results)
         notes += _edges_at_ranks(spec, replicate_groups(results, findings.measure))
         notes += _importance_notes(spec, findings)
     return notes
@@ -102,13 +103,16 @@ def unfinished(done: int, total: int) -> AuditNote:
     return AuditNote(kind="unfinished", sentence=sentence)
 
 
-def _edge_notes(spec: StudySpec, best: Standing) -> Iterator[AuditNote]:
+def _edge_notes(spec: StudySpec, best: Standing, results: Sequence[TrialResult]) -> Iterator[AuditNote]:
+    stopped = any(result.number == best.number and result.stopped_early for result in results)
     chosen = {name: value_of(best.config, name) for name in spec.sweep.parameters}
     for name, parameter in spec.sweep.parameters.items():
         value = chosen[name] if spec.active(name, chosen) else None
         if not isinstance(value, (int, float)) or isinstance(value, bool) or name in NOT_ORDERED:
             continue
         side = _edge(parameter, float(value))
+        if stopped and side == "highest" and name in LENGTHS:
+            continue  # it ended by itself before its last step
         if side is None or (side == "lowest" and value <= NATURAL_MINIMUM.get(name, -math.inf)):
             continue
         beyond = "lower" if side == "lowest" else "higher"

@@ -75,6 +75,9 @@ class Announcer:
                 tags=tags,
             ),
             *curve_read_off(result),
+        )
+        # Later than the curve: of two values at one step, MLflow shows the later one as the trial's.
+        self._journal.append(
             TrialEnded(
                 number=result.number,
                 state=result.state,
@@ -100,7 +103,7 @@ def _reason(result: TrialResult, result_of: Callable[[int], TrialResult]) -> str
     epochs = result.config.training.num_train_epochs
     if result_of(result.source).config.training.num_train_epochs == epochs:
         return f"the same training as trial {result.source}"
-    trained = result.metrics.get("epochs", epochs)
-    if trained < epochs:
-        return f"trial {result.source}, which stopped early after {trained:g} of {plural(epochs, 'epoch')}"
+    if result.stopped_early:
+        trained = f"{result.metrics['epochs']:g} of {plural(epochs, 'epoch')}"
+        return f"trial {result.source}, which stopped early after {trained}"
     return f"trial {result.source} after {plural(epochs, 'epoch')}"

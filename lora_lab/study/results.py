@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -52,6 +53,14 @@ class TrialResult:
     def evaluation(self) -> int:
         """Number of the evaluation whose adapter and figures the trial has: the newest, or its best; 0 before it."""
         return int(self.metrics.get(BEST_EVALUATION.name, max(self.curve, default=0)))
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether it ended before its last step for want of better evaluations, as a longer run would have."""
+        training = self.config.training
+        if training.max_steps is not None:
+            return self.metrics.get("steps", math.inf) < training.max_steps
+        return self.metrics.get("epochs", math.inf) < training.num_train_epochs
 
     @property
     def has_value(self) -> bool:

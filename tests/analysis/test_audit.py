@@ -219,6 +219,15 @@ def test_the_best_value_at_an_edge(name: str, value: Any, side: str | None) -> N
         assert f"The best trial (7) has the {side} {name} that was tried" in notes[0].sentence
 
 
+def test_more_epochs_promise_nothing_to_what_stopped_early() -> None:
+    middle: dict[str, Any] = {"r": 64, "alpha_ratio": 1.0, "num_train_epochs": 3, "learning_rate": 1e-3}
+    for epochs, noted in ((3.0, ["edge_of_range"]), (2.0, [])):
+        trials = [trial(7, 4.0, **middle, metrics={"epochs": epochs, "steps": 12.0})]
+        findings = decide(trials, base_value=5.0, margin=0.01)
+        notes = audit(study(), findings, trials)
+        assert [note.kind for note in notes if note.kind == "edge_of_range"] == noted
+
+
 def test_two_values_have_no_inside() -> None:
     spec = spec_with({"r": {"values": [8, 16]}, "learning_rate": RATES})
     findings = decide([trial(0, 4.0, r=16, learning_rate=1e-3)], base_value=5.0, margin=0.01)

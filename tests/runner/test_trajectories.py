@@ -19,7 +19,7 @@ from lora_lab.study.sweep import Verdict
 from lora_lab.terminal.messages import StudyBegan, TrialOver
 from lora_lab.terminal.progress import StudyProgress
 from lora_lab.tracking.journal import read
-from lora_lab.tracking.records import TrialStarted
+from lora_lab.tracking.records import TrialEnded, TrialStarted
 
 EPOCHS = {"num_train_epochs": {"values": [1, 2, 3]}}
 RANKS = {"r": {"values": [2, 4]}}
@@ -351,6 +351,18 @@ def test_a_run_that_stops_early_gives_all_of_its_shorter_ones(folder, told, pack
         told_curve = [record for record in records if isinstance(record, Evaluated) and record.number == number]
         assert {record.evaluation: record.eval_loss for record in told_curve} == one.curve
         assert [record.step for record in told_curve] == [STEPS_PER_EPOCH * epoch for epoch in one.curve]
+
+
+def test_what_a_trial_ends_with_is_journaled_later_than_its_curve(folder, told):
+    """Both stand at its last step, where MLflow shows the later one as the trial's value."""
+    study = stopping()
+    in_a_valley(folder, study, told)
+    entries = [entry for entry, _ in read(folder.root)]
+    for number, one in results(folder, study).items():
+        curve = [entry.at_ms for entry in entries if type(entry.record) is Evaluated and entry.record.number == number]
+        [end] = [entry for entry in entries if type(entry.record) is TrialEnded and entry.record.number == number]
+        assert max(curve) < end.at_ms
+        assert end.record.metrics["eval_loss"] == one.eval_loss <= one.curve[max(one.curve)]
 
 
 def test_what_stopped_early_is_confirmed_as_it_was_trained(folder, told):
