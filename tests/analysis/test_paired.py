@@ -104,3 +104,24 @@ def test_the_interaction_of_seeds_and_examples_counts_once() -> None:
 def test_other_examples_have_no_pairs(one: ExampleLosses, other: ExampleLosses) -> None:
     with pytest.raises(InputError, match="at least two evaluation examples, the same ones on both sides"):
         example_difference(one, other)
+
+
+def test_what_seeds_do_to_single_examples_bounds_what_they_do_to_the_mean() -> None:
+    """Two seeds whose means happen to agree: their examples show that other seeds would not."""
+    rng, tokens = np.random.default_rng(5), np.ones(50, dtype=int)
+    flips = rng.choice([-1.0, 1.0], size=50)
+    ones = [ExampleLosses(1.0 + side * flips, tokens) for side in (1, -1)]
+    others = [ExampleLosses(np.zeros(50), tokens)] * 2
+    agreed = seed_difference({0: 1.0, 1: 1.0}, {0: 0.0, 1: 0.0})
+    assert agreed is not None
+    assert agreed.se == 0
+
+    apart = with_examples(agreed, ones, others)
+
+    centered = flips - flips.mean()
+    interaction = float(np.sum(centered**2)) * 2 / (50 * 50 * 2) * 50 / 49
+    assert apart.se**2 - apart.examples_variance == pytest.approx(interaction)
+    assert apart.degrees_of_freedom == pytest.approx(49)
+    wide = seed_difference({0: 3.0, 1: -1.0}, {0: 0.0, 1: 0.0})
+    assert wide is not None
+    assert with_examples(wide, ones, others).se == pytest.approx(wide.se)
