@@ -52,10 +52,10 @@ def read_answers(folder: RunFolder, results: Sequence[TrialResult], finalists: S
 
 
 def _of_trial(folder: RunFolder, result: TrialResult) -> list[Row]:
-    """What a trial answered at its last evaluation; a trial read off another one may have its file there."""
+    """What a trial answered when it had the adapter that it left; one read off another may have its file there."""
     owners = [result.number] if result.source is None else [result.number, result.source]
     for owner in owners:
-        if rows := _rows(folder.files_of(owner).predictions(max(result.curve, default=0))):
+        if rows := _rows(folder.files_of(owner).predictions(result.evaluation)):
             return rows
     return []
 

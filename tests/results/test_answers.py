@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,6 +55,16 @@ def test_those_that_differ_come_first(tmp_path):
     ]
     assert (len(found.rows), found.total, found.differing, found.has_base) == (12, 15, 2, True)
     assert list(found.labels) == [0, 1]
+
+
+def test_answers_are_those_of_the_adapter_that_a_trial_left(tmp_path):
+    folder = RunFolder(tmp_path)
+    write(folder.files_of(0).predictions(1), ["best"])
+    write(folder.files_of(0).predictions(2), ["last"])
+    best = replace(TRIALS[0], metrics={**TRIALS[0].metrics, "best_evaluation": 1.0})
+    found = read(folder, [best])
+    assert found is not None
+    assert dict(found.rows[0].answers) == {0: "best"}
 
 
 def test_without_the_base_or_with_other_rows_there_are_fewer_columns(tmp_path):
