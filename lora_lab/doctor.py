@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import Overrides, TrackingUri, errors_shown, run_command
+from lora_lab.command_line import Overrides, OwnMetrics, TrackingUri, errors_shown, run_command, run_own_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ def doctor(
     study: StudyFile = None,
     overrides: Overrides = None,
     *,
+    metrics: OwnMetrics = None,
     tracking_uri: TrackingUri = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -32,6 +33,7 @@ def doctor(
     Exit codes: 0 nothing is in the way; 1 there is a problem.
     """
     with errors_shown():
+        run_own_metrics(metrics)
         url = _storage(study, overrides or [])
         findings = []
         for finding in _findings(url, tracking_uri):

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_lab.command_line import Overrides, StudyFile, command_text, errors_shown, run_command
+from lora_lab.command_line import (
+    Overrides,
+    OwnMetrics,
+    StudyFile,
+    command_text,
+    errors_shown,
+    run_command,
+    run_own_metrics,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +35,7 @@ def serve(
     study: StudyFile,
     overrides: Overrides = None,
     *,
+    metrics: OwnMetrics = None,
     trials: Trials = None,
     top: Annotated[int | None, typer.Option(min=1, max=64, metavar="N", help="Load the N best configurations.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any that is free.")] = 8000,
@@ -37,8 +46,9 @@ def serve(
     It is for trying adapters out: for production, export them to vLLM or SGLang.
     """
     with errors_shown():
+        own = run_own_metrics(metrics)
         served = _load(study, overrides or [], trials, top)
-        words = [str(study), *(word for override in overrides or [] for word in ("--set", override))]
+        words = [str(study), *(word for override in overrides or [] for word in ("--set", override)), *own]
         from lora_lab.serving.server import run
 
         for name, text in served.listed():

@@ -37,7 +37,7 @@ def show(
 ) -> None:
     """Show a study's best trials and its verdict, also while it runs; nothing is trained or written."""
     with errors_shown():
-        run_own_metrics(metrics)
+        own = run_own_metrics(metrics)
         results, folder = _read(study, overrides or [])
         chosen = None if trial is None else _trial(results, trial)
     if as_json:
@@ -54,7 +54,7 @@ def show(
 
     console = Console(file=sys.stdout, highlight=False)
     if chosen is None:
-        words = [study, *(word for override in overrides or [] for word in ("--set", override))]
+        words = [study, *(word for override in overrides or [] for word in ("--set", override)), *own]
         one = {"one trial": command_text("show", [*words, "--trial", "N"])}
         print_results(results, folder, one, console)
     else:

@@ -174,6 +174,29 @@ def test_the_choice_is_reported_on_rows_that_chose_nothing(place):
     assert "exact match on test rows" in report
 
 
+def test_a_verdict_on_accuracy_over_choices_rests_on_seeds_and_examples(place):
+    questions = [
+        {"prompt": f"w{n} w{n + 1}", "choices": [f"w{40 + n}", f"w{41 + n}", f"w{20 + n} w{n}"], "answer": 0}
+        for n in range(FACTS)
+    ]
+    for name in ("quiz", "quiz-asked"):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    spec = study(
+        place,
+        data={"train": str(place / "quiz.jsonl"), "eval": str(place / "quiz-asked.jsonl")},
+        evaluation={"metrics": ["accuracy", "accuracy_norm"]},
+        sweep={"metric": "accuracy"},
+    )
+    ended, folder, said = run(place, spec, "chosen")
+    findings = ended.results.findings
+    assert findings.measure.name == "accuracy"
+    assert findings.base_value < findings.best.value <= 1
+    assert {row.evidence for row in findings.rows[1:]} <= {"seeds and examples"}
+    assert len(ended.results.losses) == 6
+    assert "accuracy by length" in said
+    assert "accuracy by length" in folder.report.read_text()
+
+
 def test_texts_are_refused_before_the_base_is_loaded(place):
     spec = study(place, data={"eval": str(place / "texts.jsonl")}, model={"model_name_or_path": str(place / "base")})
     with pytest.raises(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lora_lab.__main__ import app
+from lora_lab.command_line import run_own_metrics
 from lora_lab.common.errors import InputError, StudyFileError
 from lora_lab.study.file.loading import load_spec_json, load_study
 from lora_lab.study.measures import MEASURES, metrics, objectives
@@ -154,6 +157,19 @@ def test_a_stored_study_is_read_without_the_file(file: Path, study: Path) -> Non
     assert load_spec_json(stored).sweep.judged.goal == "minimize"
     assert MEASURES["edits"].low == 0
     assert "own_metrics" not in load_study(study, ["evaluation=null", "sweep.metric=eval_loss"]).stored()
+
+
+def test_every_command_that_reads_a_study_file_takes_the_file_of_its_metrics(file: Path) -> None:
+    reading = {
+        command.name: set(inspect.signature(command.callback).parameters)
+        for command in app.registered_commands
+        if "overrides" in inspect.signature(command.callback).parameters
+    }
+    assert {"sweep", "plan", "report", "show"} <= reading.keys()
+    assert [name for name, parameters in reading.items() if "metrics" not in parameters] == []
+    assert run_own_metrics(None) == []
+    assert run_own_metrics(file) == ["--metrics", str(file)]
+    assert "edits" in OWN_METRICS
 
 
 def test_a_study_file_declares_none_and_so_runs_no_code(study: Path) -> None:
