@@ -14,10 +14,10 @@ from lora_lab.exporters.targets import SERVERS, TRAINERS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lora_lab.analysis.findings import Role
     from lora_lab.exporters.handover import Export
     from lora_lab.exporters.targets import TargetName
     from lora_lab.exporters.trial import DataForm, ExportedTrial
-    from lora_lab.results.choosing import Role
 
 TARGETS: tuple[TargetName, ...] = (*TRAINERS, *SERVERS)
 

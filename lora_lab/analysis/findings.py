@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lora_lab.study.settings import TrialConfig
 
 
+Role = Literal["best", "recommended"]
+"""What a verdict calls a trial that it chooses."""
 LESS_TIME = 0.95
 """Less than this share of the other's training time is cheaper; more is within its jitter."""
 
@@ -134,6 +136,18 @@ class Findings:
     def gain(self) -> float:
         """By how much the best is better than the bare base; 0 or less where nothing helped."""
         return self.measure.gain_over(self.base_value, self.best.value) if self.best else 0.0
+
+    @property
+    def compared(self) -> list[Standing]:
+        """The best configuration, the recommended one, then the others in `rows`, the better ones first."""
+        chosen = [standing for standing in (self.best, self.cheapest) if standing is not None]
+        others = sorted((row.standing for row in self.rows), key=lambda one: self.measure.as_loss(one.value))
+        return list({standing.number: standing for standing in (*chosen, *others)}.values())
+
+    def roles(self, number: int) -> tuple[Role, ...]:
+        """What the verdict calls the trial of this number: best, recommended, both, or neither."""
+        named: tuple[tuple[Role, Standing | None], ...] = (("best", self.best), ("recommended", self.cheapest))
+        return tuple(role for role, standing in named if standing is not None and standing.number == number)
 
     def tie_width(self, best: float) -> float:
         """The margin below another value as the best, such as that of one target set."""

@@ -50,9 +50,7 @@ class FinalistValues:
 
 def finalists(findings: Findings) -> list[Standing]:
     """The best configuration, the recommended one, and the next best of those that the verdict compares."""
-    chosen = [standing for standing in (findings.best, findings.cheapest) if standing is not None]
-    others = sorted((row.standing for row in findings.rows), key=lambda one: findings.measure.as_loss(one.value))
-    return list({standing.number: standing for standing in (*chosen, *others)}.values())[:MOST_FINALISTS]
+    return findings.compared[:MOST_FINALISTS]
 
 
 def finalist_values(

@@ -11,7 +11,7 @@ from lora_lab.data.examples import Completion, Conversation, Example, Labeled, T
 from lora_lab.data.sources import load_splits
 from lora_lab.data.strings import StringEncoder
 from lora_lab.results.card import base_words
-from lora_lab.results.choosing import chosen_trial, roles_of
+from lora_lab.results.choosing import chosen_trial
 from lora_lab.study.peft_targets import peft_targets
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training.base.architecture import linear_map_of_config
@@ -28,9 +28,8 @@ from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.schedule import BatchPlan, decay_steps, warmup_steps
 
 if TYPE_CHECKING:
-    from lora_lab.analysis.findings import Findings
+    from lora_lab.analysis.findings import Findings, Role
     from lora_lab.data.sources import ExampleSplits
-    from lora_lab.results.choosing import Role
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import Results
     from lora_lab.study.results import TrialResult
@@ -289,7 +288,7 @@ def read_trial(
         spec=results.spec,
         result=chosen,
         findings=results.findings,
-        roles=roles_of(results, chosen.number),
+        roles=results.findings.roles(chosen.number),
         linears=linears,
         model_config=config,
         location=locate(settings),

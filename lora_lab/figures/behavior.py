@@ -167,9 +167,8 @@ def _column_title(name: str, findings: Findings) -> str:
 
 def _title(number: int, findings: Findings) -> str:
     """Such as `trial 3 (best)`."""
-    chosen = {"best": findings.best, "recommended": findings.cheapest}
-    roles = [role for role, standing in chosen.items() if standing is not None and standing.number == number]
-    return f"trial {number}" + (f" ({', '.join(roles)})" if roles else "")
+    roles = ", ".join(findings.roles(number))
+    return f"trial {number}" + (f" ({roles})" if roles else "")
 
 
 def _end_of(prompt: str) -> str:

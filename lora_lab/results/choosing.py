@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lora_lab.analysis.findings import Role
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import Results
     from lora_lab.study.results import TrialResult
 
-Role = Literal["best", "recommended"]
 ROLES: tuple[Role, ...] = ("best", "recommended")
 ALL = "all"
 
@@ -43,12 +43,6 @@ def chosen_trial(results: Results, choice: int | Role, option: str) -> TrialResu
             f"{option}: no trial of study {results.spec.study_name} reached its end; name one by its number"
         )
     return next(trial for trial in results.trials if trial.number == standing.number)
-
-
-def roles_of(results: Results, number: int) -> tuple[Role, ...]:
-    """What the verdict calls a trial."""
-    standings = {"best": results.findings.best, "recommended": results.findings.cheapest}
-    return tuple(role for role in ROLES if (standing := standings[role]) is not None and standing.number == number)
 
 
 def chosen_trials(results: Results, folder: RunFolder, words: Sequence[str]) -> list[TrialResult]:

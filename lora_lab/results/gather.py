@@ -111,17 +111,14 @@ def adapter_spectra(results: Results, folder: RunFolder) -> list[AdapterSpectrum
         CheckpointError: an adapter is damaged.
     """
     findings = results.findings
-    chosen = {"best": findings.best, "recommended": findings.cheapest}
-    numbers = [standing.number for standing in chosen.values() if standing is not None]
-    numbers += [row.standing.number for row in sorted(findings.rows, key=lambda row: row.standing.value)]
     by_number = {trial.number: trial for trial in results.trials}
     spectra = []
-    for number in dict.fromkeys(numbers):
+    for number in (standing.number for standing in findings.compared):
         trial = by_number[number]
         adapter = folder.adapter_of(trial)
         if trial.config.lora.use_dora or not (adapter / "adapter_model.safetensors").is_file():
             continue
-        role = " and ".join(name for name, standing in chosen.items() if standing and standing.number == number)
+        role = " and ".join(findings.roles(number))
         summary = summarize(read_spectra(adapter).values())
         spectra.append(
             AdapterSpectrum(number=number, label=config_label(trial.config, trial.params), role=role, summary=summary)

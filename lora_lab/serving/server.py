@@ -12,7 +12,6 @@ import uvicorn
 from lora_lab.analysis.wording import config_label, measure_text
 from lora_lab.common.errors import InputError
 from lora_lab.results.card import base_words
-from lora_lab.results.choosing import roles_of
 from lora_lab.serving.app import make_app
 from lora_lab.serving.desk import Desk
 from lora_lab.serving.members import BASE, Member, Members
@@ -74,7 +73,7 @@ def _member(results: Results, trial: TrialResult) -> Member:
     value = trial.metrics.get(measure.name)
     return Member(
         f"trial-{trial.number}",
-        aliases=roles_of(results, trial.number),
+        aliases=results.findings.roles(trial.number),
         label=config_label(trial.config, trial.params),
         value="" if value is None else f"{measure.label} {measure_text(measure, value)}",
     )

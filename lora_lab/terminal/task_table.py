@@ -37,6 +37,7 @@ def print_task_scores(tasks: Sequence[TaskScores], findings: Findings, console: 
 
 
 def _head(name: str, findings: Findings) -> Text:
-    chosen = {"best": findings.best, "recommended": findings.cheapest}
-    roles = [role for role, one in chosen.items() if one is not None and str(one.number) == name]
-    return Text(f"trial {name}" if name.isdigit() else name) + Text(f"\n{', '.join(roles)}" if roles else "")
+    if not name.isdigit():
+        return Text(name)
+    roles = ", ".join(findings.roles(int(name)))
+    return Text(f"trial {name}" + (f"\n{roles}" if roles else ""))

@@ -138,3 +138,14 @@ def test_an_interval_of_a_score_ends_where_scores_do(accuracy: Measure) -> None:
     intervals = [row.value_interval for row in findings.rows if row.value_interval]
     assert intervals
     assert all(high <= 1.0 for _, high in intervals)
+
+
+def test_after_the_chosen_ones_the_better_scores_come_first(accuracy: Measure) -> None:
+    findings = decide(scored(), BASE_ACCURACY, 0.02, accuracy)
+    assert findings.best is not None
+    first, *others = findings.compared
+    assert first == findings.best
+    rest = [one.value for one in others if one != findings.cheapest]
+    assert len(rest) > 1
+    assert rest == sorted(rest, reverse=True)
+    assert findings.roles(findings.best.number)[0] == "best"

@@ -37,7 +37,9 @@ def door(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return call
 
 
-def alone(place: Path, adapter: str | None) -> dict[str, dict[str, Any]]:
+def alone(
+    place: Path, adapter: str | None, tasks: tuple[str, ...] = TASKS, num_fewshot: int | None = None
+) -> dict[str, dict[str, Any]]:
     """What the harness itself says of an adapter."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -49,8 +51,10 @@ def alone(place: Path, adapter: str | None) -> dict[str, dict[str, Any]]:
         pretrained=str(model_folder("builtin/tiny-llama")), peft=adapter, device="cpu", dtype="float32", batch_size=4
     )
     manager = TaskManager(include_path=str(place / "tasks"))
-    found = simple_evaluate(model=model, tasks=list(TASKS), task_manager=manager, log_samples=False)
-    return {task: dict(found["results"][task]) for task in TASKS}
+    found = simple_evaluate(
+        model=model, tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, log_samples=False
+    )
+    return {task: dict(found["results"][task]) for task in tasks}
 
 
 def test_every_adapter_gets_the_numbers_that_the_harness_gives_it_alone(door: Callable[..., Call], place: Path) -> None:
@@ -74,6 +78,19 @@ def test_every_adapter_gets_the_numbers_that_the_harness_gives_it_alone(door: Ca
                 seen.add((task, key, round(value, 9)))
     for task in TASKS:
         assert len({value for name, _, value in seen if name == task}) > 1, f"{task}: all adapters are alike"
+
+
+def test_solved_examples_are_those_that_the_harness_draws(door: Callable[..., Call], place: Path) -> None:
+    words = ("--tasks", "local_generation", "--trials", "1", "--num-fewshot", "3", "--batch-size", "4", "--json")
+    code, out, err = door(*words)
+    assert code == 0, err
+    [task] = json.loads(out)["tasks"]
+    assert task["settings"]["num_fewshot"] == 3
+    expected = alone(place, str(place / "runs/colors/trials/0001/adapter"), ("local_generation",), 3)
+    without = alone(place, str(place / "runs/colors/trials/0001/adapter"), ("local_generation",))
+    told = task["columns"]["1"]["letters"]["value"]
+    assert told == pytest.approx(expected["local_generation"]["letters,none"], rel=1e-6)
+    assert told != without["local_generation"]["letters,none"], "examples change answers"
 
 
 def test_a_request_is_computed_once_for_all_and_the_scores_are_kept(
