@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import config_label, measure_interval, measure_text, value_and_unit, value_name
 from lora_lab.data.locations import HUB_ID
-from lora_lab.study.measures import EVAL_LOSS, in_unit_of, metrics
+from lora_lab.study.measures import EVAL_LOSS, in_unit_of, metrics, on_test
 from lora_lab.study.settings import DatasetRef
 
 if TYPE_CHECKING:
@@ -40,17 +41,20 @@ def card_data(study: str, result: TrialResult) -> ModelCardData:
     base = hub_id(result.config.model.model_name_or_path)
     data = result.config.data
     evaluated = data.eval if isinstance(data.eval, DatasetRef) else data.train_refs[0]
+    names = (EVAL_LOSS.name, *metrics())
+    measured = [(name, name, evaluated) for name in names]
+    measured += [(name, on_test(name), data.test) for name in names if data.test is not None]
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=hub_id(evaluated.path) or "local",
-            dataset_name=_dataset_words(evaluated),
+            dataset_type=hub_id(rows.path) or "local",
+            dataset_name=_dataset_words(rows),
             metric_type="loss" if name == EVAL_LOSS.name else name,
-            metric_name=name,
-            metric_value=round(result.metrics[name], 6),
+            metric_name=known_as,
+            metric_value=round(value, 6),
         )
-        for name in (EVAL_LOSS.name, *metrics())
-        if name in result.metrics
+        for name, known_as, rows in measured
+        if math.isfinite(value := result.metrics.get(known_as, math.nan))
     ]
     extra: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter"} if base else {}
     datasets = [found for ref in data.train_refs if (found := hub_id(ref.path))]

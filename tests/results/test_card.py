@@ -55,6 +55,16 @@ def test_an_adapter_of_a_hub_model_says_so():
     assert 'from_pretrained("acme/base-1B")' in found.text
 
 
+def test_what_was_measured_on_test_rows_stands_beside_it_under_its_own_dataset():
+    one = result("acme/base-1B", train="acme/tickets", eval="acme/tickets", test={"path": "acme/unseen"})
+    data = written(replace(one, metrics={**one.metrics, "test_eval_loss": 2.75})).data.to_dict()
+    found = {row["dataset"]["name"]: row["metrics"] for row in data["model-index"][0]["results"]}
+    assert found == {
+        "acme/tickets": [{"type": "loss", "value": 2.5, "name": "eval_loss"}],
+        "acme/unseen": [{"type": "loss", "value": 2.75, "name": "test_eval_loss"}],
+    }
+
+
 def test_a_local_model_and_local_data_leave_no_path(tmp_path):
     base = tmp_path / "alice" / "llama-private"
     base.mkdir(parents=True)
