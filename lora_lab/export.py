@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_lab.command_line import Overrides, OwnMetrics, StudyFile, errors_shown, run_command, run_own_metrics
+from lora_lab.command_line import (
+    Overrides,
+    OwnMetrics,
+    StudyFile,
+    TrackingUri,
+    errors_shown,
+    run_command,
+    run_own_metrics,
+)
 from lora_lab.exporters.targets import SERVERS, TRAINERS
 
 if TYPE_CHECKING:
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from lora_lab.exporters.handover import Export
     from lora_lab.exporters.targets import TargetName
     from lora_lab.exporters.trial import DataForm, ExportedTrial
+    from lora_lab.tracking.registry import Registered
 
 TARGETS: tuple[TargetName, ...] = (*TRAINERS, *SERVERS)
 
@@ -47,31 +56,36 @@ def export(
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload the adapter and its card to the Hugging Face Hub.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: a new repository is public.")] = False,
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Put the adapter into MLflow's model registry under this name.")
+    ] = None,
+    tracking_uri: TrackingUri = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write the files with which another trainer repeats a trial, or a server serves it; nothing is trained."""
     with errors_shown():
-        targets = _targets(to, push)
+        targets = _targets(to, asked_otherwise=push is not None or register is not None)
         choice = _choice(trial, best=best, recommended=recommended)
         form = _form(rows=rows, tokens=tokens)
         run_own_metrics(metrics)
         exported = _read(study, overrides or [], choice, form)
         exports = _export(exported, targets, output)
         pushed = _push(exported, push, public=public)
+        registered = _register(exported, register, tracking_uri)
         if as_json:
-            typer.echo(json.dumps(_as_json(exported, exports, pushed), indent=2))
+            typer.echo(json.dumps(_as_json(exported, exports, pushed, registered), indent=2))
         else:
-            _say(exported, exports, pushed)
+            _say(exported, exports, pushed, registered)
         if targets and not any(done.folder for done in exports):
             raise typer.Exit(2)
 
 
-def _targets(to: str | None, push: str | None) -> Sequence[TargetName]:
+def _targets(to: str | None, *, asked_otherwise: bool) -> Sequence[TargetName]:
     from lora_lab.common.errors import InputError
 
     if to is None:
-        if push is None:
-            raise InputError(f"give --to ({', '.join(TARGETS)} or all), --push, or both")
+        if not asked_otherwise:
+            raise InputError(f"give --to ({', '.join(TARGETS)} or all), --push, --register, or several of them")
         return ()
     if to == "all":
         return TARGETS
@@ -128,7 +142,20 @@ def _push(trial: ExportedTrial, repo: str | None, *, public: bool) -> str | None
     return push(trial, repo, public=public)
 
 
-def _say(trial: ExportedTrial, exports: Sequence[Export], pushed: str | None) -> None:
+def _register(trial: ExportedTrial, name: str | None, tracking_uri: str | None) -> Registered | None:
+    if name is None:
+        return None
+    from lora_lab.exporters.registry import register_adapter
+    from lora_lab.results.folder import RunFolder
+    from lora_lab.tracking.address import resolve_tracking_uri
+    from lora_lab.tracking.mirror import catch_up
+
+    uri = resolve_tracking_uri(tracking_uri)
+    catch_up(RunFolder.of(trial.spec.study_name).root, uri)
+    return register_adapter(trial, name, uri)
+
+
+def _say(trial: ExportedTrial, exports: Sequence[Export], pushed: str | None, registered: Registered | None) -> None:
     typer.echo(trial.title)
     for done in exports:
         for remark in done.refusals:
@@ -141,9 +168,14 @@ def _say(trial: ExportedTrial, exports: Sequence[Export], pushed: str | None) ->
         typer.echo(f"  cd {done.folder} && {done.command}")
     if pushed:
         typer.echo(f"pushed: {pushed}")
+    if registered:
+        typer.echo(f"registered: {registered.uri}, version {registered.version}")
+        typer.echo(f'  mlflow.artifacts.download_artifacts("{registered.uri}") is the folder that PeftModel loads')
 
 
-def _as_json(trial: ExportedTrial, exports: Sequence[Export], pushed: str | None) -> dict[str, Any]:
+def _as_json(
+    trial: ExportedTrial, exports: Sequence[Export], pushed: str | None, registered: Registered | None
+) -> dict[str, Any]:
     def remarks(found: Sequence[Any]) -> list[dict[str, Any]]:
         return [
             {"field": one.field, "value": one.value, "reason": one.reason, "instead": list(one.instead)}
@@ -166,6 +198,9 @@ def _as_json(trial: ExportedTrial, exports: Sequence[Export], pushed: str | None
         ],
         "refused": [{"target": done.target, "refusals": remarks(done.refusals)} for done in exports if not done.folder],
         "pushed": pushed,
+        "registered": None
+        if registered is None
+        else {"name": registered.name, "version": registered.version, "uri": registered.uri},
     }
 
 

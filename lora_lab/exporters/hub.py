@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING
 from lora_lab.common.errors import InputError, StorageError
 from lora_lab.common.secrets import redact
 from lora_lab.data.locations import HUB_ID
-from lora_lab.results.card import card, hub_id
+from lora_lab.exporters.staged import stage
 
 if TYPE_CHECKING:
     from lora_lab.exporters.trial import ExportedTrial
@@ -37,14 +35,10 @@ def push(trial: ExportedTrial, repo: str, *, public: bool) -> str:
 
     if not HUB_ID.fullmatch(repo):
         raise InputError(f"--push: must be owner/name, but is {repo!r}")
-    if trial.adapter is None:
-        raise InputError(
-            f"--push: the adapter of trial {trial.result.number} was not kept; choose --best or --recommended"
-        )
     api = HfApi()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            _stage(trial, trial.adapter, Path(folder), repo)
+            stage(trial, Path(folder), option="--push", loaded_from=repo)
             api.create_repo(repo, private=not public, exist_ok=True)
             return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {trial.title}"))
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
@@ -53,14 +47,3 @@ def push(trial: ExportedTrial, repo: str, *, public: bool) -> str:
             f"--push {repo}: {reason}; log in with `hf auth login` (a token that may write), unset HF_HUB_OFFLINE, "
             "and run the same command again"
         ) from error
-
-
-def _stage(trial: ExportedTrial, adapter: Path, folder: Path, repo: str) -> None:
-    """The adapter's files without a path of this machine in them."""
-    shutil.copy2(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = hub_id(trial.config.model.model_name_or_path)
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
-    text = card(trial.spec.study_name, trial.result, trial.findings, repo)
-    (folder / "README.md").write_text(text, encoding="utf-8")
