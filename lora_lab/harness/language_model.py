@@ -87,6 +87,16 @@ class SharedLM(HFLM):  # type: ignore[misc]
         """Nothing: the study knows more of base and adapter."""
         return {}
 
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> Any:
+        """The likelihood of each continuation, without a bar of the harness's own."""
+        del disable_tqdm
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> Any:
+        """The likelihood of each text, without a bar of the harness's own."""
+        del disable_tqdm
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[Any, list[int], list[int]]],

@@ -15,11 +15,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an optional extra")
-pytestmark = pytest.mark.lm_eval
+pytestmark = [pytest.mark.lm_eval, pytest.mark.timeout(900)]
 
 TASKS = ("local_choice", "local_generation", "local_rolling")
 TRIALS = ("0", "1", "2", "3")
 Call = tuple[int, str, str]
+
+
+@pytest.fixture(autouse=True)
+def _without_a_look_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`simple_evaluate` lists all packages, drivers and commits at its end, which takes longer than these tasks."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
+    monkeypatch.setattr("lm_eval.evaluator.get_git_commit_hash", lambda: "")
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def alone(
     model = HFLM(
         pretrained=str(model_folder("builtin/tiny-llama")), peft=adapter, device="cpu", dtype="float32", batch_size=4
     )
-    manager = TaskManager(include_path=str(place / "tasks"))
+    manager = TaskManager(include_path=str(place / "tasks"), include_defaults=False)
     found = simple_evaluate(
         model=model, tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, log_samples=False
     )

@@ -149,3 +149,19 @@ def test_a_damaged_adapter_is_refused_with_its_folder(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"none")
     with pytest.raises(CheckpointError, match="cannot be read"):
         StoredAdapter.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_on_a_quantized_base_they_are_what_peft_says_of_it(place, trained):
+    nf4 = ModelSettings(model_name_or_path=str(place / "base"), dtype="float32", quantization="nf4")
+    members = [
+        None if member is None else Trained(member.config.model_copy(update={"model": nf4}), member.folder)
+        for member in trained[:4]
+    ]
+    rows = continuations(5, seed=3)
+    found = AdaptedBase(own_base(nf4), members, rows=3).likelihoods(rows)
+    for member, own in zip(members, found, strict=True):
+        model = own_base(nf4).model
+        model = model if member is None else PeftModel.from_pretrained(model, member.folder).train()  # no dropout
+        expected = [said(model, row)[0] for row in rows]
+        assert [one.log_probability for one in own] == pytest.approx(expected, abs=2e-4)
