@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shutil
@@ -106,6 +107,20 @@ def test_the_script_sees_the_examples_in_our_order(ordered, number):
     """Packed rows, 4-bit bases, LoRA+, clipping, an adapter on the head, and evaluations in several batches."""
     folder = export(ordered, "peft", number)
     agree(train_by_script(folder), steps(ordered, number), 2e-5)
+
+
+@pytest.mark.slow
+def test_the_script_stops_where_the_trial_did_and_leaves_the_same_adapter(tmp_path):
+    best = {"load_best_model_at_end": True, "early_stopping_patience": 2, "early_stopping_threshold": 0.3}
+    rate = {"learning_rate": 0.02, "num_train_epochs": 9, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    run = sweep(tmp_path, training=best | rate, sweep={"verdict": KEEP})
+    folder = export(run, "peft", 0)
+    agree(train_by_script(folder), steps(run, 0), 2e-5)
+    state = json.loads((folder / "output" / "trainer_state.json").read_text())
+    ends = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines() if '"TrialEnded"' in line]
+    assert state["best_global_step"] == ends[0]["metrics"]["best_step"]
+    assert state["global_step"] == ends[0]["metrics"]["steps"] < state["max_steps"]
+    adapters_agree(folder / "output", run / "trials" / "0000" / "adapter", 1e-4)
 
 
 @pytest.mark.slow
