@@ -6,12 +6,15 @@ import json
 
 import pytest
 import torch
-from workshop import drain, only
+from samples import sample
+from workshop import CPU, drain, only, own_base
 
 from lora_lab.common.errors import CheckpointError
 from lora_lab.study.events import Evaluated, Finished, Logged
 from lora_lab.training import assessment
 from lora_lab.training.checkpoint import MANIFEST
+from lora_lab.training.datasets import DataCatalog
+from lora_lab.training.reference_engine import ReferenceEngine
 
 BEST = {"load_best_model_at_end": True, "learning_rate": 0.1, "num_train_epochs": 3}
 
@@ -57,6 +60,34 @@ def test_memory_that_runs_out_at_the_end_leaves_the_newest_adapter_in_training(b
     assert one.metrics["best_step"] == other.metrics["best_step"] < 18
     for name in ("eval_loss", "forgetting"):
         assert one.metrics[name] == pytest.approx(other.metrics[name], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lora", "dtype"),
+    sample(
+        [
+            ({"use_dora": True}, "float64"),
+            ({"modules_to_save": ["lm_head"]}, "float64"),
+            ({"init_lora_weights": "pissa"}, "float32"),
+        ],
+        [({"use_dora": True}, "float64")],
+    ),
+    ids=str,
+)
+def test_all_that_the_reference_engine_trains_is_put_back(bench, tmp_path, lora, dtype):
+    """A run that goes on beyond its best evaluation leaves what a run that ends there leaves."""
+    base = own_base(bench.model(dtype), CPU)
+    engine = ReferenceEngine(base, DataCatalog(base.tokenizer, bench.scratch), tmp_path / "trials")
+    metrics = []
+    for number, epochs in enumerate((4, None)):
+        shorter = epochs or int(metrics[0]["best_evaluation"])
+        settings = BEST | {"num_train_epochs": shorter, "learning_rate": 0.03}
+        engine.admit(number, bench.trial(dtype=dtype, lora=lora, **settings))
+        metrics.append(only(drain(engine), Finished)[0].metrics)
+    assert metrics[0]["best_step"] < metrics[0]["steps"], "it shows nothing"
+    assert metrics[0]["eval_loss"] == metrics[1]["eval_loss"]
+    one, other = (engine.trial_folder(number) / "adapter/adapter_model.safetensors" for number in (0, 1))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def checkpoint(bench, **settings):
