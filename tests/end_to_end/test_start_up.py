@@ -19,6 +19,8 @@ MODULES = 500
         (["-m", "lora_lab.plan", "--help"], 0),
         (["-m", "lora_lab.report", "--help"], 0),
         (["-m", "lora_lab.export", "--help"], 0),
+        (["-m", "lora_lab.evaluate", "--help"], 0),
+        (["-m", "lora_lab.evaluate", "bad.yaml", "--tasks", "arc_easy"], 2),
         (["-m", "lora_lab", "--help"], 0),
         (["-m", "lora_lab.sweep", "bad.yaml"], 2),
         (["-m", "lora_lab", "sweep", "bad.yaml"], 2),
