@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
-from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.data_settings import DatasetRef, DataSettings
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.memory.predictor import MemoryPredictor

@@ -23,8 +23,9 @@ from peft import get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from lora_lab.data.tokens import TokenizedDataset
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.events import Logged
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.datasets import TokenizedSplits
 

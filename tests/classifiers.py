@@ -21,14 +21,8 @@ from transformers import (
 )
 from workshop import VOCABULARY
 
-from lora_lab.study.settings import (
-    DataSettings,
-    EvaluationSettings,
-    LoraSettings,
-    ModelSettings,
-    TrainingSettings,
-    TrialConfig,
-)
+from lora_lab.study.data_settings import DataSettings
+from lora_lab.study.settings import EvaluationSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import classes_of, load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.reference_engine import ReferenceEngine

@@ -16,14 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from transformers.pytorch_utils import Conv1D
 
 from lora_lab.data.tokens import IGNORED, TokenizedDataset
-from lora_lab.study.settings import (
-    DataSettings,
-    EvaluationSettings,
-    LoraSettings,
-    ModelSettings,
-    TrainingSettings,
-    TrialConfig,
-)
+from lora_lab.study.data_settings import DataSettings
+from lora_lab.study.settings import EvaluationSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.adapters import initial_weights, lora_config
 from lora_lab.training.base.architecture import linear_map, linear_modules
 from lora_lab.training.base.loading import Base, load_base

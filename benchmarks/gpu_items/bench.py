@@ -15,7 +15,8 @@ from gpu_items.bases import Tokens, cheap_weights, make_base
 from gpu_items.cells import Cell
 from gpu_items.device import free_all, memory_now, on_gpu, out_of_memory, sync
 from gpu_items.peer import Peer
-from lora_lab.study.settings import DataSettings, LoraSettings, TrainingSettings, TrialConfig
+from lora_lab.study.data_settings import DataSettings
+from lora_lab.study.settings import LoraSettings, TrainingSettings, TrialConfig
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training import packed_engine
 from lora_lab.training.packed import captured_step

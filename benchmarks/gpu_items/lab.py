@@ -24,8 +24,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gpu_items.alone import train_alone
 from gpu_items.device import device, on_gpu, patched
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.engines import engine_for
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.packed.blocks import SETTING

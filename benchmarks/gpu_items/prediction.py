@@ -12,7 +12,8 @@ import torch
 from gpu_items.bases import llama
 from gpu_items.cells import Cell, Context
 from gpu_items.memory import cases
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.data_settings import DataSettings
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.adapters import initial_weights
 from lora_lab.training.base.architecture import linear_map_of_config
 from lora_lab.training.memory.predictor import MemoryPredictor

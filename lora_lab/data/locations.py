@@ -22,7 +22,7 @@ from lora_lab.data.readers import READERS, RawRow, arrow_rows, read_rows
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lora_lab.study.settings import DatasetRef, Purpose
+    from lora_lab.study.data_settings import DatasetRef, Purpose
 
 DEFAULT_SPLITS: dict[Purpose, tuple[str, ...]] = {
     "train": ("train",),

@@ -13,13 +13,13 @@ from lora_lab.data.examples import Example, Labeled, content_hash
 from lora_lab.data.formats import validate
 from lora_lab.data.locations import Location, find
 from lora_lab.data.mixing import held_out, mixed
-from lora_lab.study.settings import DatasetRef
+from lora_lab.study.data_settings import DatasetRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from lora_lab.study.settings import DataSettings, Purpose
+    from lora_lab.study.data_settings import DataSettings, Purpose
 
 
 OVERLAPS: Mapping[Purpose, tuple[str, str]] = {

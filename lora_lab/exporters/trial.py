@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from lora_lab.data.sources import ExampleSplits
     from lora_lab.results.folder import RunFolder
     from lora_lab.results.results import Results
+    from lora_lab.study.data_settings import DataSettings
     from lora_lab.study.results import TrialResult
-    from lora_lab.study.settings import DataSettings, TrialConfig
+    from lora_lab.study.settings import TrialConfig
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.targets import LinearMap
     from lora_lab.training.datasets import TokenizedSplits

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lora_lab.analysis.selection import finished
 from lora_lab.analysis.wording import setting_text
 from lora_lab.figures.style import BLUE, GRAY, ORANGE, Panel, blank_figure, hover, plot_text
-from lora_lab.study.settings import Trait
+from lora_lab.study.section import Trait
 from lora_lab.study.trial_settings import settings_with, value_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from lora_lab.analysis.wording import measure_interval, value_and_unit, value_te
 from lora_lab.figures.cells import Table, html_table, interval_cell, measure_cell, number_cell, text_cell
 from lora_lab.figures.page import not_drawn, section, write_page
 from lora_lab.figures.style import Panel, axis_of, blank_figure, color_of, decimal_axis, plot_text, symbol_of, vertical
+from lora_lab.study.data_settings import DatasetRef
 from lora_lab.study.measures import EVAL_LOSS, MEASURES, costs
-from lora_lab.study.settings import DatasetRef
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ from lora_lab.data.readers import read_rows
 
 if TYPE_CHECKING:
     from lora_lab.data.locations import Location
-    from lora_lab.study.settings import DatasetRef, DataSettings, Purpose
+    from lora_lab.study.data_settings import DatasetRef, DataSettings, Purpose
 
 MOST_BYTES = 32 * 2**20
 """Of a dataset whose rows are only known by parsing it; a larger one is not counted."""

@@ -19,7 +19,7 @@ from lora_lab.planning.trainings import MOST_VARIANTS, configurations, count_tra
 from lora_lab.results.storage import storage_url
 from lora_lab.search.store import open_store
 from lora_lab.study.engines import engine_for
-from lora_lab.study.settings import Trait
+from lora_lab.study.section import Trait
 from lora_lab.study.space import deciding
 from lora_lab.study.targets import placement, trainable_parameters
 from lora_lab.study.trajectory import trajectory_note

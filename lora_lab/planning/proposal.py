@@ -14,7 +14,8 @@ from lora_lab.data.examples import Completion, Conversation
 from lora_lab.data.locations import find
 from lora_lab.data.sources import load_splits
 from lora_lab.data.tokens import tokenize
-from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.data_settings import DatasetRef, DataSettings
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.targets import resolve_targets
 from lora_lab.training.base.loading import load_tokenizer, model_config
 from lora_lab.training.memory.predictor import CONTEXT_BYTES, MemoryPredictor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lora_lab.common.sizes import bytes_text
-from lora_lab.study.settings import DatasetRef
+from lora_lab.study.data_settings import DatasetRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from lora_lab.study.identity import trial_identity
-from lora_lab.study.settings import Trait
+from lora_lab.study.section import Trait
 from lora_lab.study.space import combinations, deciding
 from lora_lab.study.targets import adapted
 from lora_lab.study.trajectory import trajectory_identity

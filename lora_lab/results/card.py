@@ -12,8 +12,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from lora_lab.analysis.verdict_words import sentences
 from lora_lab.analysis.wording import config_label, measure_interval, measure_text, value_and_unit, value_name
 from lora_lab.data.locations import HUB_ID
+from lora_lab.study.data_settings import DatasetRef
 from lora_lab.study.measures import EVAL_LOSS, in_unit_of, metrics, on_test
-from lora_lab.study.settings import DatasetRef
 
 if TYPE_CHECKING:
     from lora_lab.analysis.findings import Findings

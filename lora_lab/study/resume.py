@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lora_lab.common.errors import InputError
 from lora_lab.common.secrets import redact, shown
 from lora_lab.study.identity import WITHOUT_EFFECT
-from lora_lab.study.settings import Settings
+from lora_lab.study.section import Settings
 from lora_lab.study.sweep import SEARCHABLE, SECTIONS
 
 if TYPE_CHECKING:

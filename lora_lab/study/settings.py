@@ -7,66 +7,21 @@ from __future__ import annotations
 
 import math
 import operator
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticKnownError
+from pydantic import BeforeValidator, Field, model_validator
 
 from lora_lab.study import measures
+from lora_lab.study.data_settings import LABELED_COLUMNS, DataSettings
 from lora_lab.study.initializations import INITIALIZATIONS, Initialization, InitializationName
 from lora_lab.study.schedules import SCHEDULES, Schedule, ScheduleName
+from lora_lab.study.section import Indices, Names, RuleError, Settings, Trait, is_default, is_none, known, list_to_tuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-
-def _list_to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
-Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
+    from collections.abc import Mapping
 
 EVAL_LOSS = measures.EVAL_LOSS.name
 TARGET_PRESETS = ("attention", "mlp", "all-linear", "all-linear+head", "none")
-
-
-class Trait(Enum):
-    """What is known of a setting beside its type, as part of the field's annotation."""
-
-    MEMORY = "decides a trial's memory, its engine or its number of parameters"
-    WORK = "decides how many steps or tokens a trial trains"
-    RATIO = "is compared by ratios: drawn on a logarithmic axis"
-
-
-class RuleError(ValueError):
-    """A rule over several keys that does not hold; `key` leads from the model to the one to change."""
-
-    def __init__(self, key: tuple[str, ...], problem: str) -> None:
-        super().__init__(problem)
-        self.key = key
-
-
-class Settings(BaseModel):
-    """Base of all sections: immutable, unknown keys refused, no silent conversion, finite numbers only."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
-
-
-def _is_none(value: object) -> bool:
-    return value is None
-
-
-def known(names: Callable[[], list[str]]) -> AfterValidator:
-    """One of the names that the table of measures has: it alone says which there are."""
-
-    def check(name: str) -> str:
-        if name not in names():
-            raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, names()))})
-        return name
-
-    return AfterValidator(check)
 
 
 class ModelSettings(Settings):
@@ -77,7 +32,7 @@ class ModelSettings(Settings):
     # Left out of dumps where they are not given: trials from before these keys existed keep their identity.
     task_type: measures.TaskType = Field(default="CAUSAL_LM", exclude_if=lambda value: value == "CAUSAL_LM")
     """`CAUSAL_LM` learns text; `SEQ_CLS` learns the class of a row, with a head that is trained in full."""
-    labels: Names | None = Field(default=None, exclude_if=_is_none)
+    labels: Names | None = Field(default=None, exclude_if=is_none)
     """The classes in the order of the head's outputs (`SEQ_CLS`); by default those of the training rows."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
@@ -112,104 +67,6 @@ class ModelSettings(Settings):
     def classifies(self) -> bool:
         """Whether trials learn the classes of rows, not text."""
         return self.task_type == "SEQ_CLS"
-
-
-class ColumnNames(Settings):
-    """Under which names the columns of a format stand in a dataset: `{prompt: question, completion: answer}`."""
-
-    text: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
-    messages: str | None = None
-    conversations: str | None = None
-    instruction: str | None = None
-    input: str | None = None
-    output: str | None = None
-    system: str | None = None
-    history: str | None = None
-    tools: str | None = None
-    # Left out of dumps where they are not given, as above.
-    text_pair: str | None = Field(default=None, exclude_if=_is_none)
-    label: str | None = Field(default=None, exclude_if=_is_none)
-    choices: str | None = Field(default=None, exclude_if=_is_none)
-    answer: str | None = Field(default=None, exclude_if=_is_none)
-
-    @model_validator(mode="after")
-    def _different_columns(self) -> ColumnNames:
-        names = list(self.given().values())
-        if len(set(names)) < len(names):
-            raise RuleError((), f"each name must be a column of its own, but got {', '.join(sorted(names))}")
-        return self
-
-    def given(self) -> dict[str, str]:
-        """Column of a format -> its name in the dataset, for the columns that have another name there."""
-        return {ours: theirs for ours, theirs in self.model_dump().items() if theirs is not None}
-
-
-class DatasetRef(Settings):
-    """Where rows come from; in a study file the plain string `path` is short for `{path: path}`."""
-
-    path: str = Field(min_length=1)
-    """A `builtin/` name, a file, a pattern such as `data/*.jsonl`, a folder, or a Hub id."""
-    name: str | None = None
-    """The configuration of a Hub dataset."""
-    split: str | None = None
-    """`train`, `validation`, ...; by default `train` to train on, `validation` or `test` to evaluate on."""
-    max_examples: Annotated[int, Field(ge=1)] | None = None
-    """Use the first N rows."""
-    # Left out of dumps where it is not given: trials from before these keys existed keep their identity.
-    revision: str | None = Field(default=None, exclude_if=_is_none)
-    """Branch, tag or commit of a dataset on the Hub."""
-    weight: Annotated[float, Field(gt=0)] | None = Field(default=None, exclude_if=_is_none)
-    """How often an epoch has each row, in a list of training datasets: 2 is twice, 0.5 a fixed half of the rows."""
-
-
-def _string_to_ref(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
-DatasetField = Annotated[DatasetRef, BeforeValidator(_string_to_ref)]
-DatasetList = Annotated[tuple[DatasetField, ...], BeforeValidator(_list_to_tuple), Field(min_length=1)]
-EvalShare = Annotated[float, Field(gt=0, lt=1)]
-Purpose = Literal["train", "eval", "test", "forgetting"]
-"""What text is for: the key of `data` in the study file that names it."""
-
-
-class DataSettings(Settings):
-    """Training, evaluation, test and forgetting text, and how it is cut into examples."""
-
-    train: DatasetField | DatasetList
-    """A dataset, or a list of them, whose rows are mixed by their weights."""
-    eval: EvalShare | DatasetField = 0.1
-    """A share of the training rows, held out, or a dataset of its own."""
-    forgetting: DatasetField | None = None
-    """General text that the base must not get worse on; measured before and after training."""
-    max_train_examples: Annotated[Annotated[int, Field(ge=1)] | None, Trait.WORK, Trait.RATIO] = None
-    """Train on the first N examples, after those of an `eval` share are held out; unlike a dataset, searchable."""
-    max_length: Annotated[int, Trait.MEMORY, Trait.RATIO] = Field(default=512, ge=8)
-    """Tokens per example; longer ones are cut, and how many is reported."""
-    packing: Annotated[bool, Trait.MEMORY] = False
-    """Put several short training examples into one row of up to `max_length` tokens; none sees another."""
-    # Left out of dumps where they are not given: trials from before these keys existed keep their identity.
-    columns: ColumnNames | None = Field(default=None, exclude_if=_is_none)
-    """Names of columns, `{ours: theirs}`, in the training data and in other datasets that have them."""
-    skip_invalid: bool = Field(default=False, exclude_if=operator.not_)
-    """Leave bad rows out, and say how many and which, instead of refusing the dataset."""
-    test: DatasetField | None = Field(default=None, exclude_if=_is_none)
-    """Rows that choose nothing: trials are measured on them at their end, and the verdict is reported there too."""
-
-    @model_validator(mode="after")
-    def _weights_in_a_list_only(self) -> DataSettings:
-        for name in ("train", "eval", "test", "forgetting"):
-            ref = getattr(self, name)
-            if isinstance(ref, DatasetRef) and ref.weight is not None:
-                raise RuleError((name, "weight"), "is of the datasets in a list under data.train; remove it")
-        return self
-
-    @property
-    def train_refs(self) -> tuple[DatasetRef, ...]:
-        """The datasets that are trained on, one or more."""
-        return (self.train,) if isinstance(self.train, DatasetRef) else self.train
 
 
 class LoftQSettings(Settings):
@@ -352,7 +209,7 @@ class TrainingSettings(Settings):
         default=EVAL_LOSS, exclude_if=lambda name: name == EVAL_LOSS
     )
     """What the best evaluation is the best by: eval_loss, or one of `evaluation.metrics`."""
-    early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(default=None, exclude_if=_is_none)
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(default=None, exclude_if=is_none)
     """End after so many evaluations in a row without a better one (`transformers.EarlyStoppingCallback`)."""
     early_stopping_threshold: float = Field(default=0.0, ge=0, exclude_if=operator.not_)
     """By more than this must an evaluation be better than the best before it, or patience is used up."""
@@ -433,12 +290,12 @@ class DeclaredMetric(Settings):
 class EvaluationSettings(Settings):
     """What is measured of trials on held-out rows beside their loss, and when."""
 
-    metrics: Annotated[tuple[MetricName, ...], BeforeValidator(_list_to_tuple)] = ()
+    metrics: Annotated[tuple[MetricName, ...], BeforeValidator(list_to_tuple)] = ()
     at: Literal["end", "evaluations"] = "end"
     """`end`: of trained adapters only; `evaluations`: whenever eval_loss is, so that trials can be pruned by it."""
     max_new_tokens: int = Field(default=64, ge=1)
     """Tokens of an answer, at most."""
-    own_metrics: Annotated[tuple[DeclaredMetric, ...], BeforeValidator(_list_to_tuple)] = Field(
+    own_metrics: Annotated[tuple[DeclaredMetric, ...], BeforeValidator(list_to_tuple)] = Field(
         default=(), exclude_if=operator.not_
     )
     """Those of `metrics` that are functions of the file that `--metrics` named; never written in a study file."""
@@ -465,11 +322,6 @@ class EvaluationSettings(Settings):
         return [name for name in self.metrics if measures.MEASURES[name].source_in(task) == source]
 
 
-def is_default(settings: Settings) -> bool:
-    """Whether a section says nothing; left out of dumps then: what was stored before it existed keeps its identity."""
-    return settings == type(settings)()
-
-
 LINKED = (
     ("quantization", "double_quant"),
     ("r", "init_lora_weights"),
@@ -486,9 +338,6 @@ LINKED = (
     ("target_modules",),
 )
 """The names that each rule over several keys (`RuleError`) is about, where these can be searched together."""
-
-LABELED_COLUMNS = ("text", "text_pair", "label")
-"""The columns of rows that have classes, by the names that tokenizers have for the texts."""
 
 
 class TrialConfig(Settings):

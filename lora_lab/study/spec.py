@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_lab.study.settings import (
-    DataSettings,
-    EvaluationSettings,
-    LoraSettings,
-    ModelSettings,
-    RuleError,
-    Settings,
-    TrainingSettings,
-    TrialConfig,
-    is_default,
-)
+from lora_lab.study.data_settings import DataSettings  # noqa: TC001 -- pydantic reads the annotation
+from lora_lab.study.section import RuleError, Settings, is_default
+from lora_lab.study.settings import EvaluationSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.sweep import SEARCHABLE, SweepSettings, Value
 
 if TYPE_CHECKING:

@@ -7,17 +7,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.measures import EVAL_LOSS, MEASURES, TRAINABLE_PARAMS, Goal, Measure, costs, objectives, tie_width
-from lora_lab.study.settings import (
-    DataSettings,
-    LoraSettings,
-    ModelSettings,
-    RuleError,
-    Settings,
-    TrainingSettings,
-    _list_to_tuple,
-    known,
-)
+from lora_lab.study.section import RuleError, Settings, known, list_to_tuple
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings
 
 Scalar = bool | int | float | str
 Value = Scalar | tuple[Scalar, ...]
@@ -25,7 +18,7 @@ Value = Scalar | tuple[Scalar, ...]
 
 
 def _lists_to_tuples(value: Any) -> Any:
-    return tuple(_list_to_tuple(item) for item in value) if isinstance(value, list) else value
+    return tuple(list_to_tuple(item) for item in value) if isinstance(value, list) else value
 
 
 Values = Annotated[tuple[Value, ...], BeforeValidator(_lists_to_tuples), Field(min_length=1)]

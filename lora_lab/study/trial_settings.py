@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, Settings, TrainingSettings, TrialConfig
+from lora_lab.study.data_settings import DataSettings
+from lora_lab.study.section import Settings
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.sweep import SEARCHABLE, SECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from lora_lab.study.settings import Trait
+    from lora_lab.study.section import Trait
     from lora_lab.study.spec import StudySpec
     from lora_lab.study.sweep import Value
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from lora_lab.study.data_settings import Purpose
     from lora_lab.study.results import TrialState
-    from lora_lab.study.settings import Purpose
     from lora_lab.study.sweep import Value
 
 StudyState = Literal["complete", "interrupted", "failed"]

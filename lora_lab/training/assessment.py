@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from lora_lab.common.activity import Beat
     from lora_lab.data.tokens import TokenizedDataset
     from lora_lab.study.best import Judged
+    from lora_lab.study.data_settings import DataSettings
     from lora_lab.study.measures import Source
-    from lora_lab.study.settings import DataSettings, EvaluationSettings, TrialConfig
+    from lora_lab.study.settings import EvaluationSettings, TrialConfig
     from lora_lab.training.batch import PackedBatch, Padding, TokenLosses
     from lora_lab.training.datasets import DataCatalog
     from lora_lab.training.memory.trial_memory import KnownMemory

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 
 from lora_lab.common.errors import CheckpointError
 from lora_lab.common.files import storage_errors, write_durably
-from lora_lab.study.settings import Settings
+from lora_lab.study.section import Settings
 from lora_lab.training.progress import Counters  # noqa: TC001 -- pydantic reads the annotation
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lora_lab.common.activity import Beat
     from lora_lab.data.sources import LoadedExamples
-    from lora_lab.study.settings import DataSettings, Purpose
+    from lora_lab.study.data_settings import DataSettings, Purpose
 
 FEWEST_EVALUATED = 2
 """Evaluation rows: one has no spread, so that no difference of two trials could be tested."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lora_lab.common.errors import InputError
-from lora_lab.study.settings import DatasetRef
+from lora_lab.study.data_settings import DatasetRef
 
 TEN = [{"text": f"row {index}"} for index in range(10)]
 

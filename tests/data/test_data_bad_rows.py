@@ -7,7 +7,7 @@ from data.conftest import build_tokenizer
 
 from lora_lab.common.errors import InputError
 from lora_lab.data.bad_rows import BadRows
-from lora_lab.study.settings import DatasetRef, DataSettings
+from lora_lab.study.data_settings import DatasetRef, DataSettings
 from lora_lab.training.datasets import DataCatalog
 
 NO_SYSTEM = (

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from lora_lab.common.errors import InputError
 from lora_lab.data.examples import Labeled
 from lora_lab.data.sources import load_splits
-from lora_lab.study.settings import DataSettings
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.training.datasets import DataCatalog
 
 

@@ -14,7 +14,7 @@ from lora_lab.common.errors import InputError
 from lora_lab.data.mixing import held_out, mixed, repeats
 from lora_lab.data.sources import load_splits
 from lora_lab.planning.example_count import training_examples
-from lora_lab.study.settings import DatasetRef, DataSettings
+from lora_lab.study.data_settings import DatasetRef, DataSettings
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from data.loading import TEN, ref, refusal, texts
 
 from lora_lab.common.errors import InputError
 from lora_lab.data.sources import load_examples, load_splits
-from lora_lab.study.settings import DataSettings
+from lora_lab.study.data_settings import DataSettings
 
 
 class TestLoadExamples:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from oracle import Lab, largest_drift
 
-from lora_lab.study.settings import DatasetRef
+from lora_lab.study.data_settings import DatasetRef
 
 REAL = Path(__file__).parents[2] / "real"
 BASE, DATA = REAL / "SmolLM2-135M-Instruct", REAL / "python-docs"

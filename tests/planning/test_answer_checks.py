@@ -10,7 +10,8 @@ import pytest
 
 from lora_lab.common.errors import InputError
 from lora_lab.planning.answer_checks import check_answers
-from lora_lab.study.settings import DataSettings, EvaluationSettings, ModelSettings
+from lora_lab.study.data_settings import DataSettings
+from lora_lab.study.settings import EvaluationSettings, ModelSettings
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.sweep import Parameter, SweepSettings
 

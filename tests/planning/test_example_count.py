@@ -12,7 +12,7 @@ from lora_lab.common.errors import InputError
 from lora_lab.data.sources import load_splits
 from lora_lab.planning import example_count
 from lora_lab.planning.example_count import evaluation_examples, training_examples, unseen_examples, why_uncounted
-from lora_lab.study.settings import DataSettings
+from lora_lab.study.data_settings import DataSettings
 
 ROWS = [{"prompt": f"question {index}\nof two lines?", "completion": f"answer {index}"} for index in range(40)]
 

@@ -15,8 +15,9 @@ from workshop import write_base, write_texts
 from lora_lab.runner.executor import Work
 from lora_lab.runner.in_process import InProcessExecutor
 from lora_lab.runner.scripted import Fault, Script, ScriptedExecutor
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.events import ENDINGS, Evaluated, Failed, Finished, Logged, Milestone, OutOfMemory, Started
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.memory.room import MemoryLimit
 

@@ -10,8 +10,9 @@ from workshop import write_base, write_texts
 from lora_lab.common.errors import InputError
 from lora_lab.runner.executor import Work
 from lora_lab.runner.in_process import InProcessExecutor
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.events import Failed, Finished, Logged, OutOfMemory, Started
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.memory.room import MemoryLimit, pack_bytes
 from lora_lab.training.packed_engine import PackedEngine

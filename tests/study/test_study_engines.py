@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from lora_lab.study.data_settings import DatasetRef, DataSettings
 from lora_lab.study.engines import engine_for
-from lora_lab.study.settings import DatasetRef, DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 
 
 def trial(lora: dict[str, object], **training: object) -> TrialConfig:

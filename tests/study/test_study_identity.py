@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.identity import trial_identity
-from lora_lab.study.settings import DataSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import TrainingSettings, TrialConfig
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
 

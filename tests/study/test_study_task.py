@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lora_lab.common.errors import StudyFileError
+from lora_lab.study.data_settings import ColumnNames
 from lora_lab.study.engines import engine_for
 from lora_lab.study.file.loading import load_study
-from lora_lab.study.settings import ColumnNames, ModelSettings
+from lora_lab.study.settings import ModelSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

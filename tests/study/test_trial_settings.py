@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_lab.study.settings import LoraSettings, Trait, TrialConfig
+from lora_lab.study.section import Trait
+from lora_lab.study.settings import LoraSettings, TrialConfig
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.sweep import SEARCHABLE, SECTIONS
 from lora_lab.study.trial_settings import changed_of, settings_of, settings_with, told_of, value_of

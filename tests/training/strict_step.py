@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, masking_utils
 from workshop import llama_config, make_tokens
 
 from lora_lab.data.tokens import IGNORED
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.data_settings import DataSettings
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.adapters import initial_weights
 from lora_lab.training.base.architecture import linear_map
 from lora_lab.training.base.loading import Base

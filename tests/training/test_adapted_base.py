@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from workshop import VOCABULARY, own_base, write_base
 
 from lora_lab.common.errors import CheckpointError
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.data_settings import DataSettings
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.adapted_base import AdaptedBase, Continuation, Trained
 from lora_lab.training.base.adapters import lora_config
 from lora_lab.training.base.stored_adapter import StoredAdapter

@@ -7,8 +7,9 @@ import torch
 from transformers import LlamaConfig
 from workshop import CPU, drain, make_tokens, only, own_base
 
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.events import Finished, Logged
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.targets import InputLimits
 from lora_lab.training.batch import Padding, padded
 from lora_lab.training.memory.predictor import MemoryPredictor

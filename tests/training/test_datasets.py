@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from workshop import write_texts
 
 from lora_lab.common.errors import InputError
-from lora_lab.study.settings import DataSettings
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.training.datasets import DataCatalog
 
 

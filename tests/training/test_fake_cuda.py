@@ -11,7 +11,8 @@ from fake_cuda_step import CudaSteps
 from families import FAMILIES
 from workshop import llama_config
 
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.data_settings import DataSettings
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.packed.blocks import SETTING
 
 pytestmark = [

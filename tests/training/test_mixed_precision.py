@@ -13,8 +13,9 @@ from torch.nn import functional
 from transformers import LlamaConfig
 from workshop import CPU, Bench, drain, llama_config, only, write_base
 
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.events import Finished, Logged
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.training.base.loading import frozen_base, load_base
 from lora_lab.training.datasets import DataCatalog
 from lora_lab.training.memory.predictor import MemoryPredictor

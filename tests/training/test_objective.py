@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from workshop import CPU, drain, make_tokens, only, own_base
 
 from lora_lab.analysis.paired import ExampleLosses, token_mean
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.events import Finished, Logged
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.trial_folder import TrialFolder
 from lora_lab.training.batch import TokenLosses
 from lora_lab.training.evaluation import evaluate

@@ -10,8 +10,9 @@ from samples import sample
 from transformers import GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
 from workshop import llama_config, write_base, write_texts
 
+from lora_lab.study.data_settings import DataSettings
 from lora_lab.study.events import Finished
-from lora_lab.study.settings import DataSettings, LoraSettings, ModelSettings, TrainingSettings, TrialConfig
+from lora_lab.study.settings import LoraSettings, ModelSettings, TrainingSettings, TrialConfig
 from lora_lab.study.targets import trainable_parameters
 from lora_lab.training.base.loading import load_base
 from lora_lab.training.datasets import DataCatalog

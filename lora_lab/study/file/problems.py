@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from pydantic import BaseModel
 
 from lora_lab.common.secrets import redact, shown
-from lora_lab.study.settings import RuleError
+from lora_lab.study.section import RuleError
 from lora_lab.study.spec import StudySpec
 from lora_lab.study.sweep import OTHER_NAMES, SEARCHABLE
 
