@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from families import FAMILIES
 from workshop import CPU, VOCABULARY, llama_config, make_base
 
@@ -17,12 +18,16 @@ from lora_lab.training.packed.model import PackedModel
 ROWS, PROMPT, NEW = 3, 40, 9
 QUICK = ("Llama 3", "Mistral", "LFM2")
 """Keys and values of all tokens, of a window, and states of convolutions beside."""
-UNKNOWN = ("Jamba", "RecurrentGemma")
+UNKNOWN = (
+    *("Qwen2-MoE", "Qwen3-MoE", "Qwen3-Next-MoE", "Mixtral", "Granite 4 (hybrid, MoE)", "OLMoE", "gpt-oss"),
+    *("DeepSeek-V3", "Jamba"),
+)
+"""Routers choose experts by the values of tensors, which a prediction does not have."""
 
 
 def held(config, rows=ROWS) -> int:
     """The most that a decode loop of two members, with all rows of full length, keeps; of one of them."""
-    base = make_base(config)
+    base = make_base(config, torch.float32)
     model, most = PackedModel(base), 0
     real = model.next_logits
 
@@ -40,7 +45,7 @@ def held(config, rows=ROWS) -> int:
 
 
 def predicted(config, rows=ROWS) -> int | None:
-    settings = ModelSettings(model_name_or_path="base", dtype="float64")
+    settings = ModelSettings(model_name_or_path="base", dtype="float32")
     return MemoryPredictor(config, settings, "cpu").kept_bytes(rows, PROMPT, NEW)
 
 
@@ -60,7 +65,7 @@ def test_prediction_is_what_is_held(family):
 
 def test_it_is_keys_and_values_of_every_layer_head_and_token():
     config = llama_config()
-    per_token = config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 8
+    per_token = config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 4
     assert predicted(config) == per_token * ROWS * (PROMPT + NEW - 1)
 
 
