@@ -67,7 +67,7 @@ test-servers: $(STAMP) ## studies in a real PostgreSQL server that the tests sta
 test-servers-quick: $(STAMP) ## the same without the long outages: under a minute; CI runs these
 	$(BIN)/python -m pytest -q -m "servers and not slow"
 
-test-browser: $(STAMP) ## MLflow's page of a study in headless Chromium (apt-get install chromium); PICTURES=docs/images keeps it
+test-browser: $(STAMP) ## the pages of MLflow and of serve in headless Chromium (apt-get install chromium); PICTURES=docs/images keeps them
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
 	$(BIN)/python -m pytest -q -m "browser"
 
