@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.numpy import save as save_arrays
 
@@ -57,7 +57,8 @@ class Assessor:
     Args:
         data: Where their token sets come from.
         trials_folder: Each trial has a folder of its own here.
-        base_parameters: Of the base that they share.
+        tokenizer: Of the base that they share.
+        base_parameters: Of that base.
         memory: What is known of their memory.
         padding: To which length the rows of an evaluation are padded.
         token_losses: Computes losses with the adapters of trials in training.
@@ -72,6 +73,7 @@ class Assessor:
         data: DataCatalog,
         trials_folder: Path,
         *,
+        tokenizer: Any,
         base_parameters: int,
         memory: KnownMemory,
         padding: Padding,
@@ -85,7 +87,7 @@ class Assessor:
         self._memory, self._token_losses, self._save_adapter = memory, token_losses, save_adapter
         self._padding, self._scorer, self._token_hits, self._beat = padding, scorer, token_hits, beat
         self._choices = ChoiceScorer(
-            data.tokenizer,
+            tokenizer,
             lambda rows, numbers, config: self._measure(rows, LanguageModeling(), numbers, config),
             padding.most,
         )

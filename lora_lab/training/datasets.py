@@ -74,7 +74,7 @@ class DataCatalog:
         beat: Beat = unwatched,
         classes: Sequence[str] | None = None,
     ) -> None:
-        self.tokenizer, self._beat = tokenizer, beat
+        self._tokenizer, self._beat = tokenizer, beat
         self._vocabulary, self._classes = vocabulary, classes
         self._cache_folder = cache_folder
         self._splits: dict[DataSettings, TokenizedSplits] = {}
@@ -112,7 +112,7 @@ class DataCatalog:
             return
         highest = max((int(row.max()) for row in tokens.input_ids if len(row)), default=0)
         if highest >= self._vocabulary:
-            token = self.tokenizer.convert_ids_to_tokens(highest)
+            token = self._tokenizer.convert_ids_to_tokens(highest)
             raise InputError(
                 f"model.model_name_or_path: the tokenizer gives the data's token {token!r} the id {highest}, but the "
                 f"base's embedding has rows for ids below {self._vocabulary} only; give the tokenizer that the base "
@@ -131,14 +131,14 @@ class DataCatalog:
             if self._classes is not None:
                 return tokenize_labeled(
                     loaded,
-                    self.tokenizer,
+                    self._tokenizer,
                     data.max_length,
                     self._classes,
                     with_questions=with_questions,
                     beat=self._beat,
                 )
             return tokenize(
-                loaded, self.tokenizer, data.max_length, bad=bad, with_questions=with_questions, beat=self._beat
+                loaded, self._tokenizer, data.max_length, bad=bad, with_questions=with_questions, beat=self._beat
             )
 
         train, evaluation = tokens(splits.train), tokens(splits.eval, with_questions=True)

@@ -76,6 +76,7 @@ class PackedEngine:
         self._assessor = Assessor(
             data,
             trials_folder,
+            tokenizer=base.tokenizer,
             base_parameters=base.linears.total_parameters,
             memory=self._memory,
             padding=self._padding,

@@ -70,6 +70,7 @@ class ReferenceEngine:
         self._assessor = Assessor(
             data,
             trials_folder,
+            tokenizer=base.tokenizer,
             base_parameters=base.linears.total_parameters,
             memory=self._memory,
             padding=Padding.of(base.device.type, base.linears.limits),
