@@ -93,6 +93,11 @@ def arguments(context: typer.Context) -> list[str]:
     return words if context.parent is None else words[1:]
 
 
+def study_words(study: object, changes: Sequence[str], own_metrics: Sequence[str] = ()) -> list[str]:
+    """The words of a command line that name a study: its file, `--set` for each change, and what ran `--metrics`."""
+    return [str(study), *(word for change in changes for word in ("--set", change)), *own_metrics]
+
+
 def command_text(verb: str, words: Sequence[str]) -> str:
     """A command line as it may be printed and kept: without the secrets among its words."""
     return shlex.join(["python", "-m", f"lora_lab.{verb}", *map(redact_address, words)])

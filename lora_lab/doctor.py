@@ -79,10 +79,7 @@ def _findings(url: str | None, tracking_uri: str | None) -> Iterator[Finding]:
     yield devices.device()
     yield devices.quantization()
     yield services.hub()
-
-    from lora_lab.tracking.asking import why_silent
-
-    yield services.mlflow(tracking_uri, why_silent)
+    yield services.mlflow(tracking_uri)
     if url is not None:
         yield services.storage(url)
 

@@ -113,13 +113,10 @@ def _evaluate(
     from lora_lab.harness.evaluation import evaluate_trials
     from lora_lab.results.choosing import chosen_trials
     from lora_lab.results.folder import RunFolder
-    from lora_lab.results.results import read_results
-    from lora_lab.results.storage import storage_url
-    from lora_lab.search.store import open_store
+    from lora_lab.results.results import stored_results
 
     folder = RunFolder.of(spec.study_name)
-    with open_store(spec, storage_url(spec, folder), create=False) as store:
-        results = read_results(spec, store, folder)
+    results = stored_results(spec, folder)
     trials = chosen_trials(results, folder, words)
     with lease(folder.lease, folder.root):  # the journal has one writer
         with Console(stderr=True, quiet=quiet).status("loading the base") as line:

@@ -16,6 +16,7 @@ from lora_lab.command_line import (
     errors_shown,
     run_command,
     run_own_metrics,
+    study_words,
 )
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ def _write_one(study: Path, overrides: list[str], own: list[str]) -> Evidence:
 
     spec = load_study(study, overrides)
     folder = RunFolder.of(spec.study_name)
-    words = [str(study), *(word for override in overrides for word in ("--set", override)), *own]
-    command = command_text("sweep", words)
+    command = command_text("sweep", study_words(study, overrides, own))
     return write_results(stored_results(spec, folder), folder, command)
 
 

@@ -16,6 +16,7 @@ from lora_lab.command_line import (
     errors_shown,
     run_command,
     run_own_metrics,
+    study_words,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def serve(
     with errors_shown():
         own = run_own_metrics(metrics)
         served = _load(study, overrides or [], trials, top)
-        words = [str(study), *(word for override in overrides or [] for word in ("--set", override)), *own]
+        words = study_words(study, overrides or [], own)
         from lora_lab.serving.server import run
 
         for name, text in served.listed():

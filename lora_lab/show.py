@@ -15,6 +15,7 @@ from lora_lab.command_line import (
     errors_shown,
     run_command,
     run_own_metrics,
+    study_words,
 )
 from lora_lab.common.errors import InputError
 
@@ -54,7 +55,7 @@ def show(
 
     console = Console(file=sys.stdout, highlight=False)
     if chosen is None:
-        words = [study, *(word for override in overrides or [] for word in ("--set", override)), *own]
+        words = study_words(study, overrides or [], own)
         one = {"one trial": command_text("show", [*words, "--trial", "N"])}
         print_results(results, folder, one, console)
     else:

@@ -19,12 +19,13 @@ from lora_lab.command_line import (
     errors_shown,
     run_command,
     run_own_metrics,
+    study_words,
 )
 from lora_lab.common.activity import Interrupted
 from lora_lab.common.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from lora_lab.runner.options import RunOptions
@@ -83,7 +84,7 @@ def sweep(
             memory_limit, tracking_uri, checkpoint_interval, max_hours, storage_patience, quiet=quiet, json=json
         )
         changes = [*(overrides or []), *([f"sweep.n_trials={trials}"] if trials else [])]
-        words = [str(study), *_as_words(changes if new_name is None else [*changes, f"study_name={new_name}"]), *own]
+        words = study_words(study, changes if new_name is None else [*changes, f"study_name={new_name}"], own)
         more = _next_steps(words, options.tracking_uri, given=tracking_uri is not None)
         complete = _run(spec, command_text("sweep", arguments(context)), options, stop, more)
     if not complete:
@@ -124,11 +125,6 @@ def _options(
         quiet=quiet,
         json=json,
     )
-
-
-def _as_words(changes: Sequence[str]) -> Iterator[str]:
-    for change in changes:
-        yield from ("--set", change)
 
 
 def _next_steps(study: list[str], tracking_uri: str, *, given: bool) -> dict[str, str]:

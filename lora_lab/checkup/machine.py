@@ -9,9 +9,8 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import joblib
 import psutil
@@ -21,9 +20,6 @@ from lora_lab.checkup.finding import Finding
 from lora_lab.common.errors import StorageError
 from lora_lab.common.sizes import bytes_text
 from lora_lab.search.file_system import check_is_local, file_system
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PACKAGE = "lora-lab"
 BUSY = 0.5
@@ -38,7 +34,7 @@ EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
 
 def python_and_packages() -> Finding:
     """Whether every package is there in a version that lora_lab was written for."""
-    wanted = [one for one in map(Requirement, requires(PACKAGE) or ()) if _is_meant(one, "")]
+    wanted = _wanted()
     wrong = [text for one in wanted if (text := _wrong(one))]
     versions = {one.name: _installed(one.name) for one in wanted}
     values = {"python": platform.python_version(), "lora_lab": version(PACKAGE), "packages": versions}
@@ -52,31 +48,25 @@ def python_and_packages() -> Finding:
 
 def extras() -> Finding:
     """Which optional parts are installed."""
-    names = sorted({extra for one in map(Requirement, requires(PACKAGE) or ()) for extra in _extras_of(one)})
     lacking = {
-        extra: [one.name for one in map(Requirement, requires(PACKAGE) or ()) if _is_meant(one, extra) and _wrong(one)]
-        for extra in names
+        extra: any(_wrong(one) for one in _wanted(extra)) for extra in metadata(PACKAGE).get_all("Provides-Extra", [])
     }
-    here = [extra for extra, packages in lacking.items() if not packages]
-    absent = [extra for extra, packages in lacking.items() if packages]
+    here = [extra for extra, is_lacking in lacking.items() if not is_lacking]
+    absent = [extra for extra, is_lacking in lacking.items() if is_lacking]
     words = [f"{', '.join(here)} installed"] if here else []
     words += [f"{', '.join(absent)} not (pip install 'lora-lab[NAME]')"] if absent else []
     return Finding("extras", "ok", "; ".join(words), {"installed": here, "not_installed": absent})
 
 
-def _extras_of(requirement: Requirement) -> Iterator[str]:
-    marker = str(requirement.marker or "")
-    if "extra ==" in marker:
-        yield marker.partition("extra ==")[2].strip().strip("\"'").partition('"')[0]
-
-
-def _is_meant(requirement: Requirement, extra: str) -> bool:
-    """Whether a requirement is one of an extra; of "", whether it is needed in any case."""
-    if requirement.name == PACKAGE:  # an extra that names others
-        return False
-    if extra == "":
-        return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-    return requirement.marker is not None and extra in _extras_of(requirement)
+def _wanted(extra: str = "") -> list[Requirement]:
+    """What lora_lab needs in any case, or for one of its extras alone; other extras that it names are left out."""
+    return [
+        one
+        for one in map(Requirement, requires(PACKAGE) or ())
+        if one.name != PACKAGE
+        and (one.marker is None or one.marker.evaluate({"extra": extra}))
+        and (not extra or (one.marker is not None and not one.marker.evaluate({"extra": ""})))
+    ]
 
 
 def _installed(name: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from huggingface_hub import constants, get_session, get_token
 
@@ -13,9 +12,7 @@ from lora_lab.common.secrets import redact, redact_address
 from lora_lab.search.connection import connect
 from lora_lab.search.patience import Patience
 from lora_lab.tracking.address import resolve_tracking_uri, shown_uri, sqlite_path
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from lora_lab.tracking.asking import why_silent
 
 HUB_TIMEOUT_S = 5.0
 
@@ -36,13 +33,8 @@ def hub() -> Finding:
     return Finding("hub", "ok", f"{constants.ENDPOINT} answers ({answer.status_code}); {known}", values)
 
 
-def mlflow(tracking_uri: str | None, answers: Callable[[str], str | None]) -> Finding:
-    """Where runs are logged to, and whether that answers.
-
-    Args:
-        tracking_uri: As given on the command line.
-        answers: Asks a store; what keeps it from answering, None where nothing does.
-    """
+def mlflow(tracking_uri: str | None) -> Finding:
+    """Where runs are logged to by what the command line says, and whether that answers."""
     uri = resolve_tracking_uri(tracking_uri)
     values = {"tracking_uri": shown_uri(uri)}
     file = sqlite_path(uri)
@@ -51,7 +43,7 @@ def mlflow(tracking_uri: str | None, answers: Callable[[str], str | None]) -> Fi
         words = f"{shown_uri(uri)}, made by the first sweep"
         trouble = f"{file.parent} cannot be written; give another store with --tracking-uri"
         return Finding("mlflow", "ok" if there else "problem", words if there else trouble, values)
-    reason = answers(uri)
+    reason = why_silent(uri)
     if reason is None:
         return Finding("mlflow", "ok", f"{shown_uri(uri)} answers", values)
     text = f"{shown_uri(uri)} does not answer ({reason}); studies run on, and are sent when it does"
