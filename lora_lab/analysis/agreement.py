@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_lab.analysis.replicates import replicate_groups
+from lora_lab.analysis.selection import search_trials
 from lora_lab.analysis.wording import distance_text, measure_text
 from lora_lab.study.measures import EVAL_LOSS
 
@@ -92,8 +93,9 @@ def agreement(results: Sequence[TrialResult], measure: Measure) -> Agreement | N
         results: every trial of the study; its retrainings do not count, as only finalists have any.
         measure: a score, or a loss other than eval_loss.
     """
-    by_loss = {group.number: group for group in replicate_groups(_search(results), EVAL_LOSS)}
-    groups = {number: group for group in replicate_groups(_search(results), measure) for number in group.numbers}
+    searched = search_trials(results)
+    by_loss = {group.number: group for group in replicate_groups(searched, EVAL_LOSS)}
+    groups = {number: group for group in replicate_groups(searched, measure) for number in group.numbers}
     points = [_point(group, groups[number], measure) for number, group in by_loss.items() if number in groups]
     if len(points) < FEWEST:
         return None
@@ -106,10 +108,6 @@ def agreement(results: Sequence[TrialResult], measure: Measure) -> Agreement | N
         by_loss=min(points, key=lambda one: (one.eval_loss, one.number)),
         by_metric=min(points, key=lambda one: (measure.as_loss(one.value), one.eval_loss)),
     )
-
-
-def _search(results: Sequence[TrialResult]) -> list[TrialResult]:
-    return [result for result in results if result.replicate == 0]
 
 
 def _point(by_loss: ReplicateGroup, by_metric: ReplicateGroup, measure: Measure) -> AgreementPoint:

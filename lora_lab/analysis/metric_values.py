@@ -10,7 +10,7 @@ import numpy as np
 from lora_lab.analysis.comparison import contrast
 from lora_lab.analysis.noise import noise_floor
 from lora_lab.analysis.paired import ExampleLosses, example_difference, with_examples
-from lora_lab.analysis.replicates import replicate_groups
+from lora_lab.analysis.replicates import group_of, replicate_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,7 +73,7 @@ def finalist_values(
         groups = replicate_groups(results, measure)
         noise = noise_floor(groups)
         for standing in chosen:
-            group = next((one for one in groups if standing.number in one.numbers), None)
+            group = group_of(standing.number, groups)
             if group is not None:
                 value = _value(group, noise, losses.get(measure.name, {}))
                 told.setdefault(standing.number, []).append(value)

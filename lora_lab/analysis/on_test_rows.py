@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_lab.analysis.comparison import value_interval
 from lora_lab.analysis.noise import noise_floor
-from lora_lab.analysis.replicates import replicate_groups
+from lora_lab.analysis.replicates import group_of, replicate_groups
 from lora_lab.analysis.wording import measure_interval, measure_text, value_and_unit
 from lora_lab.study.measures import MEASURES, on_test
 
@@ -33,7 +33,7 @@ def on_test_rows(results: Sequence[TrialResult], findings: Findings, base_values
     chosen = {"the best": findings.best, "the recommended one": findings.cheapest if findings.helped else None}
     told: list[str] = []
     for role, standing in chosen.items():
-        group = next((one for one in groups if standing is not None and standing.number in one.numbers), None)
+        group = None if standing is None else group_of(standing.number, groups)
         if standing is None or group is None or (told and standing is findings.best):
             continue
         interval = value_interval(group, noise)

@@ -93,6 +93,11 @@ def replicate_groups(results: Sequence[TrialResult], measure: Measure = EVAL_LOS
     return sorted((group for group in groups if group is not None), key=lambda group: group.number)
 
 
+def group_of(number: int, groups: Sequence[ReplicateGroup]) -> ReplicateGroup | None:
+    """The configuration that the trial of this number is a training of; None where that has no value."""
+    return next((group for group in groups if number in group.numbers), None)
+
+
 def without_seed(config: TrialConfig) -> TrialConfig:
     """The configuration with `training.seed` 0: equal for replicates."""
     return config.changed(training={"seed": 0})
